@@ -1,0 +1,117 @@
+"""`bench`: every budget, and onnxruntime-genai beside it, measured one after the other on the same prompt."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from semkv_deploy.bundle import Bundle
+from semkv_deploy.errors import SemkvError
+
+
+def run(root: Path, *, context: int | None, tokens: int, genai: Path | None, as_json: bool, target: str) -> None:
+    """Measures, then prints a table or JSON.
+
+    Raises:
+        SemkvError: when the context is larger than the bundle's, or a measurement fails.
+    """
+    bundle = Bundle.open(root, only=["bundle.json"])
+    limit = bundle.manifest.max_context
+    context = limit if context is None else context
+    if not tokens + 64 <= context <= limit:
+        raise SemkvError("out of range", where="--context", expected=f"{tokens + 64} to {limit} tokens", got=context)
+    if genai is not None and not (genai / "genai_config.json").is_file():
+        raise SemkvError(
+            "not an onnxruntime-genai model",
+            where=f"--genai {genai}",
+            fix="make one with: python -m onnxruntime_genai.models.builder -i <checkpoint> -o <dir> -p int4 -e cpu",
+        )
+    results: dict[str, dict[str, Any]] = {}
+    requests: list[tuple[str, dict[str, Any]]] = []
+    if genai is not None:
+        requests.append(("onnxruntime-genai", {"engine": "genai", "path": str(genai)}))
+    for profile in sorted(bundle.manifest.profiles, key=lambda profile: -profile.budget):
+        requests.append(
+            (
+                f"budget {profile.budget:g}",
+                {"engine": "bundle", "path": str(root), "target": target, "budget": profile.budget},
+            )
+        )
+    for name, request in requests:
+        click.echo(f"measuring {name} at {context} tokens …", err=True)
+        results[name] = _measure({**request, "context": context, "tokens": tokens})
+    output = {"bundle": root.name, "context": context, "tokens": tokens, "results": results, "ratios": _ratios(results)}
+    if as_json:
+        click.echo(json.dumps(output, indent=1))
+    else:
+        _table(output)
+
+
+def _measure(request: dict[str, Any]) -> dict[str, Any]:
+    command = [sys.executable, "-m", "semkv_deploy.bench.worker", json.dumps(request)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit code {done.returncode}"
+        raise SemkvError(f"measurement failed: {last}", where=request["path"])
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def _ratios(results: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """Decode time and memory of the full cache over each smaller one, and of budget 1 over genai."""
+    ratios = {}
+    full = results.get("budget 1")
+    if full:
+        for name, result in results.items():
+            if name.startswith("budget") and result is not full:
+                ratios[f"decode: budget 1 / {name}"] = full["decode_ms"] / result["decode_ms"]
+                ratios[f"peak memory: budget 1 / {name}"] = full["peak_mib"] / result["peak_mib"]
+    peer = results.get("onnxruntime-genai")
+    if peer:
+        for name, result in results.items():
+            if result is not peer:
+                ratios[f"decode: onnxruntime-genai / {name}"] = peer["decode_ms"] / result["decode_ms"]
+    for name, result in results.items():
+        if result.get("compress_s"):
+            ratios[f"compression share of prefill, {name}"] = result["compress_s"] / result["prefill_s"]
+    return {name: round(value, 3) for name, value in ratios.items()}
+
+
+def _table(output: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table(title=f"{output['bundle']} at {output['context']} tokens of context")
+    columns = (
+        "",
+        "decode ms",
+        "prefill s",
+        "compressing s",
+        "live slots",
+        "cache read MiB/step",
+        "peak MiB beside weights",
+    )
+    for column in columns:
+        table.add_column(column, justify="left" if not column else "right")
+    for name, result in output["results"].items():
+
+        def cell(key: str, form: str, row: dict[str, Any] = result) -> str:
+            return format(row[key], form) if key in row else ""
+
+        table.add_row(
+            name,
+            cell("decode_ms", ".1f"),
+            cell("prefill_s", ".1f"),
+            cell("compress_s", ".2f"),
+            cell("kept", ".0f"),
+            cell("read_mib", ".1f"),
+            cell("peak_mib", ".0f"),
+        )
+    console.print(table)
+    for name, value in output["ratios"].items():
+        console.print(f"{name}: {value:.3g}")

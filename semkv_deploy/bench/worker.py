@@ -1,0 +1,121 @@
+"""One measurement in a process of its own: `python -m semkv_deploy.bench.worker '{"engine": …}'` prints JSON.
+
+Separate processes, one after the other, keep thread pools and memory of one measurement out of the next.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from semkv_deploy.bench import memory
+
+
+def prompt_tokens(encode: Any, count: int) -> list[int]:
+    """`count` token ids of real text: the calibration text, over and over."""
+    from semkv_deploy.calibrate import calibration_text
+
+    text = encode(calibration_text())
+    return (list(text) * (count // len(text) + 1))[:count]
+
+
+def measure_bundle(root: Path, target: str, budget: float, context: int, tokens: int) -> dict[str, Any]:
+    """Prefills `context - tokens` tokens, then times `tokens` decode steps.
+
+    Returns:
+        prefill_s, compress_s, decode_ms (median), decode_ms_all, kept (mean live slots of a layer), cache_mib
+        (allocated), read_mib (cache read by one step), peak_mib (most memory beside the loaded weights).
+    """
+    from semkv_deploy.runtime.open import open_bundle, open_session
+    from semkv_deploy.runtime.tokens import load_tokenizer
+
+    bundle = open_bundle(root, target)
+    tokenizer = load_tokenizer(bundle.root)
+    ids = prompt_tokens(lambda text: tokenizer.encode(text, add_special_tokens=False), context - tokens)
+    session = open_session(bundle, budget=budget, target=target)
+    # Two short runs load what is loaded on first use; what comes on top from here is cache and activations.
+    session.step(session.prefill(ids[:8]).argmax(-1))
+    session.reset()
+    base = memory.resident_bytes()
+    memory.reset_peak()
+    started = time.perf_counter()
+    logits = session.prefill(ids)
+    prefill = time.perf_counter() - started
+    times = []
+    for _ in range(tokens):
+        started = time.perf_counter()
+        logits = session.step(logits.argmax(-1))
+        times.append((time.perf_counter() - started) * 1e3)
+    facts = bundle.manifest.model
+    kept = float(session.length.mean())
+    return {
+        "prefill_s": prefill,
+        "compress_s": session.stats.seconds,
+        "compressions": session.stats.runs,
+        "levels": {str(level): count for level, count in sorted(session.stats.levels.items())},
+        "evicted": session.stats.evicted,
+        "decode_ms": statistics.median(times),
+        "decode_ms_all": times,
+        "kept": kept,
+        "cache_mib": session.engine.cache_bytes() / (1 << 20),
+        "read_mib": kept * facts.cache_bytes_per_token / (1 << 20),
+        "peak_mib": (memory.peak_resident_bytes() - base) / (1 << 20),
+    }
+
+
+def measure_genai(root: Path, context: int, tokens: int) -> dict[str, Any]:
+    """The same for an onnxruntime-genai model with its full cache, which it prefills in one piece."""
+    import onnxruntime_genai as og
+
+    model = og.Model(str(root))
+    tokenizer = og.Tokenizer(model)
+    ids = np.array([prompt_tokens(tokenizer.encode, context - tokens)], np.int32)
+
+    def generator(length: int) -> Any:
+        parameters = og.GeneratorParams(model)
+        parameters.set_search_options(max_length=length, do_sample=False)
+        return og.Generator(model, parameters)
+
+    warm = generator(16)
+    warm.append_tokens(ids[:, :8])
+    warm.generate_next_token()
+    del warm
+    base = memory.resident_bytes()
+    memory.reset_peak()
+    running = generator(context)
+    started = time.perf_counter()
+    running.append_tokens(ids)
+    prefill = time.perf_counter() - started
+    times = []
+    # The first call picks a token from the prefill's logits; each later one runs a decode step.
+    for _ in range(tokens - 1):
+        started = time.perf_counter()
+        running.generate_next_token()
+        times.append((time.perf_counter() - started) * 1e3)
+    return {
+        "prefill_s": prefill,
+        "decode_ms": statistics.median(times[1:]),
+        "decode_ms_all": times[1:],
+        "kept": float(context),
+        "peak_mib": (memory.peak_resident_bytes() - base) / (1 << 20),
+    }
+
+
+def main() -> None:
+    request = json.loads(sys.argv[1])
+    root, context, tokens = Path(request["path"]), request["context"], request["tokens"]
+    if request["engine"] == "genai":
+        result = measure_genai(root, context, tokens)
+    else:
+        result = measure_bundle(root, request["target"], request["budget"], context, tokens)
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

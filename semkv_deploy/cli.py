@@ -1,0 +1,314 @@
+"""The command line: commands only; what they do lives in the modules they call."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from semkv_deploy import __version__
+from semkv_deploy.errors import SemkvError
+
+if TYPE_CHECKING:
+    from semkv_deploy.methods import AnyMethod
+
+TARGET_OPTION = click.option("--target", default="onnxruntime-cpu", show_default=True, help="Runtime to use.")
+BUDGET_HELP = "Share of cache entries kept, 0 < budget <= 1"
+METHOD_NAMES = ["semanticache", "streaming-llm", "full"]
+
+
+class _Commands(click.Group):
+    """Turns a `SemkvError` into one sentence and exit code 1, unless --debug asks for the traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        # A terminated build cleans up like an interrupted one.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            return super().invoke(ctx)
+        except SemkvError as error:
+            if ctx.params.get("debug"):
+                raise
+            click.echo(f"error: {error}", err=True)
+            ctx.exit(1)
+        except KeyboardInterrupt:
+            click.echo("interrupted: nothing was written", err=True)
+            ctx.exit(130)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="semkv-deploy")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def main(debug: bool) -> None:
+    """Builds and runs decoder LLMs whose KV cache is compressed under a fixed memory budget.
+
+    \b
+    semkv-deploy build ./my-model --budget 0.2 -o bundle/
+    semkv-deploy generate bundle/ --prompt "Why is the sky blue?"
+    """
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, float | None], None]]:
+    """A progress bar on a terminal, a line per phase elsewhere; both on standard error."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), TimeElapsedColumn()]
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        phases: dict[str, Any] = {}
+
+        def report(what: str, share: float | None) -> None:
+            if what not in phases:
+                for task in phases.values():
+                    bar.update(task, total=1, completed=1)
+                phases[what] = bar.add_task(what, total=None)
+                if not console.is_terminal:
+                    click.echo(what, err=True)
+            if share is not None:
+                bar.update(phases[what], total=1, completed=share)
+
+        yield report
+        for task in phases.values():
+            bar.update(task, total=1, completed=1)
+
+
+def _method(kind: str, options: tuple[str, ...], compress_at: str) -> AnyMethod:
+    import yaml
+
+    from semkv_deploy.methods import method_from_options
+
+    values: dict[str, Any] = {"compress_at": compress_at}
+    for option in options:
+        name, separator, value = option.partition("=")
+        if not separator:
+            raise SemkvError("not of the form name=value", where="--method-option", got=option)
+        values[name.replace("-", "_")] = yaml.safe_load(value)
+    return method_from_options(kind, values)
+
+
+METHOD_OPTIONS = [
+    click.option(
+        "--method",
+        type=click.Choice(METHOD_NAMES),
+        default="semanticache",
+        show_default=True,
+        help="Compression method.",
+    ),
+    click.option(
+        "--method-option",
+        multiple=True,
+        metavar="NAME=VALUE",
+        help="Parameter of the method, such as cluster_by=head, merge_keys=cached, ladder=paper, recent=0.5, sinks=4.",
+    ),
+    click.option(
+        "--compress-at",
+        type=click.Choice(["full", "turn"]),
+        default="full",
+        show_default=True,
+        help="When the cache is full, or at every turn end as well.",
+    ),
+]
+
+
+def _with(options: list[Any]) -> Callable[[Any], Any]:
+    def decorate(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+@main.command()
+@click.argument("source")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Directory to write.")
+@click.option("--force", is_flag=True, help="Replace the output directory.")
+@_with(METHOD_OPTIONS)
+def export(
+    source: str, output: Path, force: bool, method: str, method_option: tuple[str, ...], compress_at: str
+) -> None:
+    """Traces a checkpoint to portable ONNX with semkv operators.
+
+    SOURCE is a Hugging Face directory, a .gguf file, or a hub id.
+
+    \b
+    semkv-deploy export ./SmolLM2-135M-Instruct -o exported/
+    """
+    chosen = _method(method, method_option, compress_at)
+    from semkv_deploy.export import export_model
+
+    with _progress() as progress:
+        facts = export_model(source, output, chosen, force=force, progress=progress)
+    click.echo(f"{output}: {facts.family}, {facts.layers} layers, {facts.kv_heads} KV heads of {facts.head_dim}")
+
+
+@main.command()
+@click.argument("source")
+@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("bundle"), show_default=True)
+@click.option("--budget", "budgets", multiple=True, required=True, help=f"{BUDGET_HELP}; may be given several times.")
+@click.option("--max-context", type=int, help="Most tokens of a conversation.  [default: the model's, at most 8192]")
+@TARGET_OPTION
+@click.option(
+    "--weights",
+    type=click.Choice(["fp32", "int8", "int4"]),
+    default="int4",
+    show_default=True,
+    help="How to store weights.",
+)
+@click.option(
+    "--calibration-text", type=click.Path(path_type=Path), help="Text to calibrate on.  [default: one that ships here]"
+)
+@click.option("--force", is_flag=True, help="Replace the output directory.")
+@_with(METHOD_OPTIONS)
+def build(
+    source: str,
+    output: Path,
+    budgets: tuple[str, ...],
+    max_context: int | None,
+    target: str,
+    weights: Any,
+    calibration_text: Path | None,
+    force: bool,
+    method: str,
+    method_option: tuple[str, ...],
+    compress_at: str,
+) -> None:
+    """Builds a bundle from decoder.onnx of an export, or from anything `export` takes.
+
+    \b
+    semkv-deploy build exported/decoder.onnx --budget 0.2 --budget 0.5 -o bundle/
+    """
+    from semkv_deploy.budget import parse_budget
+    from semkv_deploy.build import build_bundle
+    from semkv_deploy.inspection import summary
+
+    chosen = _method(method, method_option, compress_at)
+    shares = [parse_budget(budget) for budget in budgets]
+    text = None
+    if calibration_text is not None:
+        if not calibration_text.is_file():
+            raise SemkvError("no such file", where=f"--calibration-text {calibration_text}")
+        text = calibration_text.read_text(encoding="utf-8")
+    with _progress() as progress:
+        bundle = build_bundle(
+            source,
+            output,
+            budgets=shares,
+            method=chosen,
+            max_context=max_context,
+            target=target,
+            weights=weights,
+            calibration_text=text,
+            force=force,
+            progress=progress,
+        )
+    summary(bundle)
+
+
+@main.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--prompt", help="One prompt; without it, a chat until an empty line.")
+@click.option("--raw", is_flag=True, help="Complete the prompt as it is, without the chat template.")
+@click.option("--system", help="System message.")
+@click.option("--budget", help=f"{BUDGET_HELP}.  [default: the smallest built]")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), default=256, show_default=True)
+@click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy.")
+@click.option("--top-p", type=float, default=1.0, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--stats", is_flag=True, help="Say afterwards what compression did.")
+@TARGET_OPTION
+def generate(
+    bundle: Path,
+    prompt: str | None,
+    raw: bool,
+    system: str | None,
+    budget: str | None,
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+    seed: int,
+    stats: bool,
+    target: str,
+) -> None:
+    """Generates text from a bundle: one prompt, or a chat.
+
+    \b
+    semkv-deploy generate bundle/ --prompt "Why is the sky blue?" --budget 0.2
+    """
+    from semkv_deploy.budget import parse_budget
+    from semkv_deploy.runtime.interactive import run
+    from semkv_deploy.runtime.sampling import Sampler
+
+    if raw and prompt is None:
+        raise SemkvError("needs a prompt", where="--raw", fix="add --prompt")
+    run(
+        bundle,
+        prompt=prompt,
+        raw=raw,
+        system=system,
+        budget=parse_budget(budget) if budget is not None else None,
+        max_new_tokens=max_new_tokens,
+        sampler=Sampler(temperature, top_p, seed),
+        stats=stats,
+        target=target,
+    )
+
+
+@main.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
+def inspect(bundle: Path, as_json: bool) -> None:
+    """Verifies a bundle and shows what is in it.
+
+    \b
+    semkv-deploy inspect bundle/ --json
+    """
+    from semkv_deploy.bundle import Bundle
+    from semkv_deploy.inspection import summary
+
+    opened = Bundle.open(bundle)
+    if as_json:
+        click.echo(opened.manifest.model_dump_json(indent=1))
+    else:
+        summary(opened)
+
+
+@main.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--context", type=click.IntRange(min=256), help="Tokens of context.  [default: the bundle's max-context]")
+@click.option("--tokens", type=click.IntRange(min=4), default=32, show_default=True, help="Tokens decoded and timed.")
+@click.option("--genai", type=click.Path(path_type=Path), help="onnxruntime-genai model directory to compare with.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@TARGET_OPTION
+def bench(bundle: Path, context: int | None, tokens: int, genai: Path | None, as_json: bool, target: str) -> None:
+    """Measures decode time, prefill time and memory of every budget, each in a process of its own.
+
+    \b
+    semkv-deploy bench bundle/ --genai smollm2-genai/ --json
+    """
+    from semkv_deploy.bench import report
+
+    report.run(bundle, context=context, tokens=tokens, genai=genai, as_json=as_json, target=target)
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def doctor(as_json: bool) -> None:
+    """Says which targets this machine can build for and run, and what is missing for the others.
+
+    \b
+    semkv-deploy doctor
+    """
+    from semkv_deploy.doctor import report
+
+    report(as_json)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

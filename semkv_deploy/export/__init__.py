@@ -1,0 +1,86 @@
+"""Frontends: a checkpoint becomes a portable decoder graph, its tokenizer, and what the later stages must know.
+
+An export directory holds `decoder.onnx` (+ `decoder.onnx.data`), `tokenizer/`, `model.json` and `delimiters.json`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from semkv_deploy.errors import SemkvError
+
+if TYPE_CHECKING:
+    from semkv_deploy.facts import ModelFacts
+    from semkv_deploy.methods.base import Method
+
+DECODER = "decoder.onnx"
+COMPRESSOR = "compressor.onnx"
+TOKENIZER = "tokenizer"
+FACTS = "model.json"
+DELIMITERS = "delimiters.json"
+
+Progress = Callable[[str, float | None], None]
+"""Called with what is being done, and the share of it that is done (None: unknown)."""
+
+
+def export_model(
+    source: str,
+    out: Path,
+    method: Method,
+    *,
+    force: bool = False,
+    progress: Progress = lambda what, share: None,
+) -> ModelFacts:
+    """Exports a checkpoint with a method's compressor; `out` appears only when all of it is written.
+
+    Args:
+        source: a directory with config.json, a .gguf file, or a hub id.
+        out: directory to write.
+        method: whose compressor graph goes beside the decoder, if it has one.
+        force: replace `out` when it is there.
+
+    Raises:
+        SemkvError: as `export_checkpoint`, or when `out` cannot be written.
+    """
+    from semkv_deploy.bundle import new_directory
+
+    with new_directory(out, force=force) as root:
+        facts = export_checkpoint(source, root, progress)
+        compressor = method.compressor(facts)
+        if compressor is not None:
+            (root / COMPRESSOR).write_bytes(compressor.SerializeToString(deterministic=True))
+    return facts
+
+
+def export_checkpoint(source: str, out: Path, progress: Progress = lambda what, share: None) -> ModelFacts:
+    """Exports a decoder LLM to portable ONNX.
+
+    Args:
+        source: a directory with config.json, a .gguf file, or a hub id.
+        out: an existing empty directory; the caller renames it into place when all is well.
+
+    Raises:
+        SemkvError: when the checkpoint cannot be loaded, or its architecture is not supported.
+    """
+    if not out.is_dir() or any(out.iterdir()):
+        raise SemkvError("the export directory must exist and be empty", where=out)
+    progress("loading the checkpoint", None)
+
+    from semkv_deploy.export.checkpoint import load_checkpoint
+    from semkv_deploy.export.decoder import export_decoder
+    from semkv_deploy.export.delimiters import find_delimiters
+    from semkv_deploy.export.facts import model_facts
+    from semkv_deploy.export.writer import write_model
+
+    checkpoint = load_checkpoint(source)
+    facts = model_facts(checkpoint.model, checkpoint.tokenizer, checkpoint.name)
+    progress("tracing the decoder", None)
+    graph = export_decoder(checkpoint.model)
+    progress("writing the decoder", None)
+    write_model(graph, out / DECODER)
+    checkpoint.tokenizer.save_pretrained(out / TOKENIZER)
+    find_delimiters(checkpoint.tokenizer).write(out / DELIMITERS)
+    facts.write(out / FACTS)
+    return facts

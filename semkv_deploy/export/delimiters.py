@@ -1,0 +1,92 @@
+"""Which tokens end a semantic unit: decided per token id, from the tokenizer alone (SemantiCache, arXiv 2603.14303).
+
+A token is a delimiter when its text, stripped, is empty (white space on its own) or holds nothing but delimiter
+symbols, at least one of them, and closing marks ('."', '),'). So " the" is none although it starts with a space: in
+BPE and SentencePiece vocabularies nearly every word does. Special tokens that end a message or a text are delimiters
+too; a piece of a character (an undecodable byte token) never is.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from semkv_deploy.errors import SemkvError
+
+SYMBOLS = ".,?!;:。，？！；：、"
+"""Characters that end a unit; white space does as well."""
+
+CLOSERS = "\"'”’)]}」』）】》"
+"""Characters that may stand around a symbol in one token, but are no delimiters on their own."""
+
+_TURN_END = re.compile(
+    r"</s>|<eos>|[<\[][|｜]?(im_end|end|eot|eot_id|eom|eom_id|eos|endoftext|end[_▁]of[_▁](text|turn|message|sentence)"
+    r"(_token)?)[|｜]?[>\]]",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Delimiters:
+    """The delimiter token ids, ascending, and the parameters of the rule that chose them."""
+
+    token_ids: tuple[int, ...]
+    special_token_ids: tuple[int, ...]
+    symbols: str = SYMBOLS
+    closers: str = CLOSERS
+
+    def write(self, path: Path) -> None:
+        """Writes as JSON; the same delimiters give the same bytes."""
+        path.write_text(json.dumps(asdict(self), ensure_ascii=False) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: Path) -> Delimiters:
+        """Reads what `write` wrote.
+
+        Raises:
+            SemkvError: when the file is missing or is not such a file.
+        """
+        try:
+            fields: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            for name in ("token_ids", "special_token_ids"):
+                fields[name] = tuple(int(token) for token in fields[name])
+            return cls(**fields)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise SemkvError("not a delimiter file", where=path, got=error, fix="export the model again") from error
+
+
+def find_delimiters(tokenizer: PreTrainedTokenizerBase) -> Delimiters:
+    """Applies the rule to every entry of the vocabulary, added tokens included."""
+    names = {token: name for name, token in tokenizer.get_vocab().items()}
+    special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+    special |= set(tokenizer.all_special_ids)
+    ends = {token for token in special if _TURN_END.fullmatch(names.get(token, ""))}
+    if tokenizer.eos_token_id is not None:
+        ends.add(int(tokenizer.eos_token_id))
+    plain = sorted(token for token in names if token not in special)
+    texts = _texts(tokenizer, plain, names)
+    found = {token for token, text in zip(plain, texts, strict=True) if is_delimiter_text(text)}
+    return Delimiters(tuple(sorted(found | ends)), tuple(sorted(ends)))
+
+
+def is_delimiter_text(text: str) -> bool:
+    """The rule for one token's decoded text."""
+    stripped = "".join(text.split())
+    if not stripped:
+        return text != ""
+    return all(c in SYMBOLS or c in CLOSERS for c in stripped) and any(c in SYMBOLS for c in stripped)
+
+
+def _texts(tokenizer: PreTrainedTokenizerBase, tokens: list[int], names: dict[int, str]) -> list[str]:
+    """Each token decoded alone. A decoder that drops a leading space turns "▁" into nothing: then its name counts."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        texts = backend.decode_batch([[token] for token in tokens], skip_special_tokens=False)
+    else:
+        texts = [tokenizer.decode([token], clean_up_tokenization_spaces=False) for token in tokens]
+    return [text or names[token].replace("▁", " ") for token, text in zip(tokens, texts, strict=True)]

@@ -1,0 +1,202 @@
+"""The command line as a user meets it: in a process of its own, judged by what it prints and how it exits."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+
+def cli(*arguments: object, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "semkv_deploy.cli", *map(str, arguments)]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
+    return subprocess.run(command, input=stdin, capture_output=True, text=True, env=environment, check=False)
+
+
+def refused(result: subprocess.CompletedProcess[str], *words: str) -> None:
+    """Exit code not 0, one line on standard error with these words, no traceback."""
+    assert result.returncode != 0
+    assert "Traceback" not in result.stderr
+    lines = [line for line in result.stderr.splitlines() if line.lower().startswith("error")]
+    assert len(lines) == 1, result.stderr
+    for word in words:
+        assert word in lines[0], (word, lines[0])
+
+
+def nothing_left(folder: Path) -> None:
+    assert [path.name for path in folder.iterdir()] == []
+
+
+def test_help_does_not_import_torch_and_is_quick():
+    code = (
+        "import sys, time; t = time.perf_counter()\n"
+        "import semkv_deploy, semkv_deploy.cli as c\n"
+        "try: c.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "assert not {'torch', 'transformers', 'onnx', 'onnxruntime', 'numpy'} & set(sys.modules), sorted(sys.modules)\n"
+        "print('SECONDS', time.perf_counter() - t)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "generate" in out and float(out.rsplit("SECONDS", 1)[1]) < 0.5
+
+
+@pytest.mark.parametrize("command", ["export", "build", "generate", "inspect", "bench", "doctor"])
+def test_every_command_has_help_with_an_example(command: str):
+    out = cli(command, "--help").stdout
+    assert f"semkv-deploy {command}" in out.split("Options")[0]
+
+
+def test_build_generate_inspect(tiny_export: Path, tmp_path: Path):
+    bundle = tmp_path / "bundle"
+    built = cli("build", tiny_export / "decoder.onnx", "--budget", "0.5", "--max-context", 256, "-o", bundle)
+    assert built.returncode == 0, built.stderr
+    assert "0.5 (50 % compression)" in built.stdout and "128 slots" in built.stdout and "int4 weights" in built.stdout
+    shown = cli("inspect", bundle, "--json")
+    manifest = json.loads(shown.stdout)
+    assert manifest["max_context"] == 256 and manifest["method"]["kind"] == "semanticache"
+    assert manifest["targets"]["onnxruntime-cpu"]["weight_kl"] > 0
+    assert len(manifest["calibration"]["kept"]) == 2
+    said = cli("generate", bundle, "--prompt", "Hello", "--max-new-tokens", 5, "--stats")
+    assert said.returncode == 0 and "tokens seen" in said.stderr
+    raw = cli("generate", bundle, "--raw", "--prompt", "The weather", "--max-new-tokens", 5)
+    assert raw.returncode == 0
+    chat = cli("generate", bundle, "--max-new-tokens", 4, stdin="Hello\nAnd then?\n\n")
+    assert chat.returncode == 0 and chat.stdout.count("you>") == 3
+
+
+def test_doctor_names_what_is_missing():
+    found = json.loads(cli("doctor", "--json").stdout)
+    assert found["targets"]["onnxruntime-cpu"]["available"] is True
+    assert found["targets"]["tensorrt"]["missing"]
+    assert "onnxruntime-cpu" in cli("doctor").stdout
+
+
+def test_missing_file(tmp_path: Path):
+    refused(
+        cli("build", tmp_path / "absent.onnx", "--budget", "0.5", "-o", tmp_path / "b"), "absent.onnx", "no such file"
+    )
+    nothing_left(tmp_path)
+
+
+def test_missing_checkpoint(tmp_path: Path):
+    refused(cli("export", tmp_path / "absent", "-o", tmp_path / "e"), "absent")
+    nothing_left(tmp_path)
+
+
+def test_not_an_onnx(tmp_path: Path):
+    (tmp_path / "model.onnx").write_text("this is no model")
+    (tmp_path / "out").mkdir()
+    refused(cli("build", tmp_path / "model.onnx", "--budget", "0.5", "-o", tmp_path / "out" / "b"), "not an ONNX model")
+    nothing_left(tmp_path / "out")
+
+
+def test_onnx_without_semkv_operators(tmp_path: Path):
+    import onnx.parser
+
+    text = '<ir_version: 10, opset_import: ["": 21]> g (float[1] x) => (float[1] y) { y = Neg (x) }'
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "model.onnx")
+    refused(cli("build", tmp_path / "model.onnx", "--budget", "0.5", "-o", tmp_path / "b"), "no node of domain semkv")
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("budget, words", [("0", "out of range"), ("1.5", "out of range"), ("abc", "not a number")])
+def test_bad_budget(tiny_export: Path, tmp_path: Path, budget: str, words: str):
+    result = cli("build", tiny_export / "decoder.onnx", "--budget", budget, "-o", tmp_path / "b")
+    refused(result, "--budget", words, "0 < budget <= 1")
+    nothing_left(tmp_path)
+
+
+def test_budget_too_small_for_the_context(tiny_export: Path, tmp_path: Path):
+    result = cli("build", tiny_export / "decoder.onnx", "--budget", "0.01", "-o", tmp_path / "b")
+    refused(result, "too few to hold anything", "raise --budget".capitalize())
+    nothing_left(tmp_path)
+
+
+def test_context_beyond_the_model(tiny_export: Path, tmp_path: Path):
+    result = cli(
+        "build", tiny_export / "decoder.onnx", "--budget", "0.5", "--max-context", 100000, "-o", tmp_path / "b"
+    )
+    refused(result, "--max-context", "beyond the model's context", "1 to 512 tokens", "100000")
+    nothing_left(tmp_path)
+
+
+def test_truncated_external_data(tiny_export: Path, tmp_path: Path):
+    broken = Path(shutil.copytree(tiny_export, tmp_path / "export"))
+    data = broken / "decoder.onnx.data"
+    data.write_bytes(data.read_bytes()[:-1000])
+    (tmp_path / "out").mkdir()
+    result = cli("build", broken / "decoder.onnx", "--budget", "0.5", "-o", tmp_path / "out" / "b")
+    refused(result, "decoder.onnx.data", "truncated", "bytes")
+    nothing_left(tmp_path / "out")
+
+
+def test_altered_bundle_is_refused_by_generate(tiny_bundle: Path, tmp_path: Path):
+    copy = Path(shutil.copytree(tiny_bundle, tmp_path / "b"))
+    path = copy / "targets/onnxruntime-cpu/decoder.onnx.data"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 255
+    path.write_bytes(content)
+    refused(cli("generate", copy, "--prompt", "x"), "decoder.onnx.data", "altered")
+
+
+def test_unknown_target(tiny_export: Path, tmp_path: Path):
+    result = cli("build", tiny_export / "decoder.onnx", "--budget", "0.5", "--target", "coreml", "-o", tmp_path / "b")
+    refused(result, "unknown target", "onnxruntime-cpu", "coreml")
+    nothing_left(tmp_path)
+
+
+def test_target_that_is_not_available_here(tiny_export: Path, tmp_path: Path):
+    result = cli("build", tiny_export / "decoder.onnx", "--budget", "0.5", "--target", "tensorrt", "-o", tmp_path / "b")
+    refused(result, "--target tensorrt", "onnxruntime-cpu")
+    nothing_left(tmp_path)
+
+
+def test_prompt_longer_than_max_context(tiny_bundle: Path):
+    refused(cli("generate", tiny_bundle, "--raw", "--prompt", "word " * 1000), "do not fit the context", "512")
+
+
+def test_budget_that_was_not_built(tiny_bundle: Path):
+    refused(cli("generate", tiny_bundle, "--budget", "0.3", "--prompt", "x"), "no such budget", "0.25 or 0.5 or 1")
+
+
+def test_unknown_method_option(tiny_export: Path, tmp_path: Path):
+    result = cli(
+        "build", tiny_export / "decoder.onnx", "--budget", "0.5", "--method-option", "colour=red", "-o", tmp_path / "b"
+    )
+    refused(result, "semanticache does not take colour", "cluster_by")
+    nothing_left(tmp_path)
+
+
+def test_existing_output_is_not_overwritten(tiny_export: Path, tiny_bundle: Path):
+    before = (tiny_bundle / "bundle.json").read_bytes()
+    result = cli("build", tiny_export / "decoder.onnx", "--budget", "0.5", "-o", tiny_bundle)
+    refused(result, "already exists", "--force")
+    assert (tiny_bundle / "bundle.json").read_bytes() == before
+
+
+def test_debug_shows_the_traceback(tmp_path: Path):
+    result = cli("--debug", "build", tmp_path / "absent.onnx", "--budget", "0.5", "-o", tmp_path / "b")
+    assert result.returncode != 0 and "Traceback" in result.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_build_leaves_nothing(tiny_checkpoint: Path, tmp_path: Path, number: signal.Signals):
+    """The signal comes while the bundle is half written."""
+    command = [sys.executable, "-m", "semkv_deploy.cli", "build", str(tiny_checkpoint), "--budget", "0.5"]
+    process = subprocess.Popen([*command, "-o", str(tmp_path / "b")], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.iterdir()):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "interrupted" in stderr and "Traceback" not in stderr
+    nothing_left(tmp_path)
