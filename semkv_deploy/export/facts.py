@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 import semkv_deploy
-from semkv_deploy.export.attention import Probe, probe, unsupported
+from semkv_deploy.export.attention import Probe, nexus_attention, probe, unsupported
 from semkv_deploy.facts import ModelFacts, Rotary
 
 
@@ -78,16 +78,18 @@ def _rotary(model: PreTrainedModel, at_zero: Probe, position: int = 11) -> Rotar
     tables = [m for m in model.modules() if isinstance(getattr(m, "inv_freq", None), Tensor)]
     if len(tables) != 1:
         return None
-    inv_freq = tables[0].inv_freq
-    assert isinstance(inv_freq, Tensor)
-    scaling = float(getattr(tables[0], "attention_scaling", 1.0))
+    with nexus_attention(model):  # a table that may be switched is read as it is held there
+        inv_freq = tables[0].inv_freq
+        assert isinstance(inv_freq, Tensor)
+        frequencies = tuple(inv_freq.double().tolist())
+        scaling = float(getattr(tables[0], "attention_scaling", 1.0))
     at_position = probe(model, position=position)
     places = torch.tensor(position)
     for interleaved in (False, True):
         rotary = Rotary(
-            inv_freq=tuple(inv_freq.double().tolist()),
+            inv_freq=frequencies,
             attention_scaling=scaling,
-            dim=2 * len(inv_freq),
+            dim=2 * len(frequencies),
             interleaved=interleaved,
         )
         if all(

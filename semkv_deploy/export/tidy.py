@@ -36,7 +36,8 @@ def tidy(model: ir.Model, dims: Mapping[tuple[str, int], str], layers: int) -> N
     graph = model.graph
     _rename_dims(graph, dims)
     _transpose_weights(graph)
-    onnxscript.optimizer.fold_constants(model, onnx_shape_inference=False)
+    # What is left to transpose is a tied embedding: folded, it would be stored twice.
+    onnxscript.optimizer.fold_constants(model, should_fold=lambda node: False if node.op_type == "Transpose" else None)
     common.IdentityEliminationPass()(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common.CommonSubexpressionEliminationPass()(model)

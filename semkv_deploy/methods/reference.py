@@ -46,17 +46,15 @@ def _semanticache(
 ) -> tuple[dict[str, Tensor], Tensor]:
     import torch
 
-    levels = method.levels()
     batch, groups, capacity = state["slot_chunk"].shape
-    chunk_id = torch.full((batch, groups, len(levels), capacity), -1)
+    chunk_id = torch.full((batch, groups, len(thresholds), capacity), -1)
     for b in range(batch):
         for g in range(groups):
             # Sinks and window stay as they are; so do slots past the length, which are dead.
             for slot in range(sinks, int(state["length"][b] - recent[b])):
                 chunk, delimiter = divmod(int(state["slot_chunk"][b, g, slot]), 2)
-                for number, level in enumerate(levels):
-                    if not (delimiter and level.keep_delimiters):
-                        chunk_id[b, g, number, slot] = chunk // level.neighbours
+                if not (delimiter and method.keeps_delimiters):
+                    chunk_id[b, g, :, slot] = chunk // method.chunk_width
     unrotated = method.merge_keys == "unrotated"
     keys = state["key_cache"]
     mergeable = _rotate(keys, -state["slot_position"], facts) if unrotated else keys

@@ -1,20 +1,19 @@
 """SemantiCache (Wu et al., arXiv 2603.14303): greedy seed clustering inside semantic chunks, mean cores, log-size bias.
 
 The paper's knob is the similarity threshold; a budget is met by choosing it. Ours is a hard cap, so a layer has a
-ladder of levels, tried in order until the result fits:
+ladder of falling thresholds, tried in order until the result fits:
 
-* "paper": delimiters kept, chunks apart, one threshold; then eviction.
-* "graded" (default): thresholds fall step by step; at each one first the paper's form (delimiters kept, chunks
-  apart), then delimiters merged into the chunk they close and `neighbours` chunks merged. Lowering the threshold
-  costs more KL than widening the chunks does (`semkv-deploy evaluate` shows both), so the threshold falls last.
+* "paper": delimiters kept, chunks apart, one threshold.
+* "graded" (default): delimiters may merge into the chunk they close, `neighbours` chunks count as one, and thresholds
+  fall in small steps from the calibrated one. At tight budgets a lower threshold costs more than wider chunks do, and
+  merging far past the target costs more than trying another step (`semkv-deploy evaluate` measures all of these).
 
 What still does not fit after the last level is evicted: sinks stay, then the oldest slots go.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -26,19 +25,11 @@ if TYPE_CHECKING:
 
     from semkv_deploy.facts import ModelFacts
 
-LADDER_STEP = 0.05
-LADDER_STEPS = 12
+LADDER_STEP = 0.02
+LADDER_STEPS = 24
 UNCALIBRATED = 0.95
 PAPER_THRESHOLD = 0.7
 """The paper's choice for 20 % kept (its Table 5)."""
-
-
-class Level(NamedTuple):
-    """One level: how many steps the threshold is lowered, whether delimiters stay apart, chunks that count as one."""
-
-    step: int
-    keep_delimiters: bool
-    neighbours: int
 
 
 class SemantiCache(Method):
@@ -72,19 +63,23 @@ class SemantiCache(Method):
     def recent_slots(self, target: int) -> int:
         return int(self.recent * target)
 
-    def levels(self) -> list[Level]:
-        """The ladder, in the order it is tried."""
-        if self.ladder == "paper":
-            return [Level(0, True, 1)]
-        return [Level(step, False, self.neighbours) for step in range(LADDER_STEPS)]
-
     def thresholds(self, calibrated: float | None) -> list[float]:
         start = self.threshold
+        if self.ladder == "paper":
+            return [start if start is not None else PAPER_THRESHOLD]
         if start is None:
             start = calibrated if calibrated is not None else UNCALIBRATED
-        if self.ladder == "paper":
-            return [start]
-        return [round(max(start - LADDER_STEP * level.step, -1.0), 4) for level in self.levels()]
+        return [round(max(start - LADDER_STEP * step, -1.0), 4) for step in range(LADDER_STEPS)]
+
+    @property
+    def keeps_delimiters(self) -> bool:
+        """Whether delimiters stay apart from the chunk they close."""
+        return self.ladder == "paper"
+
+    @property
+    def chunk_width(self) -> int:
+        """Chunks that count as one."""
+        return 1 if self.ladder == "paper" else self.neighbours
 
     def compressor(self, facts: ModelFacts) -> onnx.ModelProto:
         return graph.parse_compressor(
@@ -95,7 +90,7 @@ class SemantiCache(Method):
             body=f"""
             {graph.SLOTS}
             before_window = Sub (length, recent)
-            {self._cluster(self.levels(), facts)}
+            {self._cluster(facts)}
             {graph.EVICT_OLDEST}
             key_cache_out, value_cache_out, slot_bias_out, length_out =
                 semkv.CompactCache (clustered_key, clustered_value, clustered_bias, keep_index)
@@ -111,8 +106,7 @@ class SemantiCache(Method):
         )
 
     def calibration_graph(self, facts: ModelFacts) -> onnx.ModelProto:
-        """Clusters everything at the level the ladder mostly works at: all slots, unconditionally."""
-        level = Level(0, True, 1) if self.ladder == "paper" else Level(0, False, self.neighbours)
+        """Clusters every slot, unconditionally."""
         return graph.parse_compressor(
             facts,
             groups=self.groups(facts.kv_heads),
@@ -123,44 +117,43 @@ class SemantiCache(Method):
             target = Sub (length, length)
             {graph.SLOTS}
             before_window = Identity (length)
-            {self._cluster([level], facts)}
+            {self._cluster(facts)}
             length_out = Identity (clustered_length)
             """,
             outputs=("length_out",),
         )
 
-    def _cluster(self, levels: Sequence[Level], facts: ModelFacts) -> str:
-        """Chunk ids of every level, and the clustered layer."""
+    def _cluster(self, facts: ModelFacts) -> str:
+        """Chunk ids, the same at every level, and the clustered layer."""
         unrotated = self.merge_keys == "unrotated"
-        keeps, width = _row(level.keep_delimiters for level in levels), _row(level.neighbours for level in levels)
         before = (
             rotation.UNROTATE.format(**rotation.parameters(facts)) if unrotated else "mergeable = Identity (key_cache)"
         )
         return f"""
-            row_axes = Constant <value = int64[2] {{1, 2}}> ()
-            level_axis = Constant <value = int64[1] {{2}}> ()
-            level_keeps = Constant <value = bool[{len(levels)}, 1] {{{keeps}}}> ()
-            level_width = Constant <value = int64[{len(levels)}, 1] {{{width}}}> ()
+            keeps_delimiters = Constant <value = bool {{{int(self.keeps_delimiters)}}}> ()
+            chunk_width = Constant <value = int64 {{{self.chunk_width}}}> ()
             before_window_column = Unsqueeze (before_window, axis_1)
             in_window = GreaterOrEqual (slot, before_window_column)
             in_sinks = Less (slot, sinks)
             pinned_row = Or (in_window, in_sinks)
-            pinned = Unsqueeze (pinned_row, row_axes)
-            chunk = Unsqueeze (slot_chunk, level_axis)
-            delimiter_bit = Mod (chunk, two)
+            pinned = Unsqueeze (pinned_row, axis_1)
+            delimiter_bit = Mod (slot_chunk, two)
             is_delimiter = Equal (delimiter_bit, one)
-            kept_delimiter = And (is_delimiter, level_keeps)
+            kept_delimiter = And (is_delimiter, keeps_delimiters)
             untouched = Or (pinned, kept_delimiter)
-            chunk_number = Div (chunk, two)
-            wide_chunk = Div (chunk_number, level_width)
-            chunk_id = Where (untouched, minus_one, wide_chunk)
+            chunk_number = Div (slot_chunk, two)
+            wide_chunk = Div (chunk_number, chunk_width)
+            slot_chunk_id = Where (untouched, minus_one, wide_chunk)
+            level_axis = Constant <value = int64[1] {{2}}> ()
+            one_level = Unsqueeze (slot_chunk_id, level_axis)
+            level_count = Shape (thresholds)
+            batch_and_groups = Constant <value = int64[2] {{1, 1}}> ()
+            one_slot = Constant <value = int64[1] {{1}}> ()
+            all_levels = Concat <axis = 0> (batch_and_groups, level_count, one_slot)
+            chunk_id = Expand (one_level, all_levels)
             {before}
             merged_key, clustered_value, clustered_bias, clustered_length, source_slot, level =
                 semkv.SemanticCluster <span: int = {self.span}> (
                     mergeable, value_cache, slot_bias, length, chunk_id, thresholds, target)
             {rotation.ROTATE_BACK if unrotated else "clustered_key = Identity (merged_key)"}
         """
-
-
-def _row(values: Iterable[int]) -> str:
-    return ", ".join(str(int(value)) for value in values)

@@ -116,10 +116,9 @@ _BODY = """
   place_kept = Sub (kept_so_far, one)
   last_slot = Sub (capacity_scalar, one)
   place = Where (is_kept, place_kept, last_slot)
-  keep_or_none = Max (keep_index, none)
   index_shape = Shape (keep_index)
   no_source = Expand (none, index_shape)
-  source = ScatterElements <axis = -1> (no_source, place, keep_or_none)
+  source = ScatterElements <axis = -1> (no_source, place, keep_index)
   group_count = ReduceSum <keepdims = 0> (is_kept_number, last_axis)
   length_out = ReduceMax <keepdims = 0> (group_count, last_axis)
 

@@ -39,6 +39,12 @@ def check_alias_safety(graph: onnx.GraphProto, aliases: dict[str, str]) -> None:
         SemkvError: naming the cache, the reader and the updater; or names of which one is a prefix of another, which
             servers that match by prefix swap.
     """
+    names = sorted([*aliases, *aliases.values()])
+    for first, second in itertools.pairwise(names):
+        if second.startswith(first):
+            raise SemkvError(
+                "one cache name is a prefix of another", where=first, got=second, fix="pad numbers with zeros"
+            )
     producer = {output: node for node in graph.node for output in node.output}
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.node:
@@ -62,12 +68,6 @@ def check_alias_safety(graph: onnx.GraphProto, aliases: dict[str, str]) -> None:
                     expected="every reader of a cache to be an ancestor of its updater",
                     fix="read the cache's output instead, or make the updater depend on the reader",
                 )
-    names = sorted([*aliases, *aliases.values()])
-    for first, second in itertools.pairwise(names):
-        if second.startswith(first):
-            raise SemkvError(
-                "one cache name is a prefix of another", where=first, got=second, fix="pad numbers with zeros"
-            )
 
 
 def _ancestors(node: onnx.NodeProto, producer: dict[str, onnx.NodeProto]) -> set[int]:

@@ -101,7 +101,8 @@ def _lower(node: ir.Node, edit: GraphEditor, shared: _SharedInputs, bias: BiasMo
         *[None] * 3,
         attention_bias,
         *[None] * 5,
-        shared.query_seqlens,
+        # Refused by the kernel where nothing is masked: there, several rows need a batch of one.
+        shared.query_seqlens if attribute(node, "causal", 1) else None,
     ]
     window = attribute(node, "window", 0)
     output, key_out, value_out = edit.node(

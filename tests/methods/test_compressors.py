@@ -1,0 +1,217 @@
+"""Compressor graphs in ONNX Runtime against the methods' PyTorch statements: caches, biases, metadata, level."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from semkv_deploy.errors import SemkvError
+from semkv_deploy.facts import ModelFacts, Rotary
+from semkv_deploy.methods import Full, SemantiCache, StreamingLLM, method_from_options
+from semkv_deploy.methods.base import STATE, Method
+from semkv_deploy.methods.reference import compress
+
+HEADS, CAPACITY, DIM = 2, 128, 16
+
+
+def facts(**changes: Any) -> ModelFacts:
+    rotary = Rotary(
+        inv_freq=tuple(10_000.0 ** -(np.arange(0, DIM, 2) / DIM)), attention_scaling=1.0, dim=DIM, interleaved=False
+    )
+    given: dict[str, Any] = {
+        "family": "test",
+        "source": "test",
+        "layers": 1,
+        "query_heads": 4,
+        "kv_heads": HEADS,
+        "head_dim": DIM,
+        "hidden_size": 64,
+        "vocab_size": 10,
+        "max_position": 1024,
+        "dtype": "float32",
+        "eos_token_ids": (0,),
+        "windows": (0,),
+        "rotary": rotary,
+        "versions": {},
+    }
+    return ModelFacts(**{**given, **changes})
+
+
+def example(method: Method, batch: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Ragged rows of keys in a few directions, chunks of 9 tokens that end in a delimiter, some slots merged before."""
+    random = np.random.default_rng(seed)
+    groups = method.groups(HEADS)
+    directions = random.standard_normal((5, DIM))
+    chosen = random.integers(0, 5, (batch, HEADS, CAPACITY))
+    key = directions[chosen] + 0.35 * random.standard_normal((batch, HEADS, CAPACITY, DIM))
+    sizes = np.log(random.integers(1, 4, (batch, groups, CAPACITY)))
+    length = np.array([CAPACITY - 7 * row for row in range(batch)], np.int64)
+    slot = np.arange(CAPACITY)
+    sizes[np.broadcast_to(slot, sizes.shape) >= length[:, None, None]] = 0
+    chunk = 2 * (slot // 9) + (slot % 9 == 8)
+    return {
+        "key_cache": key.astype(np.float32),
+        "value_cache": random.standard_normal(key.shape).astype(np.float32),
+        "slot_bias": np.broadcast_to(sizes, (batch, HEADS, CAPACITY)).astype(np.float32).copy(),
+        "length": length,
+        "slot_position": np.broadcast_to(3 * slot, (batch, groups, CAPACITY)).astype(np.int64).copy(),
+        "slot_chunk": np.broadcast_to(chunk, (batch, groups, CAPACITY)).astype(np.int64).copy(),
+    }
+
+
+def run(
+    method: Method, state: dict[str, np.ndarray], thresholds: list[float], target: list[int], recent: list[int]
+) -> Any:
+    """The graph's outputs by name, without `_out`."""
+    import onnxruntime as ort
+
+    graph = method.compressor(facts())
+    assert graph is not None
+    session = ort.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+    feed = {
+        **state,
+        "thresholds": np.array(thresholds, np.float32),
+        "target": np.array(target, np.int64),
+        "recent": np.array(recent, np.int64),
+        "sinks": np.array(method.sinks, np.int64),
+    }
+    outputs = session.run(None, {value.name: feed[value.name] for value in session.get_inputs()})
+    names = [value.name.removesuffix("_out") for value in session.get_outputs()]
+    return dict(zip(names, outputs, strict=True))
+
+
+def reference(
+    method: Method, state: dict[str, np.ndarray], thresholds: list[float], target: list[int], recent: list[int]
+) -> Any:
+    import torch
+
+    result = compress(
+        method,
+        facts(),
+        {name: torch.from_numpy(array) for name, array in state.items()},
+        target=torch.tensor(target),
+        sinks=method.sinks,
+        recent=torch.tensor(recent),
+        thresholds=thresholds,
+    )
+    return {name: tensor.numpy() for name, tensor in result.items()}
+
+
+VARIANTS = [
+    StreamingLLM(),
+    StreamingLLM(sinks=0),
+    SemantiCache(),
+    SemantiCache(sinks=0),
+    SemantiCache(cluster_by="head"),
+    SemantiCache(merge_keys="cached"),
+    SemantiCache(merge_keys="cached", cluster_by="head", span=32),
+    SemantiCache(ladder="paper", sinks=0, recent=0, merge_keys="cached"),
+]
+
+
+@pytest.mark.parametrize("method", VARIANTS, ids=lambda method: method.model_dump_json(exclude_defaults=True))
+@pytest.mark.parametrize("keep", [0.75, 0.3], ids=["loose", "tight"])
+def test_graph_matches_the_reference(method: Method, keep: float):
+    state = example(method, batch=3)
+    # The third row is far below its target: nothing may change in it.
+    target = [int(keep * CAPACITY), int(keep * CAPACITY) - 5, CAPACITY]
+    recent = [method.recent_slots(slots) for slots in target]
+    thresholds = method.thresholds(0.93)
+    ours, expected = (each(method, state, thresholds, target, recent) for each in (run, reference))
+    for name in ("length", "level", "evicted", "slot_position", "slot_chunk"):
+        np.testing.assert_array_equal(ours[name], expected[name], err_msg=name)
+    for name in ("key_cache", "value_cache", "slot_bias"):
+        np.testing.assert_allclose(ours[name], expected[name], atol=2e-5, err_msg=name)
+    assert (ours["length"] <= target).all()
+    assert ours["level"][2] == -1
+    for name in STATE:
+        np.testing.assert_array_equal(ours[name][2], state[name][2] * _live(name, state["length"][2]), err_msg=name)
+
+
+def _live(name: str, length: int) -> Any:
+    """1 for what a copied row keeps of a state tensor, 0 for what is cleared (slots past the length)."""
+    if name == "length":
+        return 1
+    live = np.arange(CAPACITY) < length
+    return live[:, None] if name.endswith("cache") else live
+
+
+@pytest.mark.parametrize("method", VARIANTS[2:4], ids=["sinks", "no sinks"])
+def test_sinks_and_window_are_untouched_bit_for_bit(method: SemantiCache):
+    state = example(method, batch=1)
+    length, target = int(state["length"][0]), 70
+    recent = method.recent_slots(target)
+    result = run(method, state, method.thresholds(0.93), [target], [recent])
+    kept = int(result["length"][0])
+    for name in ("key_cache", "value_cache", "slot_bias"):
+        before, after = state[name][0], result[name][0]
+        np.testing.assert_array_equal(after[:, : method.sinks], before[:, : method.sinks])
+        np.testing.assert_array_equal(after[:, kept - recent : kept], before[:, length - recent : length])
+
+
+@pytest.mark.parametrize("merge_keys", ["cached", "unrotated"])
+def test_a_threshold_of_one_changes_nothing_but_what_is_evicted(merge_keys: Any):
+    """No cosine exceeds 1 by more than rounding, so that every slot stays itself; the rest is the eviction rule."""
+    method = SemantiCache(merge_keys=merge_keys, threshold=1.0, ladder="paper", sinks=4)
+    state = example(method, batch=1)
+    result = run(method, state, [1.0 + 1e-6], [100], [0])
+    kept = [*range(4), *range(32, CAPACITY)]
+    for name in ("key_cache", "value_cache", "slot_bias"):
+        np.testing.assert_array_equal(result[name][0, :, :100], state[name][0][:, kept])
+    assert result["evicted"].tolist() == [28] and result["length"].tolist() == [100]
+
+
+def test_merged_slots_keep_their_weight():
+    """The number of tokens that slots stand for does not change: sum over slots of exp(bias)."""
+    method = SemantiCache()
+    state = example(method, batch=1)
+    result = run(method, state, method.thresholds(0.93), [80], [20])
+    assert result["evicted"][0] == 0 and result["length"][0] <= 80
+    before = np.exp(state["slot_bias"][0, 0]).sum()
+    after = np.exp(result["slot_bias"][0, 0, : result["length"][0]]).sum()
+    np.testing.assert_allclose(after, before, rtol=1e-5)
+
+
+def test_paper_form_keeps_delimiters_apart():
+    method = SemantiCache(ladder="paper", sinks=0, recent=0, threshold=0.5, merge_keys="cached")
+    state = example(method, batch=1)
+    result = run(method, state, [0.5], [CAPACITY - 1], [0])
+    assert result["evicted"][0] == 0 and result["length"][0] < CAPACITY - CAPACITY // 9
+    chunks = result["slot_chunk"][0, 0, : result["length"][0]]
+    delimiters = np.flatnonzero(chunks % 2)
+    assert len(delimiters) == CAPACITY // 9
+    positions = result["slot_position"][0, 0, delimiters] // 3
+    for name in ("key_cache", "value_cache", "slot_bias"):
+        np.testing.assert_array_equal(result[name][0, :, delimiters], state[name][0, :, positions])
+
+
+def test_full_never_compresses():
+    assert Full().compressor(facts()) is None
+
+
+def test_unrotated_needs_a_rotary_table():
+    with pytest.raises(SemkvError, match=r"cannot be un-rotated.*merge_keys=cached"):
+        SemantiCache().compressor(facts(rotary=None))
+
+
+def test_ladder_falls_and_is_calibrated():
+    method = SemantiCache()
+    thresholds = method.thresholds(0.9)
+    assert thresholds[0] == 0.9 and thresholds == sorted(thresholds, reverse=True)
+    assert min(thresholds) < 0.5
+    assert SemantiCache(threshold=0.7).thresholds(0.9)[0] == 0.7
+
+
+@pytest.mark.parametrize(
+    "kind, options, words",
+    [
+        ("lru", {}, "unknown method"),
+        ("semanticache", {"recent": 2}, "does not take recent"),
+        ("streaming-llm", {"span": 64}, "does not take span"),
+    ],
+)
+def test_bad_options(kind: str, options: dict[str, Any], words: str):
+    with pytest.raises(SemkvError, match=words):
+        method_from_options(kind, options)
