@@ -298,6 +298,24 @@ def bench(bundle: Path, context: int | None, tokens: int, genai: Path | None, as
 
 
 @main.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--text", type=click.Path(path_type=Path), required=True, help="Text to evaluate on.")
+@click.option("--tokens", type=click.IntRange(min=512), default=2048, show_default=True, help="Tokens of it.")
+@click.option("--budget", "budgets", multiple=True, default=["0.2", "0.5"], show_default=True, help=BUDGET_HELP)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def evaluate(bundle: Path, text: Path, tokens: int, budgets: tuple[str, ...], as_json: bool) -> None:
+    """Measures what methods and their options cost in KL against the full cache, at equal capacity.
+
+    \b
+    semkv-deploy evaluate bundle/ --text moby-dick.txt --budget 0.2
+    """
+    from semkv_deploy.budget import parse_budget
+    from semkv_deploy.evaluate import kl
+
+    kl.run(bundle, text=text, tokens=tokens, budgets=[parse_budget(budget) for budget in budgets], as_json=as_json)
+
+
+@main.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def doctor(as_json: bool) -> None:
     """Says which targets this machine can build for and run, and what is missing for the others.

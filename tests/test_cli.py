@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+import semkv_deploy
+
 
 def cli(*arguments: object, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "semkv_deploy.cli", *map(str, arguments)]
@@ -47,7 +49,7 @@ def test_help_does_not_import_torch_and_is_quick():
     assert "generate" in out and float(out.rsplit("SECONDS", 1)[1]) < 0.5
 
 
-@pytest.mark.parametrize("command", ["export", "build", "generate", "inspect", "bench", "doctor"])
+@pytest.mark.parametrize("command", ["export", "build", "generate", "inspect", "bench", "evaluate", "doctor"])
 def test_every_command_has_help_with_an_example(command: str):
     out = cli(command, "--help").stdout
     assert f"semkv-deploy {command}" in out.split("Options")[0]
@@ -69,6 +71,22 @@ def test_build_generate_inspect(tiny_export: Path, tmp_path: Path):
     assert raw.returncode == 0
     chat = cli("generate", bundle, "--max-new-tokens", 4, stdin="Hello\nAnd then?\n\n")
     assert chat.returncode == 0 and chat.stdout.count("you>") == 3
+
+
+def test_evaluate(tiny_bundle: Path, tmp_path: Path):
+    (tmp_path / "text.txt").write_text((Path(semkv_deploy.__file__).parent / "data" / "calibration.txt").read_text())
+    result = cli("evaluate", tiny_bundle, "--text", tmp_path / "text.txt", "--tokens", 512, "--budget", "0.5", "--json")
+    rows = json.loads(result.stdout)
+    assert len(rows) == 8 and all(row["kl"] > 0 and row["capacity"] == 256 for row in rows)
+
+
+def test_bench(tiny_bundle: Path):
+    result = cli("bench", tiny_bundle, "--context", 300, "--tokens", 8, "--json")
+    output = json.loads(result.stdout)
+    assert set(output["results"]) == {"budget 0.25", "budget 0.5", "budget 1"}
+    assert output["results"]["budget 0.25"]["kept"] <= 128 < output["results"]["budget 1"]["kept"] == 300
+    assert output["ratios"]["decode: budget 1 / budget 0.25"] > 0
+    refused(cli("bench", tiny_bundle, "--context", 1000), "--context", "out of range")
 
 
 def test_doctor_names_what_is_missing():
