@@ -178,7 +178,7 @@ def show(runs: list[Run], turns: list[Turn]) -> dict[str, Any]:
 
 
 @click.command()
-@click.option("--output", type=click.Path(path_type=Path), default=Path("demo"), help="Where the bundle goes.")
+@click.option("--output", type=click.Path(path_type=Path), default=Path("demo/bundle"), help="Where the bundle goes.")
 @click.option("--tokens", type=int, default=6200, help="Length of the conversation.")
 @click.option("--max-context", type=int, default=8192)
 @click.option("--reply-tokens", type=int, default=64, help="Most tokens of a reply.")

@@ -86,6 +86,7 @@ def build_bundle(
         for name in ("tokenizer", "delimiters.json"):
             shutil.move(onnx_dir / name, root / name)
         (onnx_dir / "model.json").unlink()
+        method = method.for_model(facts)
         compressor = method.compressor(facts)
         (onnx_dir / "compressor.onnx").unlink(missing_ok=True)
         if compressor is not None:

@@ -284,9 +284,12 @@ def inspect(bundle: Path, as_json: bool) -> None:
 @click.option("--context", type=click.IntRange(min=256), help="Tokens of context.  [default: the bundle's max-context]")
 @click.option("--tokens", type=click.IntRange(min=4), default=32, show_default=True, help="Tokens decoded and timed.")
 @click.option("--genai", type=click.Path(path_type=Path), help="onnxruntime-genai model directory to compare with.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Also draw a picture (needs matplotlib).")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 @TARGET_OPTION
-def bench(bundle: Path, context: int | None, tokens: int, genai: Path | None, as_json: bool, target: str) -> None:
+def bench(
+    bundle: Path, context: int | None, tokens: int, genai: Path | None, plot: Path | None, as_json: bool, target: str
+) -> None:
     """Measures decode time, prefill time and memory of every budget, each in a process of its own.
 
     \b
@@ -294,7 +297,7 @@ def bench(bundle: Path, context: int | None, tokens: int, genai: Path | None, as
     """
     from semkv_deploy.bench import report
 
-    report.run(bundle, context=context, tokens=tokens, genai=genai, as_json=as_json, target=target)
+    report.run(bundle, context=context, tokens=tokens, genai=genai, plot=plot, as_json=as_json, target=target)
 
 
 @main.command()

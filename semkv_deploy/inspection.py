@@ -20,7 +20,11 @@ def summary(bundle: Bundle) -> None:
     console = Console()
     console.print(f"[bold]{bundle.root}[/bold]: {facts.source}, {facts.family}, {facts.layers} layers, ", end="")
     console.print(f"{facts.query_heads} heads over {facts.kv_heads} KV heads of {facts.head_dim}")
-    console.print(f"method {method.kind}, compress at {method.compress_at}, max context {manifest.max_context} tokens")
+    settings = ", ".join(
+        f"{name} {value}" for name, value in method.model_dump(exclude={"kind", "compress_at"}).items()
+    )
+    console.print(f"{method.kind}: {settings}")
+    console.print(f"compress at {method.compress_at}, max context {manifest.max_context} tokens")
     for name, record in manifest.targets.items():
         cost = "" if record.weight_kl is None else f", KL {record.weight_kl:.4f} against fp32 on the calibration text"
         console.print(f"{name}: {record.weights} weights, {record.weight_bytes / MIB:.0f} MiB{cost}")

@@ -14,8 +14,10 @@ from semkv_deploy.bundle import Bundle
 from semkv_deploy.errors import SemkvError
 
 
-def run(root: Path, *, context: int | None, tokens: int, genai: Path | None, as_json: bool, target: str) -> None:
-    """Measures, then prints a table or JSON.
+def run(
+    root: Path, *, context: int | None, tokens: int, genai: Path | None, plot: Path | None, as_json: bool, target: str
+) -> None:
+    """Measures, then prints a table or JSON, and draws a picture when asked to.
 
     Raises:
         SemkvError: when the context is larger than the bundle's, or a measurement fails.
@@ -46,6 +48,8 @@ def run(root: Path, *, context: int | None, tokens: int, genai: Path | None, as_
         click.echo(f"measuring {name} at {context} tokens …", err=True)
         results[name] = _measure({**request, "context": context, "tokens": tokens})
     output = {"bundle": root.name, "context": context, "tokens": tokens, "results": results, "ratios": _ratios(results)}
+    if plot is not None:
+        _draw(output, plot)
     if as_json:
         click.echo(json.dumps(output, indent=1))
     else:
@@ -79,6 +83,28 @@ def _ratios(results: dict[str, dict[str, Any]]) -> dict[str, float]:
         if result.get("compress_s"):
             ratios[f"compression share of prefill, {name}"] = result["compress_s"] / result["prefill_s"]
     return {name: round(value, 3) for name, value in ratios.items()}
+
+
+def _draw(output: dict[str, Any], path: Path) -> None:
+    """Bars of decode time and of memory beside the weights, one for each measurement."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    names = list(output["results"])
+    figure, panels = plt.subplots(1, 2, figsize=(9, 1.1 + 0.45 * len(names)), sharey=True, layout="constrained")
+    shown = {"decode_ms": "decode, ms per token", "peak_mib": "memory beside weights, MiB"}
+    for panel, (key, label) in zip(panels, shown.items(), strict=True):
+        values = [output["results"][name][key] for name in names]
+        colours = ["#9aa5b1" if name.startswith("onnxruntime") else "#2563a8" for name in names]
+        panel.bar_label(panel.barh(names, values, color=colours), fmt="%.0f", padding=3)
+        panel.set_xlabel(label)
+        panel.set_xlim(0, max(values) * 1.15)
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0].invert_yaxis()
+    figure.suptitle(f"{output['bundle']}, {output['context']} tokens of context", fontsize=11)
+    figure.savefig(path, dpi=110)
 
 
 def _table(output: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 import semkv_deploy
+from semkv_deploy.errors import SemkvError
 from semkv_deploy.export.attention import Probe, nexus_attention, probe, unsupported
 from semkv_deploy.facts import ModelFacts, Rotary
 
@@ -54,14 +55,20 @@ def _max_position(config: PreTrainedConfig) -> int:
     rope = getattr(config, "rope_parameters", None) or {}
     if rope.get("rope_type") == "longrope":
         return int(rope["original_max_position_embeddings"])
-    return int(config.max_position_embeddings)
+    longest = getattr(config, "max_position_embeddings", None)
+    if longest is None:
+        raise SemkvError(
+            "the configuration names no longest sequence", where=config.model_type, expected="max_position_embeddings"
+        )
+    return int(longest)
 
 
 def _eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Tokens that end generation, from the generation settings, the model's and the tokenizer's."""
     ids: set[int] = set()
     generation = getattr(model, "generation_config", None)
-    for given in (getattr(generation, "eos_token_id", None), model.config.eos_token_id, tokenizer.eos_token_id):
+    sources = (generation, model.config.get_text_config(), tokenizer)
+    for given in (getattr(source, "eos_token_id", None) for source in sources):
         if isinstance(given, Sequence):
             ids.update(int(token) for token in given)
         elif given is not None:

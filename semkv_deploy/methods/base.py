@@ -28,6 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 if TYPE_CHECKING:
     import onnx
+    from typing_extensions import Self
 
     from semkv_deploy.facts import ModelFacts
 
@@ -63,6 +64,10 @@ class Method(BaseModel):
     def thresholds(self, calibrated: float | None) -> list[float]:
         """The thresholds of a layer, tried in order, given the threshold calibrated for the budget (None: none was)."""
         return []
+
+    def for_model(self, facts: ModelFacts) -> Self:
+        """The method with every choice that depends on the model made, so that manifests say what was built."""
+        return self
 
     @abstractmethod
     def compressor(self, facts: ModelFacts) -> onnx.ModelProto | None:

@@ -27,6 +27,7 @@ def compress(
     """One layer compressed: inputs and outputs as in `methods.base`, outputs without their `_out`."""
     import torch
 
+    method = method.for_model(facts)
     if isinstance(method, SemantiCache):
         state, level = _semanticache(method, facts, state, target, sinks, recent, thresholds)
     else:

@@ -68,6 +68,11 @@ ROTATE_BACK = """
 """`clustered_key`: cores rotated to their seed's position; what merged with nothing keeps its key bit for bit."""
 
 
+def can_unrotate(facts: ModelFacts) -> bool:
+    """Whether the model has one table of rotary frequencies, over channel halves."""
+    return facts.rotary is not None and not facts.rotary.interleaved
+
+
 def parameters(facts: ModelFacts) -> dict[str, object]:
     """Values for the braces of `UNROTATE`.
 
@@ -75,7 +80,7 @@ def parameters(facts: ModelFacts) -> dict[str, object]:
         SemkvError: when the model has no single table of rotary frequencies to undo.
     """
     rotary = facts.rotary
-    if rotary is None or rotary.interleaved:
+    if rotary is None or not can_unrotate(facts):
         raise SemkvError(
             "keys cannot be un-rotated: the model has no single rotary table over channel halves",
             where=f"{facts.family}, merge_keys=unrotated",

@@ -39,7 +39,8 @@ class SemantiCache(Method):
         recent: share of the target that is a recent window and never merged.
         cluster_by: "layer": all KV heads of a layer share clusters (similarity averaged); "head": each has its own.
         merge_keys: "cached": keys are compared and averaged as they lie in the cache, rotated by their positions;
-            "unrotated": rotated back first, and the core rotated to its seed's position.
+            "unrotated": rotated back first, and the core rotated to its seed's position; "auto": unrotated where the
+            model has one rotary table, else cached. (The paper says nothing; unrotated costs a fifth less KL.)
         ladder: how a budget is met, see the module.
         threshold: fixes the first threshold; None takes the one calibrated for layer and budget.
         span: slots further apart than this never merge.
@@ -49,13 +50,18 @@ class SemantiCache(Method):
     kind: Literal["semanticache"] = "semanticache"
     recent: float = Field(default=0.5, ge=0, lt=1)
     cluster_by: Literal["layer", "head"] = "layer"
-    merge_keys: Literal["cached", "unrotated"] = "unrotated"
+    merge_keys: Literal["auto", "cached", "unrotated"] = "auto"
     ladder: Literal["graded", "paper"] = "graded"
     threshold: float | None = Field(default=None, gt=-1, le=1)
     span: Literal[32, 64] = 64
     neighbours: int = Field(default=16, ge=1)
 
     merges: ClassVar[bool] = True
+
+    def for_model(self, facts: ModelFacts) -> SemantiCache:
+        if self.merge_keys != "auto":
+            return self
+        return self.model_copy(update={"merge_keys": "unrotated" if rotation.can_unrotate(facts) else "cached"})
 
     def groups(self, kv_heads: int) -> int:
         return kv_heads if self.cluster_by == "head" else 1
@@ -68,7 +74,8 @@ class SemantiCache(Method):
         if self.ladder == "paper":
             return [start if start is not None else PAPER_THRESHOLD]
         if start is None:
-            start = calibrated if calibrated is not None else UNCALIBRATED
+            # One step down: later compressions meet cores, which are less alike than the tokens calibrated on.
+            start = calibrated - LADDER_STEP if calibrated is not None else UNCALIBRATED
         return [round(max(start - LADDER_STEP * step, -1.0), 4) for step in range(LADDER_STEPS)]
 
     @property
@@ -82,6 +89,8 @@ class SemantiCache(Method):
         return 1 if self.ladder == "paper" else self.neighbours
 
     def compressor(self, facts: ModelFacts) -> onnx.ModelProto:
+        if self.merge_keys == "auto":
+            return self.for_model(facts).compressor(facts)
         return graph.parse_compressor(
             facts,
             groups=self.groups(facts.kv_heads),
@@ -107,6 +116,8 @@ class SemantiCache(Method):
 
     def calibration_graph(self, facts: ModelFacts) -> onnx.ModelProto:
         """Clusters every slot, unconditionally."""
+        if self.merge_keys == "auto":
+            return self.for_model(facts).calibration_graph(facts)
         return graph.parse_compressor(
             facts,
             groups=self.groups(facts.kv_heads),

@@ -193,13 +193,19 @@ def test_full_never_compresses():
 
 def test_unrotated_needs_a_rotary_table():
     with pytest.raises(SemkvError, match=r"cannot be un-rotated.*merge_keys=cached"):
-        SemantiCache().compressor(facts(rotary=None))
+        SemantiCache(merge_keys="unrotated").compressor(facts(rotary=None))
+
+
+def test_keys_are_merged_as_cached_where_they_cannot_be_unrotated():
+    assert SemantiCache().for_model(facts()).merge_keys == "unrotated"
+    assert SemantiCache().for_model(facts(rotary=None)).merge_keys == "cached"
+    assert SemantiCache().compressor(facts(rotary=None)) == SemantiCache(merge_keys="cached").compressor(facts())
 
 
 def test_ladder_falls_and_is_calibrated():
     method = SemantiCache()
     thresholds = method.thresholds(0.9)
-    assert thresholds[0] == 0.9 and thresholds == sorted(thresholds, reverse=True)
+    assert thresholds[0] == 0.88 and thresholds == sorted(thresholds, reverse=True)
     assert min(thresholds) < 0.5
     assert SemantiCache(threshold=0.7).thresholds(0.9)[0] == 0.7
 
