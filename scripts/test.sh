@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Lint, types and tests. Arguments go to pytest.
 set -euo pipefail
-. "$(dirname "$0")/environment.sh" cpu,bench,dev
+. "$(dirname "$0")/environment.sh" cpu,bench,rtx,dev
 ruff check .
 ruff format --check .
 mypy

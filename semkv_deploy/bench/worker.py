@@ -39,19 +39,18 @@ def measure_bundle(root: Path, target: str, budget: float, context: int, tokens:
     tokenizer = load_tokenizer(bundle.root)
     ids = prompt_tokens(lambda text: tokenizer.encode(text, add_special_tokens=False), context - tokens)
     session = open_session(bundle, budget=budget, target=target)
-    # Two short runs load what is loaded on first use; what comes on top from here is cache and activations.
-    session.step(session.prefill(ids[:8]).argmax(-1))
-    session.reset()
-    base = memory.resident_bytes()
-    memory.reset_peak()
-    started = time.perf_counter()
-    logits = session.prefill(ids)
-    prefill = time.perf_counter() - started
-    times = []
-    for _ in range(tokens):
+    # Weights are loaded, and no page of the caches is resident before something is written to it.
+    with memory.PeakMemory() as peak:
+        session.step(session.prefill(ids[:8]).argmax(-1))
+        session.reset()
         started = time.perf_counter()
-        logits = session.step(logits.argmax(-1))
-        times.append((time.perf_counter() - started) * 1e3)
+        logits = session.prefill(ids)
+        prefill = time.perf_counter() - started
+        times = []
+        for _ in range(tokens):
+            started = time.perf_counter()
+            logits = session.step(logits.argmax(-1))
+            times.append((time.perf_counter() - started) * 1e3)
     facts = bundle.manifest.model
     kept = float(session.length.mean())
     return {
@@ -65,7 +64,7 @@ def measure_bundle(root: Path, target: str, budget: float, context: int, tokens:
         "kept": kept,
         "cache_mib": session.engine.cache_bytes() / (1 << 20),
         "read_mib": kept * facts.cache_bytes_per_token / (1 << 20),
-        "peak_mib": (memory.peak_resident_bytes() - base) / (1 << 20),
+        "peak_mib": peak.mib,
     }
 
 
@@ -82,28 +81,27 @@ def measure_genai(root: Path, context: int, tokens: int) -> dict[str, Any]:
         parameters.set_search_options(max_length=length, do_sample=False)
         return og.Generator(model, parameters)
 
-    warm = generator(16)
-    warm.append_tokens(ids[:, :8])
-    warm.generate_next_token()
-    del warm
-    base = memory.resident_bytes()
-    memory.reset_peak()
-    running = generator(context)
-    started = time.perf_counter()
-    running.append_tokens(ids)
-    prefill = time.perf_counter() - started
-    times = []
-    # The first call picks a token from the prefill's logits; each later one runs a decode step.
-    for _ in range(tokens - 1):
+    with memory.PeakMemory() as peak:
+        warm = generator(16)
+        warm.append_tokens(ids[:, :8])
+        warm.generate_next_token()
+        del warm
+        running = generator(context)
         started = time.perf_counter()
-        running.generate_next_token()
-        times.append((time.perf_counter() - started) * 1e3)
+        running.append_tokens(ids)
+        prefill = time.perf_counter() - started
+        times = []
+        # The first call picks a token from the prefill's logits; each later one runs a decode step.
+        for _ in range(tokens - 1):
+            started = time.perf_counter()
+            running.generate_next_token()
+            times.append((time.perf_counter() - started) * 1e3)
     return {
         "prefill_s": prefill,
         "decode_ms": statistics.median(times[1:]),
         "decode_ms_all": times[1:],
         "kept": float(context),
-        "peak_mib": (memory.peak_resident_bytes() - base) / (1 << 20),
+        "peak_mib": peak.mib,
     }
 
 

@@ -59,10 +59,8 @@ ROTATE_BACK = """
     seed_bias = GatherElements <axis = 2> (slot_bias, seed_in_head)
     unmerged = Equal (seed_bias, clustered_bias)
     unmerged_column = Unsqueeze (unmerged, channel_axis)
-    cache_shape = Shape (key_cache)
     seed_rows = Unsqueeze (seed_in_head, channel_axis)
-    seed_elements = Expand (seed_rows, cache_shape)
-    key_seed = GatherElements <axis = 2> (key_cache, seed_elements)
+    key_seed = GatherND <batch_dims = 2> (key_cache, seed_rows)
     clustered_key = Where (unmerged_column, key_seed, key_rotated)
 """
 """`clustered_key`: cores rotated to their seed's position; what merged with nothing keeps its key bit for bit."""
