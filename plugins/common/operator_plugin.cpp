@@ -1,0 +1,390 @@
+#include "operator_plugin.h"
+
+#include <exception>
+#include <sstream>
+
+using namespace nvinfer1;
+
+namespace semkv
+{
+namespace
+{
+std::vector<std::string> dimensionNames(char const* shape)
+{
+    std::vector<std::string> names;
+    std::istringstream stream(shape);
+    for (std::string name; std::getline(stream, name, ',');)
+    {
+        names.push_back(name);
+    }
+    return names;
+}
+
+std::string typeName(DataType type)
+{
+    switch (type)
+    {
+    case DataType::kFLOAT: return "float32";
+    case DataType::kHALF: return "float16";
+    case DataType::kBF16: return "bfloat16";
+    case DataType::kINT8: return "int8";
+    case DataType::kINT32: return "int32";
+    case DataType::kINT64: return "int64";
+    case DataType::kBOOL: return "bool";
+    case DataType::kUINT8: return "uint8";
+    case DataType::kFP8: return "fp8";
+    default: return "type " + std::to_string(static_cast<int32_t>(type));
+    }
+}
+
+std::string text(Dims const& dims)
+{
+    std::string out = "[";
+    for (int32_t i = 0; i < dims.nbDims; ++i)
+    {
+        out += (i > 0 ? "," : "") + std::to_string(dims.d[i]);
+    }
+    return out + "]";
+}
+
+bool isCacheType(DataType type)
+{
+    return type == DataType::kFLOAT || type == DataType::kHALF || type == DataType::kBF16;
+}
+
+Element elementOf(DataType type)
+{
+    return type == DataType::kHALF ? Element::kFloat16
+        : type == DataType::kBF16  ? Element::kBFloat16
+                                   : Element::kFloat32;
+}
+
+size_t firstCacheInput(OperatorContract const& contract)
+{
+    size_t index = 0;
+    while (contract.inputs[index].type != TensorType::kCache)
+    {
+        ++index;
+    }
+    return index;
+}
+
+DataType requiredType(TensorContract const& tensor, DataType cacheType)
+{
+    return tensor.type == TensorType::kCache ? cacheType
+        : tensor.type == TensorType::kInt64  ? DataType::kINT64
+                                             : DataType::kFLOAT;
+}
+
+// No exception may cross into TensorRT.
+template <typename Result, typename Function>
+Result guarded(OperatorContract const& contract, Result failed, Function const& function) noexcept
+{
+    try
+    {
+        return function();
+    }
+    catch (std::exception const& error)
+    {
+        logLine(ILogger::Severity::kERROR, std::string("semkv::") + contract.name + ": " + error.what());
+        return failed;
+    }
+}
+} // namespace
+
+OperatorPlugin::OperatorPlugin(OperatorContract const& contract)
+    : mContract(contract)
+{
+    for (AttributeContract const& attribute : contract.attributes)
+    {
+        mValues.push_back(attribute.initial);
+    }
+    prepareFields();
+}
+
+OperatorPlugin::OperatorPlugin(OperatorPlugin const& other)
+    : IPluginV3(other)
+    , IPluginV3OneCore(other)
+    , IPluginV3OneBuildV2(other)
+    , IPluginV3OneRuntime(other)
+    , mContract(other.mContract)
+    , mValues(other.mValues)
+{
+    prepareFields();
+}
+
+bool OperatorPlugin::reject(std::string const& what, std::string const& expected, std::string const& got) const
+{
+    logLine(ILogger::Severity::kERROR,
+        std::string("semkv::") + mContract.name + ": " + what + ": expected " + expected + ", got " + got);
+    return false;
+}
+
+bool OperatorPlugin::collectSizes(std::vector<Dims> const& dims, Sizes& sizes) const
+{
+    for (size_t i = 0; i < dims.size(); ++i)
+    {
+        TensorContract const& tensor = mContract.inputs[i];
+        std::vector<std::string> const names = dimensionNames(tensor.shape);
+        std::string const what = std::string("input ") + tensor.name;
+        if (dims[i].nbDims != static_cast<int32_t>(names.size()))
+        {
+            return reject(what, std::string("shape [") + tensor.shape + "]", text(dims[i]));
+        }
+        for (size_t d = 0; d < names.size(); ++d)
+        {
+            int64_t const size = dims[i].d[d];
+            auto const known = sizes.emplace(names[d], size).first;
+            if (known->second < 0)
+            {
+                known->second = size;
+            }
+            if (size >= 0 && known->second != size)
+            {
+                return reject(what + " dimension " + names[d],
+                    std::to_string(known->second) + " as in the inputs before it", std::to_string(size));
+            }
+        }
+    }
+    return true;
+}
+
+IPluginCapability* OperatorPlugin::getCapabilityInterface(PluginCapabilityType type) noexcept
+{
+    switch (type)
+    {
+    case PluginCapabilityType::kCORE: return static_cast<IPluginV3OneCore*>(this);
+    case PluginCapabilityType::kBUILD: return static_cast<IPluginV3OneBuildV2*>(this);
+    case PluginCapabilityType::kRUNTIME: return static_cast<IPluginV3OneRuntime*>(this);
+    }
+    return nullptr;
+}
+
+char const* OperatorPlugin::getPluginName() const noexcept
+{
+    return mContract.name;
+}
+
+char const* OperatorPlugin::getPluginVersion() const noexcept
+{
+    return kVersion;
+}
+
+char const* OperatorPlugin::getPluginNamespace() const noexcept
+{
+    return kNamespace;
+}
+
+int32_t OperatorPlugin::getNbOutputs() const noexcept
+{
+    return static_cast<int32_t>(mContract.outputs.size());
+}
+
+int32_t OperatorPlugin::getOutputDataTypes(
+    DataType* outputTypes, int32_t nbOutputs, DataType const* inputTypes, int32_t nbInputs) const noexcept
+{
+    return guarded(mContract, -1, [&] {
+        if (nbInputs != static_cast<int32_t>(mContract.inputs.size()) || nbOutputs != getNbOutputs())
+        {
+            reject("number of inputs and outputs",
+                std::to_string(mContract.inputs.size()) + " and " + std::to_string(mContract.outputs.size()),
+                std::to_string(nbInputs) + " and " + std::to_string(nbOutputs));
+            return -1;
+        }
+        size_t const first = firstCacheInput(mContract);
+        DataType const cacheType = inputTypes[first];
+        if (!isCacheType(cacheType))
+        {
+            reject(std::string("input ") + mContract.inputs[first].name, "float32, float16 or bfloat16",
+                typeName(cacheType));
+            return -1;
+        }
+        for (int32_t i = 0; i < nbInputs; ++i)
+        {
+            TensorContract const& tensor = mContract.inputs[static_cast<size_t>(i)];
+            DataType const required = requiredType(tensor, cacheType);
+            if (inputTypes[i] != required)
+            {
+                reject(std::string("input ") + tensor.name, typeName(required), typeName(inputTypes[i]));
+                return -1;
+            }
+        }
+        for (int32_t i = 0; i < nbOutputs; ++i)
+        {
+            outputTypes[i] = requiredType(mContract.outputs[static_cast<size_t>(i)], cacheType);
+        }
+        return 0;
+    });
+}
+
+int32_t OperatorPlugin::getOutputShapes(DimsExprs const* inputs, int32_t nbInputs, DimsExprs const*, int32_t,
+    DimsExprs* outputs, int32_t nbOutputs, IExprBuilder&) noexcept
+{
+    return guarded(mContract, -1, [&] {
+        std::map<std::string, IDimensionExpr const*> known;
+        std::vector<Dims> constants;
+        for (int32_t i = 0; i < nbInputs; ++i)
+        {
+            Dims dims{};
+            dims.nbDims = inputs[i].nbDims;
+            std::vector<std::string> const names
+                = dimensionNames(mContract.inputs[static_cast<size_t>(i)].shape);
+            for (int32_t d = 0; d < dims.nbDims; ++d)
+            {
+                bool const constant = inputs[i].d[d]->isConstant();
+                dims.d[d] = constant ? inputs[i].d[d]->getConstantValue() : -1;
+                if (static_cast<size_t>(d) < names.size())
+                {
+                    auto const slot = known.emplace(names[static_cast<size_t>(d)], inputs[i].d[d]).first;
+                    slot->second = constant ? inputs[i].d[d] : slot->second;
+                }
+            }
+            constants.push_back(dims);
+        }
+        Sizes sizes;
+        if (!collectSizes(constants, sizes) || !sizesSupported(sizes))
+        {
+            return -1;
+        }
+        for (int32_t i = 0; i < nbOutputs; ++i)
+        {
+            std::vector<std::string> const names
+                = dimensionNames(mContract.outputs[static_cast<size_t>(i)].shape);
+            outputs[i].nbDims = static_cast<int32_t>(names.size());
+            for (size_t d = 0; d < names.size(); ++d)
+            {
+                outputs[i].d[d] = known.at(names[d]);
+            }
+        }
+        return 0;
+    });
+}
+
+bool OperatorPlugin::supportsFormatCombination(
+    int32_t pos, DynamicPluginTensorDesc const* inOut, int32_t nbInputs, int32_t nbOutputs) noexcept
+{
+    size_t const position = static_cast<size_t>(pos);
+    if (nbInputs != static_cast<int32_t>(mContract.inputs.size()) || nbOutputs != getNbOutputs() || pos < 0
+        || pos >= nbInputs + nbOutputs || inOut[pos].desc.format != TensorFormat::kLINEAR)
+    {
+        return false;
+    }
+    TensorContract const& tensor = position < mContract.inputs.size()
+        ? mContract.inputs[position]
+        : mContract.outputs[position - mContract.inputs.size()];
+    size_t const first = firstCacheInput(mContract);
+    DataType const type = inOut[pos].desc.type;
+    if (position == first)
+    {
+        return isCacheType(type);
+    }
+    if (tensor.type == TensorType::kCache && position < first)
+    {
+        return false;
+    }
+    return type == requiredType(tensor, position > first ? inOut[first].desc.type : DataType::kFLOAT);
+}
+
+int32_t OperatorPlugin::configurePlugin(
+    DynamicPluginTensorDesc const* in, int32_t nbInputs, DynamicPluginTensorDesc const*, int32_t) noexcept
+{
+    return guarded(mContract, -1, [&] {
+        for (Dims DynamicPluginTensorDesc::*bound :
+            {&DynamicPluginTensorDesc::min, &DynamicPluginTensorDesc::opt, &DynamicPluginTensorDesc::max})
+        {
+            std::vector<Dims> dims;
+            for (int32_t i = 0; i < nbInputs; ++i)
+            {
+                dims.push_back(in[i].*bound);
+            }
+            Sizes sizes;
+            if (!collectSizes(dims, sizes) || !sizesSupported(sizes))
+            {
+                return -1;
+            }
+        }
+        return 0;
+    });
+}
+
+size_t OperatorPlugin::getWorkspaceSize(
+    DynamicPluginTensorDesc const* inputs, int32_t nbInputs, DynamicPluginTensorDesc const*, int32_t) const noexcept
+{
+    return guarded(mContract, size_t{0}, [&]() -> size_t {
+        std::vector<Dims> dims;
+        for (int32_t i = 0; i < nbInputs; ++i)
+        {
+            dims.push_back(inputs[i].max);
+        }
+        Sizes sizes;
+        return collectSizes(dims, sizes)
+            ? workspaceBytes(sizes, elementOf(inputs[firstCacheInput(mContract)].desc.type))
+            : 0;
+    });
+}
+
+int32_t OperatorPlugin::getAliasedInput(int32_t outputIndex) noexcept
+{
+    return outputIndex >= 0 && outputIndex < getNbOutputs()
+        ? mContract.outputs[static_cast<size_t>(outputIndex)].aliasOf
+        : -1;
+}
+
+char const* OperatorPlugin::getTimingCacheID() noexcept
+{
+    return mTimingId.c_str();
+}
+
+int32_t OperatorPlugin::onShapeChange(
+    PluginTensorDesc const* in, int32_t nbInputs, PluginTensorDesc const*, int32_t) noexcept
+{
+    return guarded(mContract, -1, [&] {
+        std::vector<Dims> dims;
+        for (int32_t i = 0; i < nbInputs; ++i)
+        {
+            dims.push_back(in[i].dims);
+        }
+        Sizes sizes;
+        return collectSizes(dims, sizes) && sizesSupported(sizes) ? 0 : -1;
+    });
+}
+
+int32_t OperatorPlugin::enqueue(PluginTensorDesc const* inputDesc, PluginTensorDesc const*,
+    void const* const* inputs, void* const* outputs, void* workspace, cudaStream_t stream) noexcept
+{
+    return guarded(mContract, -1, [&] {
+        std::vector<Dims> dims;
+        for (size_t i = 0; i < mContract.inputs.size(); ++i)
+        {
+            dims.push_back(inputDesc[i].dims);
+        }
+        Call call{};
+        if (!collectSizes(dims, call.sizes))
+        {
+            return -1;
+        }
+        call.element = elementOf(inputDesc[firstCacheInput(mContract)].type);
+        call.inputs = inputs;
+        call.outputs = outputs;
+        call.workspace = workspace;
+        call.stream = stream;
+        cudaError_t const error = run(call);
+        if (error != cudaSuccess)
+        {
+            reject("launch", "success", cudaGetErrorString(error));
+            return -1;
+        }
+        return 0;
+    });
+}
+
+IPluginV3* OperatorPlugin::attachToContext(IPluginResourceContext*) noexcept
+{
+    return clone();
+}
+
+PluginFieldCollection const* OperatorPlugin::getFieldsToSerialize() noexcept
+{
+    return &mCollection;
+}
+} // namespace semkv

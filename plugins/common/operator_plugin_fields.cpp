@@ -1,0 +1,83 @@
+// OperatorPlugin's attributes: from the fields TensorRT hands in, and to the fields it serialises.
+#include "operator_plugin.h"
+
+#include <algorithm>
+#include <cstring>
+#include <sstream>
+
+using namespace nvinfer1;
+
+namespace semkv
+{
+bool OperatorPlugin::readFields(PluginFieldCollection const* fields)
+{
+    for (int32_t i = 0; fields != nullptr && i < fields->nbFields; ++i)
+    {
+        PluginField const& field = fields->fields[i];
+        auto const& attributes = mContract.attributes;
+        auto const found = std::find_if(attributes.begin(), attributes.end(),
+            [&](AttributeContract const& attribute) { return std::strcmp(attribute.name, field.name) == 0; });
+        // The parser adds these two to every plugin node it makes from ONNX.
+        if (std::strcmp(field.name, "plugin_namespace") == 0 || std::strcmp(field.name, "plugin_version") == 0)
+        {
+            continue;
+        }
+        if (found == attributes.end())
+        {
+            std::string known;
+            for (AttributeContract const& attribute : attributes)
+            {
+                known += (known.empty() ? "" : ", ") + std::string(attribute.name);
+            }
+            return reject("attribute", known.empty() ? "none" : "one of " + known, field.name);
+        }
+        auto& value = mValues[static_cast<size_t>(found - attributes.begin())];
+        if (field.data == nullptr || field.length < 1)
+        {
+            return reject(std::string("attribute ") + field.name, "one value", "none");
+        }
+        if (field.type == PluginFieldType::kFLOAT32 && found->type == PluginFieldType::kFLOAT32)
+        {
+            value = *static_cast<float const*>(field.data);
+        }
+        else if (field.type == PluginFieldType::kINT32 && found->type == PluginFieldType::kINT32)
+        {
+            value = *static_cast<int32_t const*>(field.data);
+        }
+        else if (field.type == PluginFieldType::kINT64 && found->type == PluginFieldType::kINT32)
+        {
+            value = static_cast<double>(*static_cast<int64_t const*>(field.data));
+        }
+        else
+        {
+            return reject(std::string("attribute ") + field.name,
+                found->type == PluginFieldType::kFLOAT32 ? "float32" : "int32 or int64",
+                "field type " + std::to_string(static_cast<int32_t>(field.type)));
+        }
+    }
+    prepareFields();
+    return attributesValid();
+}
+
+void OperatorPlugin::prepareFields()
+{
+    size_t const count = mContract.attributes.size();
+    mFloats.assign(count, 0.0F);
+    mInts.assign(count, 0);
+    mFields.clear();
+    std::ostringstream id;
+    id << kNamespace << "::" << mContract.name << "/" << kVersion;
+    for (size_t i = 0; i < count; ++i)
+    {
+        AttributeContract const& attribute = mContract.attributes[i];
+        bool const isFloat = attribute.type == PluginFieldType::kFLOAT32;
+        mFloats[i] = static_cast<float>(mValues[i]);
+        mInts[i] = isFloat ? 0 : static_cast<int32_t>(mValues[i]);
+        void const* const data = isFloat ? static_cast<void const*>(&mFloats[i]) : &mInts[i];
+        mFields.emplace_back(attribute.name, data, attribute.type, 1);
+        id << " " << attribute.name << "=" << mValues[i];
+    }
+    mTimingId = id.str();
+    mCollection = {static_cast<int32_t>(mFields.size()), mFields.data()};
+}
+} // namespace semkv

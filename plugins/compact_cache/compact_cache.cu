@@ -1,0 +1,171 @@
+#include "compact_cache.h"
+
+#include "../common/row_move.cuh"
+
+namespace semkv
+{
+namespace compact
+{
+constexpr int kThreads = 256;
+
+struct Scratch
+{
+    int32_t* source;    // [B,G,C]
+    int32_t* count;     // [B,G]
+    int32_t* ascending; // [B,G]
+    float* bias;        // [B,H,C]
+    void* staging;      // [B,H,C,D]
+};
+
+inline size_t carve(CompactCacheParams const& params, Scratch& scratch)
+{
+    size_t const groups = static_cast<size_t>(params.batch) * static_cast<size_t>(params.groups);
+    size_t const slots
+        = static_cast<size_t>(params.batch) * static_cast<size_t>(params.heads) * static_cast<size_t>(params.capacity);
+    Carver carver(params.workspace);
+    scratch.source = carver.take<int32_t>(groups * static_cast<size_t>(params.capacity));
+    scratch.count = carver.take<int32_t>(groups);
+    scratch.ascending = carver.take<int32_t>(groups);
+    scratch.bias = carver.take<float>(slots);
+    scratch.staging = carver.take<unsigned char>(
+        slots * static_cast<size_t>(params.headSize) * static_cast<size_t>(elementBytes(params.element)));
+    return carver.used();
+}
+
+// Squeezes the holes out of keep_index. Grid: groups, batch.
+__global__ void __launch_bounds__(kThreads, 4) planKernel(CompactCacheParams const params, Scratch const scratch)
+{
+    SEMKV_SHARED_BYTES(bytes);
+    int* const shared = reinterpret_cast<int*>(bytes);
+    int64_t const group = static_cast<int64_t>(blockIdx.y) * params.groups + blockIdx.x;
+    int64_t const* const keep = params.keepIndex + group * params.capacity;
+    int32_t* const source = scratch.source + group * params.capacity;
+    int count = 0;
+    int outside = 0;
+    for (int base = 0; base < params.capacity; base += kThreads)
+    {
+        int const i = base + static_cast<int>(threadIdx.x);
+        int64_t const slot = i < params.capacity ? keep[i] : -1;
+        outside |= slot >= params.capacity ? 1 : 0;
+        int total = 0;
+        int const before = blockScan<kThreads>(slot >= 0 ? 1 : 0, shared, total);
+        if (slot >= 0 && slot < params.capacity)
+        {
+            source[count + before] = static_cast<int32_t>(slot);
+        }
+        count += total;
+    }
+    outside = __syncthreads_or(outside);
+    int disorder = 0;
+    for (int i = 1 + static_cast<int>(threadIdx.x); outside == 0 && i < count; i += kThreads)
+    {
+        disorder |= source[i] <= source[i - 1] ? 1 : 0;
+    }
+    disorder = __syncthreads_or(disorder);
+    if (threadIdx.x == 0)
+    {
+        scratch.count[group] = outside != 0 ? kKeepAll : count;
+        scratch.ascending[group] = disorder == 0 ? 1 : 0;
+    }
+}
+
+// One group out of range stops the whole batch row. Grid: batch.
+__global__ void lengthKernel(CompactCacheParams const params, Scratch const scratch)
+{
+    int32_t* const count = scratch.count + static_cast<int64_t>(blockIdx.x) * params.groups;
+    int longest = 0;
+    bool outside = false;
+    for (int g = 0; g < params.groups; ++g)
+    {
+        longest = max(longest, count[g]);
+        outside = outside || count[g] == kKeepAll;
+    }
+    for (int g = 0; outside && g < params.groups; ++g)
+    {
+        count[g] = kKeepAll;
+    }
+    params.lengthOut[blockIdx.x] = outside ? -1 : longest;
+}
+
+// Grid: slots, heads, batch.
+__global__ void __launch_bounds__(kThreads) biasKernel(CompactCacheParams const params, Scratch const scratch)
+{
+    int const slot = static_cast<int>(blockIdx.x * kThreads + threadIdx.x);
+    if (slot >= params.capacity)
+    {
+        return;
+    }
+    int64_t const batch = blockIdx.z;
+    int64_t const head = (batch * params.heads + blockIdx.y) * params.capacity;
+    int64_t const group = batch * params.groups + (params.groups == 1 ? 0 : blockIdx.y);
+    int const count = scratch.count[group];
+    float bias = slot < params.lengthOut[batch] ? minusInfinity() : 0.0F;
+    if (count == kKeepAll)
+    {
+        bias = params.slotBias[head + slot];
+    }
+    else if (slot < count)
+    {
+        bias = params.slotBias[head + scratch.source[group * params.capacity + slot]];
+    }
+    scratch.bias[head + slot] = bias;
+}
+
+template <typename T>
+cudaError_t moveCaches(CompactCacheParams const& params, Scratch const& scratch, cudaStream_t stream)
+{
+    RowMove move{params.keyCache, params.keyCacheOut, scratch.staging, scratch.source, nullptr, nullptr, scratch.count,
+        scratch.ascending, params.heads, params.groups, params.capacity, params.headSize};
+    cudaError_t const error = moveRows<T>(move, params.batch, stream);
+    move.from = params.valueCache;
+    move.to = params.valueCacheOut;
+    return error != cudaSuccess ? error : moveRows<T>(move, params.batch, stream);
+}
+} // namespace compact
+
+size_t compactCacheWorkspaceBytes(CompactCacheParams const& params)
+{
+    CompactCacheParams sizes = params;
+    sizes.workspace = nullptr;
+    compact::Scratch scratch{};
+    return compact::carve(sizes, scratch);
+}
+
+cudaError_t compactCache(CompactCacheParams const& params, cudaStream_t stream)
+{
+    if (params.batch < 0 || params.batch > 65535 || params.heads <= 0 || params.heads > 65535 || params.capacity < 0
+        || params.headSize <= 0 || params.headSize * elementBytes(params.element) % 16 != 0
+        || (params.groups != 1 && params.groups != params.heads))
+    {
+        return cudaErrorInvalidValue;
+    }
+    if (params.batch == 0 || params.capacity == 0)
+    {
+        return cudaSuccess;
+    }
+    compact::Scratch scratch{};
+    compact::carve(params, scratch);
+    unsigned const batch = static_cast<unsigned>(params.batch);
+    SEMKV_LAUNCH(dim3(static_cast<unsigned>(params.groups), batch), dim3(compact::kThreads),
+        sizeof(int) * (compact::kThreads / 32 + 1), stream, (compact::planKernel), params, scratch);
+    SEMKV_LAUNCH(dim3(batch), dim3(1), 0, stream, (compact::lengthKernel), params, scratch);
+    SEMKV_LAUNCH(dim3(static_cast<unsigned>(ceilDivide(params.capacity, compact::kThreads)),
+                     static_cast<unsigned>(params.heads), batch),
+        dim3(compact::kThreads), 0, stream, (compact::biasKernel), params, scratch);
+    size_t const biasBytes = sizeof(float) * static_cast<size_t>(params.batch) * static_cast<size_t>(params.heads)
+        * static_cast<size_t>(params.capacity);
+    cudaError_t const error
+        = cudaMemcpyAsync(params.slotBiasOut, scratch.bias, biasBytes, cudaMemcpyDeviceToDevice, stream);
+    if (error != cudaSuccess)
+    {
+        return error;
+    }
+    switch (params.element)
+    {
+    case Element::kFloat32: return compact::moveCaches<float>(params, scratch, stream);
+    case Element::kFloat16: return compact::moveCaches<__half>(params, scratch, stream);
+    case Element::kBFloat16: return compact::moveCaches<__nv_bfloat16>(params, scratch, stream);
+    }
+    return cudaErrorInvalidValue;
+}
+} // namespace semkv

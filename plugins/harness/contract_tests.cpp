@@ -1,0 +1,102 @@
+// What holds for every plugin.
+#include "harness.h"
+
+#include "../compact_cache/compact_cache_plugin.h"
+#include "../nexus_attention/nexus_attention_plugin.h"
+#include "../semantic_cluster/semantic_cluster_plugin.h"
+
+#include <cstring>
+
+using namespace nvinfer1;
+using namespace harness;
+
+namespace
+{
+char const* typeText(semkv::TensorType type)
+{
+    return type == semkv::TensorType::kCache ? "T" : type == semkv::TensorType::kInt64 ? "int64" : "float32";
+}
+
+void print(semkv::OperatorContract const& contract)
+{
+    for (semkv::TensorContract const& tensor : contract.inputs)
+    {
+        std::printf("contract %s input %s %s %s\n", contract.name, tensor.name, tensor.shape, typeText(tensor.type));
+    }
+    for (semkv::TensorContract const& tensor : contract.outputs)
+    {
+        std::printf("contract %s output %s %s %s\n", contract.name, tensor.name, tensor.shape, typeText(tensor.type));
+    }
+    for (semkv::AttributeContract const& attribute : contract.attributes)
+    {
+        std::printf("contract %s attribute %s %s %g\n", contract.name, attribute.name,
+            attribute.type == PluginFieldType::kFLOAT32 ? "float" : "int", attribute.initial);
+    }
+}
+} // namespace
+
+// The Python test compares these lines with semkv_deploy.ops.
+PLUGIN_TEST(contracts)
+{
+    print(semkv::NexusAttentionPlugin::contract());
+    print(semkv::SemanticClusterPlugin::contract());
+    print(semkv::CompactCachePlugin::contract());
+}
+
+PLUGIN_TEST(creatorsNameThemselves)
+{
+    CHECK(creators().size() == 3);
+    for (IPluginCreatorV3One* const one : creators())
+    {
+        CHECK(std::strcmp(one->getPluginNamespace(), "semkv") == 0);
+        CHECK(std::strcmp(one->getPluginVersion(), "1") == 0);
+        CHECK(one->getFieldNames() != nullptr);
+        auto const plugin = create(one->getPluginName(), {});
+        CHECK(plugin != nullptr);
+        auto const* const core
+            = static_cast<IPluginV3OneCore*>(plugin->getCapabilityInterface(PluginCapabilityType::kCORE));
+        CHECK(std::strcmp(core->getPluginName(), one->getPluginName()) == 0);
+        auto* const build
+            = static_cast<IPluginV3OneBuildV2*>(plugin->getCapabilityInterface(PluginCapabilityType::kBUILD));
+        CHECK(build->getTimingCacheID() != nullptr);
+        CHECK(build->getAliasedInput(-1) == -1 && build->getAliasedInput(99) == -1);
+    }
+}
+
+PLUGIN_TEST(unknownFieldIsRefused)
+{
+    CHECK(create("NexusAttention", {{}, {{"windows", 3}}}) == nullptr);
+    CHECK(logged({"semkv::NexusAttention", "one of scale, causal, softcap, window", "got windows"}));
+    CHECK(create("CompactCache", {{}, {{"span", 3}}}) == nullptr);
+    CHECK(logged({"semkv::CompactCache", "expected none", "got span"}));
+}
+
+PLUGIN_TEST(fieldOfTheWrongTypeIsRefused)
+{
+    CHECK(create("NexusAttention", {{{"window", 3.0F}}, {}}) == nullptr);
+    CHECK(logged({"semkv::NexusAttention", "attribute window", "expected int32 or int64"}));
+    CHECK(create("NexusAttention", {{}, {{"scale", 1}}}) == nullptr);
+    CHECK(logged({"attribute scale", "expected float32"}));
+}
+
+PLUGIN_TEST(int64FieldsAreTaken)
+{
+    int64_t const span = 32;
+    PluginField const field{"span", &span, PluginFieldType::kINT64, 1};
+    PluginFieldCollection const fields{1, &field};
+    std::unique_ptr<IPluginV3> const plugin(
+        creator("SemanticCluster").createPlugin("node", &fields, TensorRTPhase::kBUILD));
+    CHECK(plugin != nullptr && describe(*plugin) == "span=32.000000;");
+}
+
+PLUGIN_TEST(attributeOutOfRangeIsRefused)
+{
+    CHECK(create("NexusAttention", {{}, {{"causal", 2}}}) == nullptr);
+    CHECK(logged({"attribute causal", "expected 0 or 1", "got 2"}));
+    CHECK(create("NexusAttention", {{}, {{"window", -1}}}) == nullptr);
+    CHECK(logged({"attribute window", "expected 0 or more"}));
+    CHECK(create("NexusAttention", {{{"softcap", -2.0F}}, {}}) == nullptr);
+    CHECK(logged({"attribute softcap"}));
+    CHECK(create("SemanticCluster", {{}, {{"span", 65}}}) == nullptr);
+    CHECK(logged({"semkv::SemanticCluster", "attribute span", "expected 1 to 64"}));
+}

@@ -1,0 +1,170 @@
+// NexusAttention for decoding: split-KV flash attention on CUDA cores, append included.
+//
+// A thread block serves one KV head of one batch row, a tile of kRows of its query rows (GQA group x new rows) and one
+// split of the live slots. Every 16-byte piece of a key or value row is loaded once by one lane and used for all kRows
+// rows. kLanes lanes share a slot; each lane group keeps kUnroll slots in flight, and turns its kUnroll x kRows partial
+// dot products into one logit a lane by recursive halving (kUnroll - 1 shuffles instead of kUnroll * log2(kLanes)).
+// Lane groups and warps run online softmax on their own and merge once, at the end of the split. With more than one split
+// the unnormalised sums go to the workspace and a second kernel merges them.
+#pragma once
+
+#include "nexus_attention_walker.cuh"
+
+namespace semkv::nexus
+{
+template <typename T>
+__device__ __forceinline__ void writeNotANumber(Plan const& plan, int64_t head, int rowTileIndex)
+{
+    int const first = rowTileIndex * plan.rowTile * plan.call.headSize;
+    int const last = min((rowTileIndex + 1) * plan.rowTile, plan.queries) * plan.call.headSize;
+    T* output = static_cast<T*>(plan.call.output) + head * plan.queries * plan.call.headSize;
+    for (int i = first + static_cast<int>(threadIdx.x); i < last; i += kThreads)
+    {
+        output[i] = fromFloat<T>(notANumber());
+    }
+}
+
+// Grid: splits, KV heads x row tiles, batch.
+template <typename T, int kHeadSize, int kRows>
+__global__ void __launch_bounds__(kThreads, expectedBlocks(kRows)) decodeKernel(Plan const plan)
+{
+    using S = Shape<T, kHeadSize, kRows>;
+    SEMKV_SHARED_BYTES(bytes);
+    float* const shared = reinterpret_cast<float*>(bytes);
+
+    NexusAttentionParams const& call = plan.call;
+    int const split = static_cast<int>(blockIdx.x);
+    int const rowTileIndex = static_cast<int>(blockIdx.y) / call.kvHeads;
+    int const rowTiles = ceilDivide(plan.queries, kRows);
+    int const batch = static_cast<int>(blockIdx.z);
+    int64_t const head = static_cast<int64_t>(batch) * call.kvHeads + static_cast<int>(blockIdx.y) % call.kvHeads;
+
+    int64_t const given = call.length[batch];
+    if (!lengthFits(plan, given))
+    {
+        if (split == 0)
+        {
+            writeNotANumber<T>(plan, head, rowTileIndex);
+        }
+        return;
+    }
+    int const length = static_cast<int>(given);
+    Range const range = slotRange(plan, length, rowTileIndex, split);
+    if (split >= range.active)
+    {
+        return;
+    }
+    if (split == 0)
+    {
+        appendRows<T, kHeadSize>(plan, head, length, rowTileIndex, rowTiles);
+    }
+
+    int const warp = static_cast<int>(threadIdx.x) / 32;
+    Walker<T, kHeadSize, kRows> walker(plan, head, length, range.end, rowTileIndex);
+    float* const weights = shared + (warp * 2 * S::kGroups + walker.group) * S::kUnroll * kRows;
+    constexpr int kBuffer = S::kWarpSlots * kRows;
+
+    Vector<T> keys[S::kUnroll][S::kPerLane];
+    Vector<T> values[S::kUnroll][S::kPerLane];
+    int base = range.begin + warp * S::kWarpSlots;
+    walker.load(keys, call.keyCache, call.key, base);
+    for (int step = 0; base < range.end; ++step, base += S::kSlotTile)
+    {
+        walker.load(values, call.valueCache, call.value, base);
+        int const slot = walker.ownSlot(base);
+        float const bias = walker.biasOf(slot);
+        float logit[kRows];
+        walker.dotProducts(keys, logit);
+        // The next keys travel while the softmax and the weighted sum are computed.
+        walker.load(keys, call.keyCache, call.key, base + S::kSlotTile);
+        walker.softmaxStep(logit, slot, bias);
+        walker.accumulate(values, logit, weights + (step & 1) * kBuffer);
+    }
+    walker.mergeGroups();
+
+    float* const sums = shared;
+    float* const maxima = sums + kWarps * kRows * kHeadSize;
+    float* const totals = maxima + kWarps * kRows;
+    __syncthreads();
+    walker.publish(sums, maxima, totals, warp);
+    __syncthreads();
+
+    for (int i = static_cast<int>(threadIdx.x); i < kRows * kHeadSize; i += kThreads)
+    {
+        int const r = i / kHeadSize;
+        int const d = i % kHeadSize;
+        int const row = rowTileIndex * kRows + r;
+        if (row >= plan.queries)
+        {
+            break;
+        }
+        float highest = minusInfinity();
+        for (int w = 0; w < kWarps; ++w)
+        {
+            highest = fmaxf(highest, maxima[w * kRows + r]);
+        }
+        float total = 0.0F;
+        float weight = 0.0F;
+        for (int w = 0; w < kWarps; ++w)
+        {
+            float const shrink = highest > minusInfinity() ? exp2f(maxima[w * kRows + r] - highest) : 0.0F;
+            total += sums[(w * kRows + r) * kHeadSize + d] * shrink;
+            weight += totals[w * kRows + r] * shrink;
+        }
+        int64_t const outputRow = head * plan.queries + row;
+        if (range.active == 1)
+        {
+            static_cast<T*>(call.output)[outputRow * kHeadSize + d] = fromFloat<T>(total / weight);
+        }
+        else
+        {
+            partialSums(plan, outputRow)[split * kHeadSize + d] = total;
+            if (d == 0)
+            {
+                float* const scales = partialScales(plan, outputRow) + split * 2;
+                scales[0] = highest;
+                scales[1] = weight;
+            }
+        }
+    }
+}
+
+// Merges the splits of one query row. Grid: rows of one KV head, KV heads, batch.
+template <typename T>
+__global__ void __launch_bounds__(kThreads) mergeKernel(Plan const plan)
+{
+    NexusAttentionParams const& call = plan.call;
+    int const row = static_cast<int>(blockIdx.x);
+    int64_t const head = static_cast<int64_t>(blockIdx.z) * call.kvHeads + blockIdx.y;
+    int64_t const given = call.length[blockIdx.z];
+    if (!lengthFits(plan, given))
+    {
+        return;
+    }
+    int const active = slotRange(plan, static_cast<int>(given), row / plan.rowTile, 0).active;
+    if (active == 1)
+    {
+        return;
+    }
+    int64_t const outputRow = head * plan.queries + row;
+    float const* const sums = partialSums(plan, outputRow);
+    float const* const scales = partialScales(plan, outputRow);
+    float highest = minusInfinity();
+    for (int s = 0; s < active; ++s)
+    {
+        highest = fmaxf(highest, scales[2 * s]);
+    }
+    for (int d = static_cast<int>(threadIdx.x); d < call.headSize; d += kThreads)
+    {
+        float total = 0.0F;
+        float weight = 0.0F;
+        for (int s = 0; s < active; ++s)
+        {
+            float const shrink = exp2f(scales[2 * s] - highest);
+            total += sums[s * call.headSize + d] * shrink;
+            weight += scales[2 * s + 1] * shrink;
+        }
+        static_cast<T*>(call.output)[outputRow * call.headSize + d] = fromFloat<T>(total / weight);
+    }
+}
+} // namespace semkv::nexus

@@ -1,0 +1,209 @@
+#include "nexus_attention_plugin.h"
+
+#include "nexus_attention.h"
+
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <array>
+
+using namespace nvinfer1;
+
+namespace semkv
+{
+namespace
+{
+constexpr std::array<int32_t, 3> kWaveTactics{2, 1, 4};
+
+enum Attribute : size_t
+{
+    kScale,
+    kCausal,
+    kSoftcap,
+    kWindow,
+};
+
+enum Input : size_t
+{
+    kQuery,
+    kKey,
+    kValue,
+    kKeyCache,
+    kValueCache,
+    kSlotBias,
+    kLength,
+};
+
+bool known(int64_t size)
+{
+    return size >= 0;
+}
+} // namespace
+
+OperatorContract const& NexusAttentionPlugin::contract()
+{
+    static OperatorContract const instance{
+        "NexusAttention",
+        {
+            {"query", "B,Hq,S,D", TensorType::kCache},
+            {"key", "B,Hkv,S,D", TensorType::kCache},
+            {"value", "B,Hkv,S,D", TensorType::kCache},
+            {"key_cache", "B,Hkv,C,D", TensorType::kCache},
+            {"value_cache", "B,Hkv,C,D", TensorType::kCache},
+            {"slot_bias", "B,Hkv,C", TensorType::kFloat32},
+            {"length", "B", TensorType::kInt64},
+        },
+        {
+            {"output", "B,Hq,S,D", TensorType::kCache},
+            {"key_cache_out", "B,Hkv,C,D", TensorType::kCache, kKeyCache},
+            {"value_cache_out", "B,Hkv,C,D", TensorType::kCache, kValueCache},
+        },
+        {
+            {"scale", PluginFieldType::kFLOAT32, 0.0},
+            {"causal", PluginFieldType::kINT32, 1.0},
+            {"softcap", PluginFieldType::kFLOAT32, 0.0},
+            {"window", PluginFieldType::kINT32, 0.0},
+        },
+    };
+    return instance;
+}
+
+NexusAttentionPlugin::NexusAttentionPlugin()
+    : OperatorPlugin(contract())
+{
+}
+
+IPluginV3* NexusAttentionPlugin::clone() noexcept
+{
+    try
+    {
+        return new NexusAttentionPlugin(*this);
+    }
+    catch (std::exception const&)
+    {
+        return nullptr;
+    }
+}
+
+int32_t NexusAttentionPlugin::getNbTactics() noexcept
+{
+    return static_cast<int32_t>(kWaveTactics.size());
+}
+
+int32_t NexusAttentionPlugin::getValidTactics(int32_t* tactics, int32_t nbTactics) noexcept
+{
+    std::copy_n(kWaveTactics.begin(), std::min<size_t>(static_cast<size_t>(nbTactics), kWaveTactics.size()), tactics);
+    return 0;
+}
+
+int32_t NexusAttentionPlugin::setTactic(int32_t tactic) noexcept
+{
+    // 0 is what TensorRT sets for plugins without tactics, and before any was chosen.
+    if (tactic != 0 && std::find(kWaveTactics.begin(), kWaveTactics.end(), tactic) == kWaveTactics.end())
+    {
+        reject("tactic", "1, 2 or 4", std::to_string(tactic));
+        return -1;
+    }
+    mWaves = tactic;
+    return 0;
+}
+
+bool NexusAttentionPlugin::attributesValid() const
+{
+    if (attribute(kCausal) != 0.0 && attribute(kCausal) != 1.0)
+    {
+        return reject("attribute causal", "0 or 1", std::to_string(attribute(kCausal)));
+    }
+    if (!(attribute(kSoftcap) >= 0.0))
+    {
+        return reject("attribute softcap", "0 or more", std::to_string(attribute(kSoftcap)));
+    }
+    if (!(attribute(kWindow) >= 0.0))
+    {
+        return reject("attribute window", "0 or more", std::to_string(attribute(kWindow)));
+    }
+    return attribute(kScale) == attribute(kScale) || reject("attribute scale", "a number", "NaN");
+}
+
+bool NexusAttentionPlugin::sizesSupported(Sizes const& sizes) const
+{
+    int64_t const headSize = sizes.at("D");
+    int64_t const queryHeads = sizes.at("Hq");
+    int64_t const kvHeads = sizes.at("Hkv");
+    int64_t const rows = sizes.at("S");
+    int64_t const capacity = sizes.at("C");
+    if (known(headSize) && !nexusAttentionHeadSizeSupported(static_cast<int32_t>(headSize)))
+    {
+        return reject("input query dimension D", "64, 80, 96, 128 or 256", std::to_string(headSize));
+    }
+    if (known(queryHeads) && known(kvHeads) && (kvHeads == 0 || queryHeads == 0 || queryHeads % kvHeads != 0))
+    {
+        return reject("input query dimension Hq", "a multiple of Hkv = " + std::to_string(kvHeads),
+            std::to_string(queryHeads));
+    }
+    if (known(rows) && known(capacity) && rows > capacity)
+    {
+        return reject("input query dimension S", "at most the capacity C = " + std::to_string(capacity),
+            std::to_string(rows));
+    }
+    if (known(rows) && known(queryHeads) && known(kvHeads))
+    {
+        int64_t const most
+            = nexusAttentionMaxRows(static_cast<int32_t>(queryHeads), static_cast<int32_t>(kvHeads));
+        return rows <= most
+            || reject("input query dimension S", "at most " + std::to_string(most), std::to_string(rows));
+    }
+    return true;
+}
+
+size_t NexusAttentionPlugin::workspaceBytes(Sizes const& sizes, Element) const
+{
+    return nexusAttentionWorkspaceBytes(static_cast<int32_t>(sizes.at("B")), static_cast<int32_t>(sizes.at("Hq")),
+        static_cast<int32_t>(sizes.at("Hkv")), static_cast<int32_t>(sizes.at("S")),
+        static_cast<int32_t>(sizes.at("D")));
+}
+
+cudaError_t NexusAttentionPlugin::run(Call const& call) const
+{
+    NexusAttentionParams params{};
+    params.query = call.inputs[kQuery];
+    params.key = call.inputs[kKey];
+    params.value = call.inputs[kValue];
+    params.keyCache = call.outputs[1];
+    params.valueCache = call.outputs[2];
+    params.slotBias = static_cast<float const*>(call.inputs[kSlotBias]);
+    params.length = static_cast<int64_t const*>(call.inputs[kLength]);
+    params.output = call.outputs[0];
+    params.workspace = static_cast<float*>(call.workspace);
+    params.batch = static_cast<int32_t>(call.sizes.at("B"));
+    params.queryHeads = static_cast<int32_t>(call.sizes.at("Hq"));
+    params.kvHeads = static_cast<int32_t>(call.sizes.at("Hkv"));
+    params.rows = static_cast<int32_t>(call.sizes.at("S"));
+    params.capacity = static_cast<int32_t>(call.sizes.at("C"));
+    params.headSize = static_cast<int32_t>(call.sizes.at("D"));
+    params.scale = static_cast<float>(attribute(kScale));
+    params.softcap = static_cast<float>(attribute(kSoftcap));
+    params.causal = static_cast<int32_t>(attribute(kCausal));
+    params.window = static_cast<int32_t>(attribute(kWindow));
+    params.maxWaves = mWaves;
+    params.element = call.element;
+    size_t const cacheBytes = static_cast<size_t>(params.batch) * static_cast<size_t>(params.kvHeads)
+        * static_cast<size_t>(params.capacity) * static_cast<size_t>(params.headSize)
+        * static_cast<size_t>(elementBytes(call.element));
+    // Without PreviewFeature::kALIASED_PLUGIN_IO_10_03 the caches are separate buffers: right, but a copy a step.
+    for (size_t i : {size_t{1}, size_t{2}})
+    {
+        void const* const from = call.inputs[kKeyCache + i - 1];
+        if (from != call.outputs[i])
+        {
+            cudaError_t const error
+                = cudaMemcpyAsync(call.outputs[i], from, cacheBytes, cudaMemcpyDeviceToDevice, call.stream);
+            if (error != cudaSuccess)
+            {
+                return error;
+            }
+        }
+    }
+    return nexusAttention(params, call.stream);
+}
+} // namespace semkv

@@ -1,0 +1,28 @@
+// NexusAttention as a TensorRT plugin. See README.md.
+#pragma once
+
+#include "../common/operator_plugin.h"
+
+namespace semkv
+{
+class NexusAttentionPlugin final : public OperatorPlugin
+{
+public:
+    NexusAttentionPlugin();
+    static OperatorContract const& contract();
+    nvinfer1::IPluginV3* clone() noexcept override;
+
+    // A tactic is the number of waves of thread blocks that splitting the slots may fill.
+    int32_t getNbTactics() noexcept override;
+    int32_t getValidTactics(int32_t* tactics, int32_t nbTactics) noexcept override;
+    int32_t setTactic(int32_t tactic) noexcept override;
+
+private:
+    bool attributesValid() const override;
+    bool sizesSupported(Sizes const& sizes) const override;
+    size_t workspaceBytes(Sizes const& sizes, Element element) const override;
+    cudaError_t run(Call const& call) const override;
+
+    int32_t mWaves{0};
+};
+} // namespace semkv

@@ -1,0 +1,292 @@
+// How one warp of the NexusAttention kernel works through its slots.
+#pragma once
+
+#include "nexus_attention_plan.cuh"
+
+namespace semkv::nexus
+{
+// One warp's share of a split: its lane group's slots, one after the other.
+template <typename T, int kHeadSize, int kRows>
+struct Walker
+{
+    using S = Shape<T, kHeadSize, kRows>;
+
+    Plan const& plan;
+    int64_t head; // batch row * kvHeads + KV head
+    int length;
+    int end;
+    int lane;  // within the lane group
+    int group; // within the warp
+    float query[kRows][S::kPerLane][S::kVector];
+    float sum[kRows][S::kPerLane][S::kVector];
+    float maximum[kRows];
+    float weight[kRows]; // sum of the weights of this lane's slots
+    int position[kRows]; // slot that the row sits at; -1: no such row
+
+    __device__ __forceinline__ Walker(Plan const& plan_, int64_t head_, int length_, int end_, int rowTileIndex)
+        : plan(plan_)
+        , head(head_)
+        , length(length_)
+        , end(end_)
+        , lane(static_cast<int>(threadIdx.x) % S::kLanes)
+        , group(static_cast<int>(threadIdx.x) % 32 / S::kLanes)
+    {
+        NexusAttentionParams const& call = plan.call;
+        SEMKV_UNROLL
+        for (int r = 0; r < kRows; ++r)
+        {
+            int const row = rowTileIndex * kRows + r;
+            bool const exists = row < plan.queries;
+            position[r] = exists ? length + row % call.rows : -1;
+            maximum[r] = minusInfinity();
+            weight[r] = 0.0F;
+            T const* source = static_cast<T const*>(call.query) + (head * plan.queries + row) * kHeadSize;
+            SEMKV_UNROLL
+            for (int c = 0; c < S::kPerLane; ++c)
+            {
+                int const piece = lane + c * S::kLanes;
+                Vector<T> const v
+                    = exists && piece < S::kPieces ? loadVector(source + piece * S::kVector) : zeroVector<T>();
+                SEMKV_UNROLL
+                for (int i = 0; i < S::kVector; ++i)
+                {
+                    query[r][c][i] = elementOf(v, i) * plan.factor;
+                    sum[r][c][i] = 0.0F;
+                }
+            }
+        }
+    }
+
+    // Slots below `length` are read from the cache; the new ones from the call's own rows, because another block may be
+    // writing them to the cache at this moment. Out of range reads nothing and gives zeros.
+    __device__ __forceinline__ void load(
+        Vector<T> (&rows)[S::kUnroll][S::kPerLane], void const* cache, void const* fresh, int base) const
+    {
+        T const* old = static_cast<T const*>(cache) + head * plan.call.capacity * kHeadSize;
+        T const* added = static_cast<T const*>(fresh) + (head * plan.call.rows - length) * kHeadSize;
+        SEMKV_UNROLL
+        for (int u = 0; u < S::kUnroll; ++u)
+        {
+            int const slot = base + u * S::kGroups + group;
+            T const* row = (slot < length ? old : added) + static_cast<int64_t>(slot) * kHeadSize;
+            SEMKV_UNROLL
+            for (int c = 0; c < S::kPerLane; ++c)
+            {
+                int const piece = lane + c * S::kLanes;
+                rows[u][c]
+                    = slot < end && piece < S::kPieces ? loadVector(row + piece * S::kVector) : zeroVector<T>();
+            }
+        }
+    }
+
+    // The slot whose logits this lane ends up with after `dotProducts`.
+    __device__ __forceinline__ int ownSlot(int base) const
+    {
+        return base + lane / S::kReplicas * S::kGroups + group;
+    }
+
+    __device__ __forceinline__ float biasOf(int slot) const
+    {
+        return slot < min(length, end) ? plan.call.slotBias[head * plan.call.capacity + slot] * kLog2E : 0.0F;
+    }
+
+    __device__ __forceinline__ void dotProducts(
+        Vector<T> const (&keys)[S::kUnroll][S::kPerLane], float (&logit)[kRows]) const
+    {
+        float part[kRows][S::kUnroll];
+        SEMKV_UNROLL
+        for (int u = 0; u < S::kUnroll; ++u)
+        {
+            SEMKV_UNROLL
+            for (int r = 0; r < kRows; ++r)
+            {
+                part[r][u] = 0.0F;
+            }
+            SEMKV_UNROLL
+            for (int c = 0; c < S::kPerLane; ++c)
+            {
+                SEMKV_UNROLL
+                for (int i = 0; i < S::kVector; ++i)
+                {
+                    float const k = elementOf(keys[u][c], i);
+                    SEMKV_UNROLL
+                    for (int r = 0; r < kRows; ++r)
+                    {
+                        part[r][u] += query[r][c][i] * k;
+                    }
+                }
+            }
+        }
+        SEMKV_UNROLL
+        for (int r = 0; r < kRows; ++r)
+        {
+            SEMKV_UNROLL
+            for (int offset = S::kLanes / 2, half = S::kUnroll / 2; offset > 0; offset /= 2, half /= 2)
+            {
+                if (half > 0)
+                {
+                    bool const upper = (lane & offset) != 0;
+                    SEMKV_UNROLL
+                    for (int u = 0; u < half; ++u)
+                    {
+                        float const keep = upper ? part[r][u + half] : part[r][u];
+                        float const give = upper ? part[r][u] : part[r][u + half];
+                        part[r][u] = keep + __shfl_xor_sync(kFullWarp, give, offset);
+                    }
+                }
+                else
+                {
+                    part[r][0] += __shfl_xor_sync(kFullWarp, part[r][0], offset);
+                }
+            }
+            logit[r] = part[r][0];
+        }
+    }
+
+    // Logits to weights; rescales what was summed before when a new maximum is found.
+    __device__ __forceinline__ void softmaxStep(float (&logit)[kRows], int slot, float bias)
+    {
+        SEMKV_UNROLL
+        for (int r = 0; r < kRows; ++r)
+        {
+            float x = logit[r];
+            if (plan.cap > 0.0F)
+            {
+                x = plan.cap * tanhf(x);
+            }
+            int const distance = position[r] - slot;
+            bool const seen = slot < end && position[r] >= 0 && (plan.call.causal == 0 || distance >= 0)
+                && (plan.call.window <= 0 || distance < plan.call.window) && bias > minusInfinity();
+            x = seen ? x + bias : minusInfinity();
+            float highest = x;
+            SEMKV_UNROLL
+            for (int offset = S::kLanes / 2; offset >= S::kReplicas; offset /= 2)
+            {
+                highest = fmaxf(highest, __shfl_xor_sync(kFullWarp, highest, offset));
+            }
+            highest = fmaxf(highest, maximum[r]);
+            // Nothing seen yet: any finite reference keeps -inf - reference from being NaN.
+            float const reference = highest > minusInfinity() ? highest : 0.0F;
+            logit[r] = exp2f(x - reference);
+            if (highest > maximum[r])
+            {
+                float const shrink = exp2f(maximum[r] - reference);
+                maximum[r] = highest;
+                weight[r] *= shrink;
+                SEMKV_UNROLL
+                for (int c = 0; c < S::kPerLane; ++c)
+                {
+                    SEMKV_UNROLL
+                    for (int i = 0; i < S::kVector; ++i)
+                    {
+                        sum[r][c][i] *= shrink;
+                    }
+                }
+            }
+            weight[r] += logit[r];
+        }
+    }
+
+    // Hands each slot's weights to all lanes of the group. `shared` is the group's own part of shared memory.
+    __device__ __forceinline__ void accumulate(
+        Vector<T> const (&values)[S::kUnroll][S::kPerLane], float const (&own)[kRows], float* shared)
+    {
+        if (lane % S::kReplicas == 0)
+        {
+            SEMKV_UNROLL
+            for (int r = 0; r < kRows; ++r)
+            {
+                shared[lane / S::kReplicas * kRows + r] = own[r];
+            }
+        }
+        __syncwarp();
+        SEMKV_UNROLL
+        for (int u = 0; u < S::kUnroll; ++u)
+        {
+            float w[kRows];
+            SEMKV_UNROLL
+            for (int r = 0; r < kRows; ++r)
+            {
+                w[r] = shared[u * kRows + r];
+            }
+            SEMKV_UNROLL
+            for (int c = 0; c < S::kPerLane; ++c)
+            {
+                SEMKV_UNROLL
+                for (int i = 0; i < S::kVector; ++i)
+                {
+                    float const v = elementOf(values[u][c], i);
+                    SEMKV_UNROLL
+                    for (int r = 0; r < kRows; ++r)
+                    {
+                        sum[r][c][i] += w[r] * v;
+                    }
+                }
+            }
+        }
+    }
+
+    // Leaves the warp's total in every lane group.
+    __device__ __forceinline__ void mergeGroups()
+    {
+        SEMKV_UNROLL
+        for (int r = 0; r < kRows; ++r)
+        {
+            SEMKV_UNROLL
+            for (int offset = S::kLanes / 2; offset >= S::kReplicas; offset /= 2)
+            {
+                weight[r] += __shfl_xor_sync(kFullWarp, weight[r], offset);
+            }
+            SEMKV_UNROLL
+            for (int offset = S::kLanes; offset < 32; offset *= 2)
+            {
+                float const highest = fmaxf(maximum[r], __shfl_xor_sync(kFullWarp, maximum[r], offset));
+                float const shrink = highest > minusInfinity() ? exp2f(maximum[r] - highest) : 0.0F;
+                maximum[r] = highest;
+                weight[r] *= shrink;
+                weight[r] += __shfl_xor_sync(kFullWarp, weight[r], offset);
+                SEMKV_UNROLL
+                for (int c = 0; c < S::kPerLane; ++c)
+                {
+                    SEMKV_UNROLL
+                    for (int i = 0; i < S::kVector; ++i)
+                    {
+                        sum[r][c][i] *= shrink;
+                        sum[r][c][i] += __shfl_xor_sync(kFullWarp, sum[r][c][i], offset);
+                    }
+                }
+            }
+        }
+    }
+
+    // Warp totals to shared memory: [warp][row][head size], then [warp][row] maxima and weights.
+    __device__ __forceinline__ void publish(float* sums, float* maxima, float* weights, int warp) const
+    {
+        SEMKV_UNROLL
+        for (int r = 0; r < kRows; ++r)
+        {
+            if (group == 0)
+            {
+                SEMKV_UNROLL
+                for (int c = 0; c < S::kPerLane; ++c)
+                {
+                    int const piece = lane + c * S::kLanes;
+                    SEMKV_UNROLL
+                    for (int i = 0; i < S::kVector; ++i)
+                    {
+                        if (piece < S::kPieces)
+                        {
+                            sums[(warp * kRows + r) * kHeadSize + piece * S::kVector + i] = sum[r][c][i];
+                        }
+                    }
+                }
+            }
+            if (threadIdx.x % 32 == 0)
+            {
+                maxima[warp * kRows + r] = maximum[r];
+                weights[warp * kRows + r] = weight[r];
+            }
+        }
+    }
+};
+} // namespace semkv::nexus

@@ -1,0 +1,72 @@
+#include "semantic_cluster.cuh"
+
+namespace semkv
+{
+namespace cluster
+{
+template <typename T>
+cudaError_t run(SemanticClusterParams const& params, Scratch const& scratch, cudaStream_t stream)
+{
+    unsigned const batch = static_cast<unsigned>(params.batch);
+    unsigned const heads = static_cast<unsigned>(params.heads);
+    unsigned const groups = static_cast<unsigned>(params.groups);
+    unsigned const words = static_cast<unsigned>(scratch.words);
+    unsigned const slotBlocks = static_cast<unsigned>(ceilDivide(params.capacity, kThreads));
+    SEMKV_LAUNCH(dim3(static_cast<unsigned>(ceilDivide(params.capacity, kThreads / 32)), heads, batch), dim3(kThreads),
+        0, stream, (normKernel<T>), params, scratch);
+    SEMKV_LAUNCH(dim3(words, groups, batch), dim3(kThreads), kNeighbourShared, stream, (neighbourKernel<T>), params,
+        scratch);
+    SEMKV_LAUNCH(dim3(static_cast<unsigned>(params.levels), groups, batch), dim3(kThreads),
+        seedShared(scratch.words), stream, (seedKernel), params, scratch);
+    SEMKV_LAUNCH(dim3(groups, batch), dim3(kThreads), sizeof(int) * (kThreads / 32 + 1), stream, (placeKernel),
+        params, scratch);
+    SEMKV_LAUNCH(dim3(slotBlocks, heads, batch), dim3(kThreads), 0, stream, (weightKernel), params, scratch);
+    size_t const biasBytes = sizeof(float) * static_cast<size_t>(params.batch) * static_cast<size_t>(params.heads)
+        * static_cast<size_t>(params.capacity);
+    cudaError_t error
+        = cudaMemcpyAsync(params.slotBiasOut, scratch.bias, biasBytes, cudaMemcpyDeviceToDevice, stream);
+    RowMove move{params.keyCache, params.keyCacheOut, nullptr, scratch.source, scratch.members, scratch.weight,
+        scratch.count, nullptr, params.heads, params.groups, params.capacity, params.headSize};
+    if (error == cudaSuccess)
+    {
+        error = moveRows<T>(move, params.batch, stream);
+    }
+    move.from = params.valueCache;
+    move.to = params.valueCacheOut;
+    return error != cudaSuccess ? error : moveRows<T>(move, params.batch, stream);
+}
+} // namespace cluster
+
+size_t semanticClusterWorkspaceBytes(SemanticClusterParams const& params)
+{
+    SemanticClusterParams sizes = params;
+    sizes.workspace = nullptr;
+    cluster::Scratch scratch{};
+    return cluster::carve(sizes, scratch);
+}
+
+cudaError_t semanticCluster(SemanticClusterParams const& params, cudaStream_t stream)
+{
+    if (params.batch < 0 || params.batch > 65535 || params.heads <= 0 || params.heads > 65535 || params.capacity < 0
+        || params.capacity > kSemanticClusterMaxCapacity || params.headSize <= 0
+        || params.headSize * elementBytes(params.element) % 16 != 0
+        || (params.groups != 1 && params.groups != params.heads) || params.levels <= 0 || params.span < 1
+        || params.span > kSemanticClusterMaxSpan)
+    {
+        return cudaErrorInvalidValue;
+    }
+    if (params.batch == 0 || params.capacity == 0)
+    {
+        return cudaSuccess;
+    }
+    cluster::Scratch scratch{};
+    cluster::carve(params, scratch);
+    switch (params.element)
+    {
+    case Element::kFloat32: return cluster::run<float>(params, scratch, stream);
+    case Element::kFloat16: return cluster::run<__half>(params, scratch, stream);
+    case Element::kBFloat16: return cluster::run<__nv_bfloat16>(params, scratch, stream);
+    }
+    return cudaErrorInvalidValue;
+}
+} // namespace semkv

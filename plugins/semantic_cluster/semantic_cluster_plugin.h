@@ -1,0 +1,21 @@
+// SemanticCluster as a TensorRT plugin. See README.md.
+#pragma once
+
+#include "../common/operator_plugin.h"
+
+namespace semkv
+{
+class SemanticClusterPlugin final : public OperatorPlugin
+{
+public:
+    SemanticClusterPlugin();
+    static OperatorContract const& contract();
+    nvinfer1::IPluginV3* clone() noexcept override;
+
+private:
+    bool attributesValid() const override;
+    bool sizesSupported(Sizes const& sizes) const override;
+    size_t workspaceBytes(Sizes const& sizes, Element element) const override;
+    cudaError_t run(Call const& call) const override;
+};
+} // namespace semkv

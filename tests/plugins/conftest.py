@@ -1,0 +1,56 @@
+"""Builds of the plugins that these tests share, made once a session in build/ (incremental, so later runs are quick).
+
+No GPU is needed: the kernels run on the CPU (plugins/emulation), and nvcc's output is only read, not run.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+BUILD = ROOT / "build"
+ARCHITECTURES = "80-real;90-real"
+
+
+def _script(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHON": sys.executable}
+    command = ["nice", str(ROOT / "scripts" / "build_plugins.sh"), "--jobs", "2", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+def _build(out: Path, *arguments: str) -> Path:
+    done = _script("--out", str(out), *arguments)
+    if "no TensorRT headers" in done.stderr:
+        pytest.skip(done.stderr.strip().splitlines()[-1])
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return out
+
+
+@pytest.fixture(scope="session")
+def emulated_kernels() -> Path:
+    """libsemkv_kernels.so for the CPU, under the address and undefined-behaviour sanitizers; no TensorRT headers."""
+    out = BUILD / "plugins-emulated-kernels"
+    done = _script("--out", str(out), "--emulated", "--sanitize", "--kernels-only")
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return out / "libsemkv_kernels.so"
+
+
+@pytest.fixture(scope="session")
+def harness(emulated_kernels: Path) -> Path:
+    """The API harness, in the build folder of the emulated kernels so that these are compiled once."""
+    out = _build(emulated_kernels.parent, "--emulated", "--sanitize", "--target", "semkv_api_harness")
+    return out / "semkv_api_harness"
+
+
+@pytest.fixture(scope="session")
+def cuda_build() -> Path:
+    """Folder of the libraries as nvcc builds them, for sm_80 and sm_90."""
+    if shutil.which("nvcc") is None and not list(Path("/usr/local").glob("cuda*/bin/nvcc")):
+        pytest.skip("no nvcc: the kernels' resources cannot be read")
+    return _build(BUILD / "plugins-cuda", "--arch", ARCHITECTURES)

@@ -1,0 +1,48 @@
+"""The kernels' own sources, run on the CPU under sanitizers, against the operators' PyTorch references."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+def worker(library: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    libasan = subprocess.run(
+        ["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    environment = {
+        **os.environ,
+        "LD_PRELOAD": libasan,
+        "ASAN_OPTIONS": "detect_leaks=0:allow_user_poisoning=1",
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, str(HERE / "kernel_worker.py"), str(library), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+
+
+@pytest.mark.parametrize(
+    ("operator", "cases"),
+    # 120 cases of NexusAttention are every head size, element type and GQA group of 1 to 8 once.
+    [("nexus_attention", 168), ("compact_cache", 24), ("semantic_cluster", 16)],
+)
+def test_kernels_equal_the_reference(emulated_kernels: Path, operator: str, cases: int) -> None:
+    done = worker(emulated_kernels, operator, str(cases))
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    assert done.returncode == 0 and lines, done.stderr[-4000:]
+    result = json.loads(lines[0].removeprefix("RESULT "))
+    assert result["cases"] == cases
+    assert not result["failures"], "\n".join(result["failures"])
+
+
+def test_the_sanitizer_watches_the_kernels(emulated_kernels: Path) -> None:
+    done = worker(emulated_kernels, "overflow")
+    assert done.returncode != 0
+    assert "AddressSanitizer: heap-buffer-overflow" in done.stderr

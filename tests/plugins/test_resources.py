@@ -1,0 +1,65 @@
+"""What nvcc makes of the kernels: registers and spills, the width of loads, the libraries' symbols and dependencies."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def find_cuobjdump() -> str | None:
+    folders = [Path(p) / "nvidia" / "cu13" / "bin" for p in sys.path]
+    folders += sorted(Path("/usr/local").glob("cuda*/bin"))
+    found = shutil.which("cuobjdump") or next(
+        (str(f / "cuobjdump") for f in folders if (f / "cuobjdump").exists()), None
+    )
+    return found
+
+
+def ptxas_report(build: Path) -> dict[tuple[str, str], str]:
+    """(kernel, architecture) to the last report of it in build.log."""
+    pattern = re.compile(r"Compiling entry function '(\w+)' for '(sm_\d+)'\n(.*\n.*\n.*)\n")
+    return {(m[1], m[2]): m[3] for m in pattern.finditer((build / "build.log").read_text())}
+
+
+def test_decode_kernels_do_not_spill(cuda_build: Path) -> None:
+    report = {key: text for key, text in ptxas_report(cuda_build).items() if "decodeKernel" in key[0]}
+    # 3 element types, 5 head sizes, 4 row tiles, 2 architectures.
+    assert len(report) == 120
+    spilling = {
+        key: text for key, text in report.items() if not re.search(r"\b0 bytes stack frame, 0 bytes spill", text)
+    }
+    assert not spilling, spilling
+    assert all(re.search(r"Used \d+ registers", text) for text in report.values())
+
+
+def test_decode_kernels_load_16_bytes(cuda_build: Path) -> None:
+    cuobjdump = find_cuobjdump()
+    if cuobjdump is None:
+        pytest.skip("no cuobjdump (PyPI: nvidia-cuda-cuobjdump, nvidia-cuda-nvdisasm)")
+    sass = subprocess.run(
+        [cuobjdump, "--dump-sass", "-arch", "sm_90", str(cuda_build / "libsemkv_kernels.so")],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    checked = 0
+    for function in sass.split("Function : ")[1:]:
+        if "decodeKernel" not in function.split("\n", 1)[0]:
+            continue
+        checked += 1
+        assert function.count("LDG.E.128") >= 8, function[:200]
+        assert not re.search(r"\b(LDL|STL)\b", function), function[:200]
+    assert checked == 60
+
+
+def test_plugin_library_exports_two_symbols_and_links_no_tensorrt(cuda_build: Path) -> None:
+    library = str(cuda_build / "libsemkv_plugins.so")
+    symbols = subprocess.run(["nm", "-D", "--defined-only", library], capture_output=True, text=True, check=True).stdout
+    assert sorted(line.split()[-1] for line in symbols.splitlines()) == ["getCreators", "setLoggerFinder"]
+    needed = subprocess.run(["readelf", "-d", library], capture_output=True, text=True, check=True).stdout
+    assert "nvinfer" not in needed and "tensorrt" not in needed and "libcudart" not in needed
