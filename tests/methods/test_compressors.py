@@ -187,6 +187,15 @@ def test_paper_form_keeps_delimiters_apart():
         np.testing.assert_array_equal(result[name][0, :, delimiters], state[name][0, :, positions])
 
 
+@pytest.mark.parametrize("method", VARIANTS[::3], ids=lambda method: method.kind)
+def test_no_shape_depends_on_data(method: Method):
+    """No operator whose output size is read off its input's values."""
+    graph = method.compressor(facts())
+    assert graph is not None
+    nodes = [*graph.graph.node, *(node for function in graph.functions for node in function.node)]
+    assert not {"NonZero", "Compress", "Unique", "NonMaxSuppression"} & {node.op_type for node in nodes}
+
+
 def test_full_never_compresses():
     assert Full().compressor(facts()) is None
 

@@ -170,6 +170,19 @@ def test_length_never_exceeds_capacity(bundle: Bundle, turns: list[tuple[int, in
         assert (np.diff(positions) > 0).all() and positions[-1] == session.position[0] - 1
 
 
+def test_compress_at_turn_keeps_the_budget_of_what_was_seen(bundle: Bundle):
+    session = open_session(bundle, budget=0.25)
+    session.method = session.method.model_copy(update={"compress_at": "turn"})
+    for turn in range(3):
+        session.prefill(text(turn, 60))
+        for token in text(9, 10):
+            session.step([token])
+        session.end_turn()
+        assert session.kept_slots[0] <= np.ceil(0.25 * session.position[0])
+        assert session.slot_position[0, 0, 0, session.length[0, 0] - 1] == session.position[0] - 1
+    assert session.stats.runs == 3
+
+
 def test_stop_ids_end_a_reply_and_are_not_appended(bundle: Bundle):
     session = open_session(bundle, budget=1.0)
     free = session.generate(text(3, 20), max_new_tokens=12)[0]
