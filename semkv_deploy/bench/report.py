@@ -96,7 +96,7 @@ def _draw(output: dict[str, Any], path: Path) -> None:
     figure, panels = plt.subplots(1, 2, figsize=(9, 1.1 + 0.45 * len(names)), sharey=True, layout="constrained")
     shown = {"decode_ms": "decode, ms per token", "peak_mib": "memory beside weights, MiB"}
     for panel, (key, label) in zip(panels, shown.items(), strict=True):
-        values = [output["results"][name][key] for name in names]
+        values = [output["results"][name].get(key, 0) for name in names]
         colours = ["#9aa5b1" if name.startswith("onnxruntime") else "#2563a8" for name in names]
         panel.bar_label(panel.barh(names, values, color=colours), fmt="%.0f", padding=3)
         panel.set_xlabel(label)
