@@ -98,7 +98,8 @@ def _draw(output: dict[str, Any], path: Path) -> None:
     for panel, (key, label) in zip(panels, shown.items(), strict=True):
         values = [output["results"][name].get(key, 0) for name in names]
         colours = ["#9aa5b1" if name.startswith("onnxruntime") else "#2563a8" for name in names]
-        panel.bar_label(panel.barh(names, values, color=colours), fmt="%.0f", padding=3)
+        labels = [f"{value:.0f}" if value else "not measured" for value in values]
+        panel.bar_label(panel.barh(names, values, color=colours), labels, padding=3)
         panel.set_xlabel(label)
         panel.set_xlim(0, max(values) * 1.15)
         panel.spines[["top", "right"]].set_visible(False)
