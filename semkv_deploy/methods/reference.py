@@ -10,7 +10,7 @@ from semkv_deploy.ops import compact_cache, semantic_cluster
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from semkv_deploy.facts import ModelFacts
+    from semkv_deploy.facts import ModelFacts, Rotary
     from semkv_deploy.methods.base import Method
 
 
@@ -58,7 +58,7 @@ def _semanticache(
                     chunk_id[b, g, :, slot] = chunk // method.chunk_width
     unrotated = method.merge_keys == "unrotated"
     keys = state["key_cache"]
-    mergeable = _rotate(keys, -state["slot_position"], facts) if unrotated else keys
+    mergeable = _rotary(facts).rotate(keys, -state["slot_position"]) if unrotated else keys
     key, value, bias, length, source, level_taken = semantic_cluster.reference(
         mergeable,
         state["value_cache"],
@@ -72,8 +72,7 @@ def _semanticache(
     seed = source.clamp_min(0)
     position, chunks = state["slot_position"].gather(2, seed), state["slot_chunk"].gather(2, seed)
     if unrotated:
-        merged = _rotate(key, position, facts)
-        key = merged.clone()
+        key = _rotary(facts).rotate(key, position)
         for b, h, slot in torch.cartesian_prod(*(torch.arange(size) for size in bias.shape)).tolist():
             origin = int(seed[b, h if groups > 1 else 0, slot])
             if bias[b, h, slot] == state["slot_bias"][b, h, origin]:
@@ -90,18 +89,9 @@ def _semanticache(
     }, level_taken
 
 
-def _rotate(keys: Tensor, position: Tensor, facts: ModelFacts) -> Tensor:
-    """Rotary embedding by `position` `[B,G,C]` on keys `[B,H,C,D]`, halves of the rotary channels paired."""
-    import torch
-
-    assert facts.rotary is not None
-    frequency = torch.tensor(facts.rotary.inv_freq)
-    half = len(frequency)
-    angle = position[..., None].float() * frequency
-    cos, sin = angle.cos(), angle.sin()
-    first, second, rest = keys.float().split([half, half, keys.shape[-1] - 2 * half], -1)
-    turned = torch.cat([first * cos - second * sin, second * cos + first * sin, rest], -1)
-    return turned.to(keys.dtype)
+def _rotary(facts: ModelFacts) -> Rotary:
+    assert facts.rotary is not None, "`for_model` chose cached keys"
+    return facts.rotary
 
 
 def _evict_oldest(state: dict[str, Tensor], target: Tensor, sinks: int) -> tuple[dict[str, Tensor], Tensor]:
