@@ -11,7 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from semkv_deploy.bundle import Bundle
+from semkv_deploy.calibrate import mean_kl
 from semkv_deploy.errors import SemkvError
+from semkv_deploy.methods import Full, SemantiCache, StreamingLLM
 from semkv_deploy.runtime.open import open_session
 from semkv_deploy.runtime.session import Session
 from semkv_deploy.validate.reference import ReferenceEngine
@@ -83,6 +85,50 @@ def test_three_turns_with_compression_match_the_reference(bundle: Bundle, model:
         same_cache(session, reference, atol=2e-3)
     assert session.stats.runs == reference.stats.runs > 1
     assert session.stats.levels == reference.stats.levels
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        StreamingLLM(),
+        SemantiCache(cluster_by="head"),
+        SemantiCache(merge_keys="cached", ladder="paper", recent=0, sinks=0, threshold=0.6),
+        SemantiCache(compress_at="turn"),
+    ],
+    ids=lambda method: method.model_dump_json(exclude_defaults=True),
+)
+def test_every_method_built_matches_its_reference(method: Any, tiny_export: Path, model: Any, tmp_path: Path):
+    from semkv_deploy.build import build_bundle
+
+    decoder = str(tiny_export / "decoder.onnx")
+    built = build_bundle(decoder, tmp_path / "bundle", budgets=[0.25], method=method, weights="fp32")
+    session, reference = open_session(built, budget=0.25), reference_session(built, model, 0.25)
+    for turn in range(2):
+        logits, expected = (each.prefill(text(turn, 110)) for each in (session, reference))
+        np.testing.assert_allclose(logits, expected, atol=2e-3)
+        session.end_turn()
+        reference.end_turn()
+    same_cache(session, reference, atol=2e-3)
+    assert session.stats.runs == reference.stats.runs >= 1
+
+
+@pytest.mark.parametrize("weights", ["int4", "int8"])
+def test_full_method_and_quantised_weights(weights: Any, tiny_export: Path, bundle: Bundle, tmp_path: Path):
+    """The full cache takes no slot bias; what is left of the difference to float32 is the weights'."""
+    from semkv_deploy.build import build_bundle
+
+    decoder = str(tiny_export / "decoder.onnx")
+    built = build_bundle(decoder, tmp_path / "bundle", budgets=[1.0], method=Full(), weights=weights)
+    assert built.target("onnxruntime-cpu").compressor is None
+    ids = text(4, 100)
+    ours, exact = (open_session(each, budget=1.0).prefill(ids, all_logits=True) for each in (built, bundle))
+    cost = mean_kl(exact, ours)
+    assert 0 < cost < (2.0 if weights == "int4" else 0.05)
+    short = open_session(built, budget=1.0)
+    short.profile = short.profile.model_copy(update={"capacity": 64})
+    short.engine.capacity = 64
+    with pytest.raises(SemkvError, match="the cache is full and the method does not compress"):
+        short.prefill(ids)
 
 
 def test_budget_one_is_the_uncompressed_model(bundle: Bundle, model: Any):
