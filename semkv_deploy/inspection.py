@@ -31,9 +31,10 @@ def summary(bundle: Bundle) -> None:
         console.print(f"{name}: {len(record.aliases)} caches appended in place")
         for finding in record.lint:
             console.print(f"{name}: {finding}")
-    table = Table("budget", "capacity", "kept when compressed", "cache MiB per row", "prefill chunk")
+    table = Table()
+    for column in ("budget", "slots", "kept when full", "cache MiB per row"):
+        table.add_column(column, no_wrap=True, justify="left" if column == "budget" else "right")
     for profile in manifest.profiles:
-        slots = f"{profile.target} slots" if profile.budget < 1 and method.kind != "full" else "all"
-        size = f"{profile.cache_bytes / MIB:.1f}"
-        table.add_row(profile.label, f"{profile.capacity} slots", slots, size, str(profile.prefill_chunk))
+        kept = str(profile.target) if profile.budget < 1 and method.kind != "full" else "-"
+        table.add_row(profile.label, str(profile.capacity), kept, f"{profile.cache_bytes / MIB:.1f}")
     console.print(table)

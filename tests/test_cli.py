@@ -59,7 +59,7 @@ def test_build_generate_inspect(tiny_export: Path, tmp_path: Path):
     bundle = tmp_path / "bundle"
     built = cli("build", tiny_export / "decoder.onnx", "--budget", "0.5", "--max-context", 256, "-o", bundle)
     assert built.returncode == 0, built.stderr
-    assert "0.5 (50 % compression)" in built.stdout and "128 slots" in built.stdout and "int4 weights" in built.stdout
+    assert "0.5 (50 % compression)" in built.stdout and " 128 " in built.stdout and "int4 weights" in built.stdout
     shown = cli("inspect", bundle, "--json")
     manifest = json.loads(shown.stdout)
     assert manifest["max_context"] == 256 and manifest["method"]["kind"] == "semanticache"
