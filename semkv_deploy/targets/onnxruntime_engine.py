@@ -70,8 +70,6 @@ def inference_session(path: Path, *, threads: int | None = None, provider: str =
     options.intra_op_num_threads = threads or os.cpu_count() or 1
     # Shapes differ from run to run, so a memory plan of the first run is only ballast.
     options.enable_mem_pattern = False
-    # Weights that are used as they lie in the file need no second copy.
-    options.add_session_config_entry("session.use_ort_model_bytes_for_initializers", "1")
     try:
         return ort.InferenceSession(str(path), options, providers=[provider])
     except Exception as error:
