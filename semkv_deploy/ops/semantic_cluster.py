@@ -211,7 +211,7 @@ _BODY = """
 """
 
 # Index arithmetic: which slots make up each block and its window, and which pairs lie within span of each other.
-_BLOCKS = """
+BLOCKS = """
       rest = Constant <value_ints = [-1]> ()  keep = Constant <value_ints = [0]> ()
       single = Constant <value_ints = [1]> ()  two = Constant <value_int = 2> ()
       last_axis = Constant <value_ints = [-1]> ()  zero_f = Constant <value_float = 0.0> ()
@@ -246,7 +246,7 @@ _BLOCKS = """
 """
 
 # Cosines, summed over the heads of a group (the thresholds are scaled instead of the sum).
-_SIMILARITY = """
+SIMILARITY = """
       heads = Shape <start = 1, end = 2> (key_cache)  head_size = Shape <start = 3, end = 4> (key_cache)
       heads_per_group = Div (heads, groups)  key_f = Cast <to = 1> (key_cache)
       key_squared = Mul (key_f, key_f)  norm_squared = ReduceSum <keepdims = 0> (key_squared, last_axis)
@@ -328,7 +328,7 @@ _LEVELS = """
 """
 
 # Where each slot goes, with what share of its cluster, and what does not depend on the head: sources and biases.
-_PLACES = """
+PLACES = """
       slot_axis = Constant <value_int = -1> ()
       slot_total = Size (owner)  group_start_flat = Range (zero, slot_total, capacity_scalar)
       group_start_shape = Concat <axis = 0> (batch, groups, single)
@@ -346,10 +346,10 @@ _PLACES = """
       owner_bias = Gather (live_bias_flat, owner_flat)  relative_bias = Sub (live_bias, owner_bias)
       relative_weight = Exp (relative_bias)  weight = Where (is_kept, relative_weight, zero_f)
       no_weight = Expand (zero_f, group_shape)
-      total_or_none = ScatterElements <axis = -1, reduction = "add"> (no_weight, owner, weight)
+      TOTAL
       seed_weight = Constant <value_float = 1.0> ()
       total = Max (total_or_none, seed_weight)  total_flat = Reshape (total, rest)
-      owner_total = Gather (total_flat, owner_flat)  share = Div (weight, owner_total)
+      owner_total = Gather (total_flat, owner_flat)
 
       owner_log_total = Log (owner_total)  core_bias = Add (owner_bias, owner_log_total)
       source_bias = ScatterElements <axis = -1> (no_weight, place, core_bias)
@@ -359,6 +359,11 @@ _PLACES = """
       new_bias = Where (row_over, group_bias_new, slot_bias)
 """
 
+# The weights of each cluster's members, summed at its seed.
+_TOTAL = """
+      total_or_none = ScatterElements <axis = -1, reduction = "add"> (no_weight, owner, weight)
+"""
+
 # Both caches: one weighted sum of rows each.
 _MERGE = """
       cache_shape = Shape (key_cache)  row_total = Size (slot_bias)
@@ -366,7 +371,7 @@ _MERGE = """
       head_start_shape = Concat <axis = 0> (batch, heads, single)
       head_start = Reshape (head_start_flat, head_start_shape)  place_in_rows = Add (head_start, place)
       place_shape = Concat <axis = 0> (rest, single)  place_rows = Reshape (place_in_rows, place_shape)
-      share_column = Unsqueeze (share, last_axis)
+      share = Div (weight, owner_total)  share_column = Unsqueeze (share, last_axis)
 
       key_shares = Mul (key_f, share_column)  key_rows = Flatten <axis = 3> (key_shares)
       empty_shape = Shape (key_rows)  empty = ConstantOfShape <value = float[1] {-0.0}> (empty_shape)
@@ -382,5 +387,5 @@ _MERGE = """
 
 def function_proto() -> onnx.FunctionProto:
     """The operator's body in standard operators; every shape follows from the input shapes."""
-    body = _BODY.replace("BLOCKS SIMILARITY LEVELS PLACES MERGE", _BLOCKS + _SIMILARITY + _LEVELS + _PLACES + _MERGE)
-    return parse_function(OP, body)
+    parts = BLOCKS + SIMILARITY + _LEVELS + PLACES.replace("TOTAL", _TOTAL) + _MERGE
+    return parse_function(OP, _BODY.replace("BLOCKS SIMILARITY LEVELS PLACES MERGE", parts))

@@ -113,7 +113,11 @@ class OnnxRuntimeEngine:
         # layer after the other on all threads.
         self._workers = max(1, min(COMPRESSOR_WORKERS, threads or os.cpu_count() or 1))
         self._compressor = inference_session(compressor, threads=1) if compressor else None
-        self._inputs = {value.name for value in self._decoder.get_inputs()}
+        self._inputs = {value.name: value for value in self._decoder.get_inputs()}
+        cache = self._inputs["past_key_values.00.key"]
+        # Lowered for TensorRT, heads lie in the batch axis: the same bytes in another shape.
+        self._folded = cache.shape[1] == 1 != facts.kv_heads
+        self._dtype = _numpy_type(cache.type)
         # np.zeros maps pages on first touch: slots never used cost no memory.
         self._layers = [self._new_layer() for _ in range(facts.layers)]
         self._spare = [self._new_layer() for _ in range(self._workers if compressor else 0)]
@@ -121,9 +125,8 @@ class OnnxRuntimeEngine:
 
     def _new_layer(self) -> _Layer:
         shape = (self.batch, self.facts.kv_heads, self.capacity)
-        dtype = np.dtype(self.facts.dtype)
         rows = (*shape, self.facts.head_dim)
-        return _Layer(np.zeros(rows, dtype), np.zeros(rows, dtype), np.zeros(shape, np.float32))
+        return _Layer(np.zeros(rows, self._dtype), np.zeros(rows, self._dtype), np.zeros(shape, np.float32))
 
     @property
     def layers(self) -> list[_Layer]:
@@ -205,6 +208,18 @@ class OnnxRuntimeEngine:
         return Compressed(*(result[name].numpy() for name in small))
 
 
+def _numpy_type(onnxruntime_type: str) -> np.dtype[Any]:
+    names = {"tensor(float)": "float32", "tensor(float16)": "float16"}
+    if onnxruntime_type not in names:
+        raise SemkvError(
+            "ONNX Runtime's CPU kernels do not take this cache type",
+            where="past_key_values.00.key",
+            expected="float32 or float16",
+            got=onnxruntime_type,
+        )
+    return np.dtype(names[onnxruntime_type])
+
+
 class _Binding:
     """The decoder's inputs and outputs bound to buffers once, for runs of one shape."""
 
@@ -237,6 +252,8 @@ class _Binding:
             if f"slot_bias.{tag}" in engine._inputs:
                 bind(f"slot_bias.{tag}", layer.bias[rows])
             for part, buffer in (("key", layer.key[rows]), ("value", layer.value[rows])):
+                if engine._folded:
+                    buffer = buffer.reshape(-1, 1, *buffer.shape[2:])
                 bind(f"past_key_values.{tag}.{part}", buffer)
                 appended = buffer
                 if not engine.in_place:

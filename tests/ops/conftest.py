@@ -16,10 +16,14 @@ from onnx.reference import ReferenceEvaluator
 from torch import Tensor
 
 from semkv_deploy import ops
+from semkv_deploy.ops import semantic_cluster
 from semkv_deploy.ops.spec import OperatorSpec, make_node
+from semkv_deploy.passes import static_cluster
 
 ELEMENT_TYPE = {torch.float32: onnx.TensorProto.FLOAT, torch.float16: onnx.TensorProto.FLOAT16}
 FIXED_TYPE = {"float32": onnx.TensorProto.FLOAT, "int64": onnx.TensorProto.INT64}
+
+STATIC_CLUSTER = "onnxruntime, the body for TensorRT"
 
 Outputs = tuple[Tensor, ...]
 Implementation = Callable[..., Outputs]
@@ -31,9 +35,16 @@ def _one_torch_thread() -> None:
 
 
 def build_model(
-    spec: OperatorSpec, dtype: torch.dtype, sizes: Sequence[tuple[int, ...]] | None, attributes: dict[str, float]
+    spec: OperatorSpec,
+    dtype: torch.dtype,
+    sizes: Sequence[tuple[int, ...]] | None,
+    attributes: dict[str, float],
+    function: onnx.FunctionProto | None = None,
 ) -> onnx.ModelProto:
-    """A model of one node and the operator's function. sizes: static input shapes; None: all dimensions symbolic."""
+    """A model of one node and the operator's function (None: the portable one).
+
+    sizes: static input shapes; None: all dimensions symbolic.
+    """
 
     def values(
         tensors: Sequence[ops.TensorSpec], shapes: Sequence[tuple[int, ...]] | None
@@ -45,7 +56,7 @@ def build_model(
             for i, t in enumerate(tensors)
         ]
 
-    function = next(f for f in ops.function_protos() if f.name == spec.name)
+    function = function or next(f for f in ops.function_protos() if f.name == spec.name)
     node = make_node(spec, spec.input_names, spec.output_names, "", **attributes)
     named = (
         {}
@@ -75,8 +86,9 @@ def _runner(
     sizes: tuple[tuple[int, ...], ...] | None,
     attributes: tuple[tuple[str, float], ...],
 ) -> onnxruntime.InferenceSession | ReferenceEvaluator:
-    model = build_model(ops.SPECS[name], dtype, sizes, dict(attributes))
-    return open_session(model) if kind == "onnxruntime" else ReferenceEvaluator(model)
+    function = static_cluster.function_proto() if kind == STATIC_CLUSTER else None
+    model = build_model(ops.SPECS[name], dtype, sizes, dict(attributes), function)
+    return ReferenceEvaluator(model) if kind == "evaluator" else open_session(model)
 
 
 def _onnx(kind: str, module: ModuleType, static: bool = False) -> Implementation:
@@ -101,12 +113,13 @@ def _torch(module: ModuleType) -> Implementation:
 
 def implementations(module: ModuleType) -> dict[str, Implementation]:
     """Every implementation of the operator, by name; the torch operator comes first."""
-    return {
+    found = {
         "torch": _torch(module),
         "onnxruntime": _onnx("onnxruntime", module),
         "onnxruntime, static shapes": _onnx("onnxruntime", module, static=True),
         "ReferenceEvaluator": _onnx("evaluator", module),
     }
+    return {**found, STATIC_CLUSTER: _onnx(STATIC_CLUSTER, module)} if module is semantic_cluster else found
 
 
 def assert_agree(module: ModuleType, inputs: Sequence[Tensor], atol: float, **attributes: float) -> Outputs:
