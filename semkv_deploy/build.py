@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from semkv_deploy import calibrate
 from semkv_deploy.budget import static_profile
 from semkv_deploy.bundle import (
+    AnyTarget,
     BuiltProfile,
     Bundle,
-    Calibration,
     Manifest,
     TargetRecord,
     new_directory,
@@ -24,14 +24,18 @@ from semkv_deploy.errors import SemkvError
 from semkv_deploy.exported import open_export
 from semkv_deploy.passes.quantize import quantize_weights
 from semkv_deploy.runtime.tokens import ChunkCounter, delimiter_table, load_tokenizer
-from semkv_deploy.targets import require_available
-from semkv_deploy.targets.onnxruntime_build import copy_compressor, lower_decoder, save_decoder
+from semkv_deploy.targets import is_tensorrt, require_available
+from semkv_deploy.targets.onnxruntime_build import BuiltDecoder, copy_compressor, lower_decoder, save_decoder
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from semkv_deploy.facts import ModelFacts
     from semkv_deploy.methods import AnyMethod
     from semkv_deploy.passes.gqa import BiasMode
     from semkv_deploy.passes.quantize import WeightFormat
+    from semkv_deploy.targets.tensorrt_build import TensorRTOptions
 
 Progress = Callable[[str, float | None], None]
 """Called with what is being done, and the share of it that is done (None: unknown)."""
@@ -46,9 +50,11 @@ def build_bundle(
     budgets: Sequence[float],
     method: AnyMethod,
     max_context: int | None = None,
-    target: str = "onnxruntime-cpu",
+    target: str | Sequence[str] = "onnxruntime-cpu",
     weights: WeightFormat = "int4",
+    tensorrt: TensorRTOptions | None = None,
     calibration_text: str | None = None,
+    family: str | None = None,
     force: bool = False,
     progress: Progress = lambda what, share: None,
 ) -> Bundle:
@@ -58,13 +64,23 @@ def build_bundle(
         source: `decoder.onnx` of an export directory, or anything `export` takes.
         budgets: shares of cache entries kept, one profile each.
         max_context: most tokens of a conversation; None: the model's, at most 8,192.
-        weights: how the target stores weights.
+        target: one or several.
+        weights: how `onnxruntime-*` targets store weights.
+        tensorrt: options of the `tensorrt*` targets; None: the defaults.
         calibration_text: None: the text that ships with the package.
+        family: fail unless the model is of this one (what a recipe is made for).
 
     Raises:
         SemkvError: on any input that cannot be built.
     """
-    require_available(target)
+    from semkv_deploy.targets.tensorrt_build import TensorRTOptions, build_tensorrt, check_options
+
+    targets = [target] if isinstance(target, str) else list(dict.fromkeys(target))
+    options = tensorrt or TensorRTOptions()
+    for name in targets:
+        require_available(name, engines=options.engines)
+        if is_tensorrt(name):
+            check_options(name, options)
     portable = Path(source)
     facts = open_export(portable) if portable.suffix == ".onnx" else None
     with new_directory(out, force=force) as root:
@@ -78,6 +94,10 @@ def build_bundle(
             # Copied, not linked: onnx tools refuse external data with several hard links.
             shutil.copytree(portable.parent, onnx_dir, dirs_exist_ok=True)
             (onnx_dir / portable.name).rename(onnx_dir / "decoder.onnx")
+        if family is not None and family != facts.family:
+            raise SemkvError(
+                "the recipe is for another family of models", where=source, expected=family, got=facts.family
+            )
         context = _context(max_context, facts)
         profiles = [
             static_profile(budget, context, bytes_per_slot=facts.cache_bytes_per_token)
@@ -92,21 +112,39 @@ def build_bundle(
         if compressor is not None:
             (onnx_dir / "compressor.onnx").write_bytes(compressor.SerializeToString(deterministic=True))
 
-        record, curve = _build_onnxruntime(root, target, facts, method, weights, calibration_text, progress)
+        records: dict[str, AnyTarget] = {}
+        reference = root / "work" / "decoder.onnx"
+        progress("lowering the decoder", None)
+        bias: BiasMode = "none" if not method.merges else "layer" if method.groups(facts.kv_heads) == 1 else "head"
+        built = save_decoder(lower_decoder(onnx_dir / "decoder.onnx", bias=bias, layers=facts.layers), reference)
+        tokens, delimiters = _calibration_tokens(root, facts, calibration_text)
+        progress("calibrating", 0.0)
+        logits, engine = calibrate.forward(reference, facts, tokens)
+        chunk = ChunkCounter().count(delimiter_table(delimiters, facts.vocab_size)[tokens])
+        curve = calibrate.kept_curve(method, facts, engine, chunk, lambda share: progress("calibrating", share))
+        del engine
+        built_profiles = [
+            BuiltProfile(
+                **profile.model_dump(), thresholds=calibrate.layer_thresholds(method, profile, curve, facts.layers)
+            )
+            for profile in profiles
+        ]
+        for name in targets:
+            if is_tensorrt(name):
+                records[name] = build_tensorrt(root, name, facts, method, built_profiles, options, progress)
+            else:
+                records[name] = _build_onnxruntime(
+                    root, name, facts, reference, built, weights, tokens, logits, progress
+                )
+        shutil.rmtree(root / "work")
         progress("writing the manifest", None)
         manifest = Manifest(
             model=facts,
             method=method,
             max_context=context,
-            profiles=[
-                BuiltProfile(
-                    **profile.model_dump(),
-                    thresholds=calibrate.layer_thresholds(method, profile, curve, facts.layers),
-                )
-                for profile in profiles
-            ],
+            profiles=built_profiles,
             calibration=curve,
-            targets={target: record},
+            targets=records,
             versions=tool_versions(),
             files={},
         )
@@ -123,47 +161,46 @@ def _context(max_context: int | None, facts: ModelFacts) -> int:
     return context
 
 
-def _build_onnxruntime(
-    root: Path,
-    target: str,
-    facts: ModelFacts,
-    method: AnyMethod,
-    weights: WeightFormat,
-    calibration_text: str | None,
-    progress: Progress,
-) -> tuple[TargetRecord, Calibration | None]:
-    """Lowers, quantises and calibrates; what is measured here is measured on the graphs the bundle holds."""
-    folder, work = root / "targets" / target, root / "work"
-    decoder = folder / "decoder.onnx"
-    bias: BiasMode = "none" if not method.merges else "layer" if method.groups(facts.kv_heads) == 1 else "head"
-    progress("lowering the decoder", None)
-    reference = decoder if weights == "fp32" else work / "decoder.onnx"
-    built = save_decoder(lower_decoder(root / "onnx" / "decoder.onnx", bias=bias, layers=facts.layers), reference)
-    if weights != "fp32":
-        progress(f"quantising weights to {weights}", None)
-        built = save_decoder(quantize_weights(reference, weights), decoder)
-    compressor = root / "onnx" / "compressor.onnx"
-    if compressor.exists():
-        copy_compressor(compressor, folder / "compressor.onnx")
-
+def _calibration_tokens(root: Path, facts: ModelFacts, text: str | None) -> tuple[list[int], list[int]]:
+    """The text to calibrate on, as tokens, and the delimiters' token ids."""
     tokenizer = load_tokenizer(root)
-    text = calibration_text if calibration_text is not None else calibrate.calibration_text()
+    text = text if text is not None else calibrate.calibration_text()
     tokens = tokenizer.encode(text, add_special_tokens=False)[: min(calibrate.MAX_TOKENS, facts.max_position)]
     if len(tokens) < 64:
         raise SemkvError(
             "too short to calibrate on", where="--calibration-text", expected="64 tokens or more", got=len(tokens)
         )
-    progress("calibrating", 0.0)
-    logits, engine = calibrate.forward(reference, facts, tokens)
-    delimiters = json.loads((root / "delimiters.json").read_text(encoding="utf-8"))["token_ids"]
-    chunk = ChunkCounter().count(delimiter_table(delimiters, facts.vocab_size)[tokens])
-    curve = calibrate.kept_curve(method, facts, engine, chunk, lambda share: progress("calibrating", share))
+    return tokens, json.loads((root / "delimiters.json").read_text(encoding="utf-8"))["token_ids"]
+
+
+def _build_onnxruntime(
+    root: Path,
+    target: str,
+    facts: ModelFacts,
+    reference: Path,
+    built: BuiltDecoder,
+    weights: WeightFormat,
+    tokens: list[int],
+    logits: NDArray[np.float32],
+    progress: Progress,
+) -> TargetRecord:
+    """Quantises the lowered float32 decoder at `reference`; `logits` are what that one gives on `tokens`."""
+    folder = root / "targets" / target
+    folder.mkdir(parents=True)
+    decoder = folder / "decoder.onnx"
     kl = None
-    if weights != "fp32":
+    if weights == "fp32":
+        for file in (reference, reference.with_name(reference.name + ".data")):
+            shutil.copyfile(file, folder / file.name)
+    else:
+        progress(f"quantising weights to {weights}", None)
+        built = save_decoder(quantize_weights(reference, weights), decoder)
         progress(f"measuring what {weights} weights cost", None)
         kl = round(calibrate.mean_kl(logits, calibrate.forward(decoder, facts, tokens)[0]), 4)
-        shutil.rmtree(work)
-    record = TargetRecord(
+    compressor = root / "onnx" / "compressor.onnx"
+    if compressor.exists():
+        copy_compressor(compressor, folder / "compressor.onnx")
+    return TargetRecord(
         decoder=decoder.relative_to(root).as_posix(),
         compressor=(folder / "compressor.onnx").relative_to(root).as_posix() if compressor.exists() else None,
         aliases=built.aliases,
@@ -172,4 +209,3 @@ def _build_onnxruntime(
         weight_kl=kl,
         lint=built.lint,
     )
-    return record, curve

@@ -11,16 +11,17 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from semkv_deploy.budget import StaticProfile
+from semkv_deploy.contract import Layout, Phase, StaticBudgetContract
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.facts import ModelFacts
 from semkv_deploy.methods import AnyMethod
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST = "bundle.json"
 
 
@@ -32,7 +33,7 @@ class FileRecord(BaseModel):
 
 
 class TargetRecord(BaseModel):
-    """What was built for one target.
+    """What was built for ONNX Runtime.
 
     Attributes:
         decoder, compressor: graph files, relative to the bundle.
@@ -43,6 +44,7 @@ class TargetRecord(BaseModel):
         lint: findings that did not stop the build.
     """
 
+    kind: Literal["onnxruntime"] = "onnxruntime"
     decoder: str
     compressor: str | None
     aliases: dict[str, str]
@@ -50,6 +52,61 @@ class TargetRecord(BaseModel):
     weight_bytes: int
     weight_kl: float | None
     lint: list[str]
+
+
+class EngineRecord(BaseModel):
+    """One graph for TensorRT and the engine built from it.
+
+    Attributes:
+        onnx: the lowered graph, relative to the bundle; its weights lie in `TensorRTRecord.weights`.
+        plan: the engine; None when engines were not built (`--no-engines`).
+        bytes: of the engine.
+        layers: how many layers of each promised kind TensorRT's network had, each found by name.
+        seconds: it took to build; 0 when it came from the engine cache.
+    """
+
+    phase: Phase
+    onnx: str
+    plan: str | None
+    bytes: int
+    layers: dict[str, int]
+    seconds: float
+
+
+class TensorRTBudget(BaseModel):
+    """One budget: the contract of its engines, and the engines."""
+
+    contract: StaticBudgetContract
+    engines: list[EngineRecord]
+
+
+class TensorRTRecord(BaseModel):
+    """What was built for TensorRT or TensorRT-RTX.
+
+    Attributes:
+        version: of the runtime that built the engines; only the same one opens them. None without engines.
+        compute_capabilities: the GPUs the engines are for, 86 for 8.6.
+        weights: external data of all graphs, relative to the bundle; `weight_bytes` of it are in each engine, once for
+            each profile that packs them its own way.
+        plugins: operators that are plugins in the engines; `plugin_library` is the library's file name.
+        lint: findings that did not stop the build.
+    """
+
+    kind: Literal["tensorrt"] = "tensorrt"
+    runtime: Literal["tensorrt", "tensorrt-rtx"]
+    version: str | None
+    compute_capabilities: list[int]
+    dtype: Literal["float32", "float16", "bfloat16"]
+    layout: Layout
+    weights: str
+    weight_bytes: int
+    plugins: list[str]
+    plugin_library: str | None
+    budgets: list[TensorRTBudget]
+    lint: list[str]
+
+
+AnyTarget = Annotated[TargetRecord | TensorRTRecord, Field(discriminator="kind")]
 
 
 class Calibration(BaseModel):
@@ -83,7 +140,7 @@ class Manifest(BaseModel):
     max_context: int
     profiles: list[BuiltProfile]
     calibration: Calibration | None
-    targets: dict[str, TargetRecord]
+    targets: dict[str, AnyTarget]
     versions: dict[str, str]
     files: dict[str, FileRecord]
 
@@ -171,7 +228,24 @@ class Bundle:
             )
         return profiles[budget]
 
-    def target(self, name: str) -> TargetRecord:
+    def onnxruntime(self, name: str) -> TargetRecord:
+        """What was built for an `onnxruntime-*` target.
+
+        Raises:
+            SemkvError: when the bundle was not built for it, or it is not one that runs in ONNX Runtime.
+        """
+        record = self.target(name)
+        if not isinstance(record, TargetRecord):
+            raise SemkvError(
+                "engines of this target are run by a C++ or Triton host, not by this command",
+                where=f"--target {name}",
+                expected=" or ".join(n for n, r in self.manifest.targets.items() if isinstance(r, TargetRecord))
+                or None,
+                fix="build the bundle with --target onnxruntime-cpu as well",
+            )
+        return record
+
+    def target(self, name: str) -> TargetRecord | TensorRTRecord:
         """What was built for a target.
 
         Raises:
@@ -210,7 +284,17 @@ def sha256(path: Path) -> str:
 
 def tool_versions() -> dict[str, str]:
     """Versions of what shapes a bundle's files."""
-    names = ("semkv-deploy", "torch", "transformers", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu")
+    names = (
+        "semkv-deploy",
+        "torch",
+        "transformers",
+        "onnx",
+        "onnxscript",
+        "onnxruntime",
+        "onnxruntime-gpu",
+        "tensorrt",
+        "tensorrt-rtx-cu13-bindings",
+    )
     found = {}
     for name in names:
         try:

@@ -116,6 +116,67 @@ METHOD_OPTIONS = [
 ]
 
 
+TENSORRT_OPTIONS = [
+    click.option(
+        "--dtype",
+        type=click.Choice(["float16", "bfloat16", "float32"]),
+        default="float16",
+        show_default=True,
+        help="TensorRT: type of weights and caches.",
+    ),
+    click.option(
+        "--layout",
+        type=click.Choice(["dual", "single", "split"]),
+        default="dual",
+        show_default=True,
+        help="TensorRT: prefill and decode as two optimization profiles, as one, or as two engines.",
+    ),
+    click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="TensorRT: rows decoded."),
+    click.option(
+        "--compute-capability",
+        "compute_capabilities",
+        metavar="LIST",
+        help="TensorRT-RTX: GPUs one engine is for, such as 86,89,120.  [default: 80,86,89,120]",
+    ),
+    click.option(
+        "--plugins",
+        default="none",
+        show_default=True,
+        metavar="LIST",
+        help="TensorRT: operators that are plugins: none, auto, or names such as nexus_attention,semantic_cluster.",
+    ),
+    click.option(
+        "--plugin-library", type=click.Path(path_type=Path), help="TensorRT: libsemkv_plugins.so, embedded in engines."
+    ),
+    click.option("--memory-limit", metavar="SIZE", help="TensorRT: workspace of the builder at most, such as 2GiB."),
+    click.option(
+        "--engine-cache", type=click.Path(path_type=Path), help="TensorRT: folder of engines to reuse and add to."
+    ),
+    click.option("--no-engines", is_flag=True, help="TensorRT: write the graphs and contracts, build no engine."),
+]
+
+
+def _tensorrt_options(values: dict[str, Any]) -> Any:
+    from semkv_deploy.targets.tensorrt_build import TensorRTOptions
+
+    limit = values["memory_limit"]
+    if limit is not None:
+        from semkv_deploy.plan import parse_size
+
+        limit = parse_size(limit)
+    return TensorRTOptions(
+        dtype=values["dtype"],
+        layout=values["layout"],
+        batch=values["batch"],
+        compute_capabilities=values["compute_capabilities"],
+        plugins=tuple(values["plugins"].split(",")),
+        plugin_library=values["plugin_library"],
+        memory_limit=limit,
+        engine_cache=values["engine_cache"],
+        engines=not values["no_engines"],
+    )
+
+
 def _with(options: list[Any]) -> Callable[[Any], Any]:
     def decorate(command: Any) -> Any:
         for option in reversed(options):
@@ -148,19 +209,47 @@ def export(
     click.echo(f"{output}: {facts.family}, {facts.layers} layers, {facts.kv_heads} KV heads of {facts.head_dim}")
 
 
+def _read_recipe(ctx: click.Context, _: click.Parameter, path: Path | None) -> str | None:
+    """Makes the recipe's values the command's defaults; returns the family it is for."""
+    if path is None:
+        return None
+    from semkv_deploy.recipe import FAMILY, load_recipe
+
+    values = load_recipe(path, ctx.command)
+    family = values.pop(FAMILY)
+    ctx.default_map = values
+    return str(family)
+
+
 @main.command()
 @click.argument("source")
+@click.option(
+    "--recipe",
+    "family",
+    type=click.Path(path_type=Path),
+    is_eager=True,
+    callback=_read_recipe,
+    help="YAML file with these options; those given here as well win.",
+)
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("bundle"), show_default=True)
 @click.option("--budget", "budgets", multiple=True, required=True, help=f"{BUDGET_HELP}; may be given several times.")
 @click.option("--max-context", type=int, help="Most tokens of a conversation.  [default: the model's, at most 8192]")
-@TARGET_OPTION
+@click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    default=["onnxruntime-cpu"],
+    show_default=True,
+    help="Runtime to build for: onnxruntime-cpu, tensorrt-rtx, tensorrt; may be given several times.",
+)
 @click.option(
     "--weights",
     type=click.Choice(["fp32", "int8", "int4"]),
     default="int4",
     show_default=True,
-    help="How to store weights.",
+    help="How ONNX Runtime targets store weights.",
 )
+@_with(TENSORRT_OPTIONS)
 @click.option(
     "--calibration-text", type=click.Path(path_type=Path), help="Text to calibrate on.  [default: one that ships here]"
 )
@@ -168,21 +257,25 @@ def export(
 @_with(METHOD_OPTIONS)
 def build(
     source: str,
+    family: str | None,
     output: Path,
     budgets: tuple[str, ...],
     max_context: int | None,
-    target: str,
+    targets: tuple[str, ...],
     weights: Any,
     calibration_text: Path | None,
     force: bool,
     method: str,
     method_option: tuple[str, ...],
     compress_at: str,
+    **tensorrt: Any,
 ) -> None:
     """Builds a bundle from decoder.onnx of an export, or from anything `export` takes.
 
     \b
     semkv-deploy build exported/decoder.onnx --budget 0.2 --budget 0.5 -o bundle/
+    semkv-deploy build exported/decoder.onnx --budget 0.2 --target tensorrt-rtx --compute-capability 86,89 -o bundle/
+    semkv-deploy build ./my-model --recipe recipes/qwen3-8b/tensorrt-rtx.yaml -o bundle/
     """
     from semkv_deploy.budget import parse_budget
     from semkv_deploy.build import build_bundle
@@ -202,13 +295,81 @@ def build(
             budgets=shares,
             method=chosen,
             max_context=max_context,
-            target=target,
+            target=targets,
             weights=weights,
+            tensorrt=_tensorrt_options(tensorrt),
+            family=family,
             calibration_text=text,
             force=force,
             progress=progress,
         )
     summary(bundle)
+
+
+@main.command()
+@click.argument("source")
+@click.option("--budget", "budgets", multiple=True, required=True, help=f"{BUDGET_HELP}; may be given several times.")
+@click.option("--batch", "batches", type=int, multiple=True, default=[1], help="Rows; several times.  [default: 1]")
+@click.option("--max-context", type=int, help="Most tokens of a conversation.  [default: the model's, at most 8192]")
+@TARGET_OPTION
+@click.option(
+    "--weights", type=click.Choice(["fp32", "int8", "int4"]), default="int4", show_default=True, help="ONNX Runtime."
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float16", "bfloat16", "float32"]),
+    default="float16",
+    show_default=True,
+    help="TensorRT: type of weights and caches.",
+)
+@click.option(
+    "--layout", type=click.Choice(["dual", "single", "split"]), default="dual", show_default=True, help="TensorRT."
+)
+@click.option("--memory", metavar="SIZE", help="Memory there is, such as 8GiB: say what fits and the largest context.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, with what each number is made of.")
+@_with(METHOD_OPTIONS)
+def plan(
+    source: str,
+    budgets: tuple[str, ...],
+    batches: tuple[int, ...],
+    max_context: int | None,
+    target: str,
+    weights: Any,
+    dtype: Any,
+    layout: Any,
+    memory: str | None,
+    as_json: bool,
+    method: str,
+    method_option: tuple[str, ...],
+    compress_at: str,
+) -> None:
+    """Says what a build would need in memory, before anything is built; no weights are read.
+
+    SOURCE is decoder.onnx of an export, or a directory with config.json.
+
+    \b
+    semkv-deploy plan exported/decoder.onnx --budget 0.2 --budget 0.5 --batch 1 --batch 8 --memory 2GiB
+    """
+    from semkv_deploy import plan_report
+    from semkv_deploy.budget import parse_budget
+    from semkv_deploy.plan import make_plan, parse_size
+
+    found = make_plan(
+        source,
+        budgets=[parse_budget(budget) for budget in budgets],
+        method=_method(method, method_option, compress_at),
+        batches=batches,
+        max_context=max_context,
+        target=target,
+        weights=weights,
+        dtype=dtype,
+        layout=layout,
+        memory=None if memory is None else parse_size(memory),
+    )
+    if as_json:
+        click.echo(plan_report.as_json(found))
+    else:
+        plan_report.show(found)
 
 
 @main.command()
@@ -262,13 +423,24 @@ def generate(
 
 @main.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
-def inspect(bundle: Path, as_json: bool) -> None:
-    """Verifies a bundle and shows what is in it.
+@click.option("--lint", is_flag=True, help="Say what a target would refuse, ignore or do slowly; takes any ONNX file.")
+@click.option("--target", default="tensorrt-rtx", show_default=True, help="Whose rules --lint applies to a file.")
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest, or the findings, as JSON.")
+def inspect(bundle: Path, lint: bool, target: str, as_json: bool) -> None:
+    """Verifies a bundle and shows what is in it, or lints a bundle or an ONNX file.
+
+    With --lint the exit code is 1 when a finding stops a build.
 
     \b
     semkv-deploy inspect bundle/ --json
+    semkv-deploy inspect --lint model.onnx
     """
+    if lint:
+        from semkv_deploy.lint_report import report
+
+        if report(bundle, target=target, as_json=as_json):
+            sys.exit(1)
+        return
     from semkv_deploy.bundle import Bundle
     from semkv_deploy.inspection import summary
 
@@ -277,6 +449,51 @@ def inspect(bundle: Path, as_json: bool) -> None:
         click.echo(opened.manifest.model_dump_json(indent=1))
     else:
         summary(opened)
+
+
+@main.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--budget", "budgets", multiple=True, help=f"{BUDGET_HELP}; may be given several times.  [default: all]")
+@click.option(
+    "--target", "targets", multiple=True, help="Target to validate; may be given several times.  [default: all]"
+)
+@click.option(
+    "--tokens",
+    type=click.IntRange(min=30),
+    help="Tokens of a row at most, over three turns.  [default: what overflows the cache, at most 2048]",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("reports"),
+    show_default=True,
+    help="Directory for validate.json and validate.html; never in the bundle.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def validate(
+    bundle: Path, budgets: tuple[str, ...], targets: tuple[str, ...], tokens: int | None, output: Path, as_json: bool
+) -> None:
+    """Compares what each target runs with the portable graphs: logits, caches, chosen slots, lengths.
+
+    Three turns of prefill, decode and compression. TensorRT's graphs are run in ONNX Runtime. When something differs,
+    the first layer that does is named, and the exit code is 1.
+
+    \b
+    semkv-deploy validate bundle/ --budget 0.2
+    """
+    from semkv_deploy.budget import parse_budget
+    from semkv_deploy.validate import report
+
+    report.run(
+        bundle,
+        budgets=[parse_budget(budget) for budget in budgets],
+        targets=list(targets),
+        tokens=tokens,
+        output=output,
+        json_only=as_json,
+        progress_bar=_progress,
+    )
 
 
 @main.command()
@@ -319,16 +536,20 @@ def evaluate(bundle: Path, text: Path, tokens: int, budgets: tuple[str, ...], as
 
 
 @main.command()
+@click.option(
+    "--plugin-library", type=click.Path(path_type=Path), help="Also list the TensorRT plugins that it registers."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-def doctor(as_json: bool) -> None:
+def doctor(plugin_library: Path | None, as_json: bool) -> None:
     """Says which targets this machine can build for and run, and what is missing for the others.
 
     \b
     semkv-deploy doctor
+    semkv-deploy doctor --plugin-library build/plugins/libsemkv_plugins.so
     """
     from semkv_deploy.doctor import report
 
-    report(as_json)
+    report(as_json, plugin_library)
 
 
 if __name__ == "__main__":

@@ -7,10 +7,20 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from semkv_deploy.bundle import TargetRecord, TensorRTRecord
+
 if TYPE_CHECKING:
     from semkv_deploy.bundle import Bundle
 
 MIB = 1 << 20
+
+PROVED = {
+    "KV_CACHE_UPDATE": "append",
+    "ATTENTION_INPUT": "fused",
+    "MATRIX_MULTIPLY": "unfused",
+    "PLUGIN_V3": "plugin",
+}
+"""How a table calls the layers found in an engine's network: appends in place, attention fused or not, plugins."""
 
 
 def summary(bundle: Bundle) -> None:
@@ -26,15 +36,46 @@ def summary(bundle: Bundle) -> None:
     console.print(f"{method.kind}: {settings}")
     console.print(f"compress at {method.compress_at}, max context {manifest.max_context} tokens")
     for name, record in manifest.targets.items():
+        if isinstance(record, TensorRTRecord):
+            _tensorrt(console, name, record)
+            continue
         cost = "" if record.weight_kl is None else f", KL {record.weight_kl:.4f} against fp32 on the calibration text"
         console.print(f"{name}: {record.weights} weights, {record.weight_bytes / MIB:.0f} MiB{cost}")
         console.print(f"{name}: {len(record.aliases)} caches appended in place")
         for finding in record.lint:
             console.print(f"{name}: {finding}")
     table = Table()
-    for column in ("budget", "slots", "kept when full", "cache MiB per row"):
+    columns = ["budget", "slots", "kept when full"]
+    if any(isinstance(record, TargetRecord) for record in manifest.targets.values()):
+        columns.append("cache MiB per row")
+    for column in columns:
         table.add_column(column, no_wrap=True, justify="left" if column == "budget" else "right")
     for profile in manifest.profiles:
         kept = str(profile.target) if profile.budget < 1 and method.kind != "full" else "-"
-        table.add_row(profile.label, str(profile.capacity), kept, f"{profile.cache_bytes / MIB:.1f}")
+        row = (profile.label, str(profile.capacity), kept, f"{profile.cache_bytes / MIB:.1f}")
+        table.add_row(*row[: len(columns)])
     console.print(table)
+
+
+def _tensorrt(console: Console, name: str, record: TensorRTRecord) -> None:
+    """Prints what a TensorRT target was built from, and a row for each engine."""
+    built = f"{name} {record.version}" if record.version else f"{name}, graphs only"
+    console.print(
+        f"{built}: {record.dtype}, {record.layout} layout, plugins {', '.join(record.plugins) or 'none'}", end=""
+    )
+    if record.compute_capabilities:
+        console.print(f", for compute capability {', '.join(map(str, record.compute_capabilities))}", end="")
+    console.print()
+    table = Table()
+    for column in ("budget", "engine", "slots", "cache MiB", "engine MiB", "proved"):
+        table.add_column(column, no_wrap=True, justify="left" if column in ("engine", "proved") else "right")
+    for budget in record.budgets:
+        contract = budget.contract
+        for engine in budget.engines:
+            proved = " + ".join(f"{count} {PROVED[kind]}" for kind, count in engine.layers.items())
+            cache = f"{contract.cache_bytes / MIB:.1f}" if engine.phase != "compressor" else ""
+            size = f"{engine.bytes / MIB:.1f}" if engine.plan else "-"
+            table.add_row(f"{contract.budget:g}", engine.phase, str(contract.capacity), cache, size, proved or "-")
+    console.print(table)
+    for finding in record.lint:
+        console.print(f"{name}: {finding}")

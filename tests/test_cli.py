@@ -91,9 +91,19 @@ def test_bench(tiny_bundle: Path):
 
 def test_doctor_names_what_is_missing():
     found = json.loads(cli("doctor", "--json").stdout)
-    assert found["targets"]["onnxruntime-cpu"]["available"] is True
-    assert found["targets"]["tensorrt"]["missing"]
-    assert "onnxruntime-cpu" in cli("doctor").stdout
+    here = found["targets"]["onnxruntime-cpu"]
+    assert here["available"] is True and here["runnable"] is True
+    for target in ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda"):
+        state = found["targets"][target]
+        assert state["available"] == (state["missing"] is None)
+        assert state["runnable"] == (state["missing_to_run"] is None)
+    if found["machine"]["gpu"] is None:
+        assert "GPU" in found["targets"]["tensorrt"]["missing"]
+        assert not found["targets"]["tensorrt-rtx"]["runnable"]
+    assert found["targets"]["onnxruntime-cuda"]["missing"] == "bundles are not built for it yet"
+    shown = cli("doctor").stdout
+    for name, state in found["targets"].items():
+        assert name in shown and (state["missing"] or "") in shown
 
 
 def test_missing_file(tmp_path: Path):
@@ -172,7 +182,9 @@ def test_unknown_target(tiny_export: Path, tmp_path: Path):
 
 def test_target_that_is_not_available_here(tiny_export: Path, tmp_path: Path):
     result = cli("build", tiny_export / "decoder.onnx", "--budget", "0.5", "--target", "tensorrt", "-o", tmp_path / "b")
-    refused(result, "--target tensorrt", "onnxruntime-cpu")
+    if json.loads(cli("doctor", "--json").stdout)["targets"]["tensorrt"]["available"]:
+        pytest.skip("target tensorrt is available on this machine")
+    refused(result, "--target tensorrt", "not available on this machine", "GPU")
     nothing_left(tmp_path)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from semkv_deploy.errors import SemkvError
@@ -19,7 +20,7 @@ class GraphEditor:
         self._count = 0
         self._constants: dict[tuple[Any, ...], ir.Value] = {}
 
-    def constant(self, value: Any, dtype: type[np.generic]) -> ir.Value:
+    def constant(self, value: Any, dtype: npt.DTypeLike) -> ir.Value:
         """An initializer; equal constants are one initializer."""
         array = np.asarray(value, dtype)
         key = (array.dtype.str, array.shape, array.tobytes())

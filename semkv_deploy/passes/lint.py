@@ -3,53 +3,66 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import onnx
 
 from semkv_deploy.ops import DOMAIN
 
+Verdict = Literal["blocked", "wrong", "slow", "unverified"]
+"""`blocked`: the target refuses it. `wrong`: it is accepted and ignored, so that answers are wrong without a word.
+`slow`: it works, with copies or without a fused kernel. `unverified`: it cannot be judged from the ONNX alone."""
+
+FATAL = ("wrong", "blocked")
+
 
 @dataclass(frozen=True)
 class Finding:
-    """One finding: the node, what the target does with it, and the way out. `fatal` ones stop a build."""
+    """One finding: the node, what the target does with it, the way out, and the rule that found it."""
 
     node: str
     what: str
     fix: str
-    fatal: bool
+    verdict: Verdict
+    rule: str = ""
+
+    @property
+    def fatal(self) -> bool:
+        """Whether it stops a build."""
+        return self.verdict in FATAL
 
     def __str__(self) -> str:
         return f"{self.node}: {self.what}; {self.fix}"
 
 
 def lint_onnxruntime(model: onnx.ModelProto) -> list[Finding]:
-    """Findings for `onnxruntime-*` in a lowered decoder."""
+    """Findings for `onnxruntime-*` in a lowered decoder, or in a compressor, whose function bodies are meant to run."""
     findings = []
+    functions = {function.name for function in model.functions} - {"NexusAttention"}
+
+    def found(node: onnx.NodeProto, what: str, fix: str, verdict: Verdict, rule: str) -> None:
+        findings.append(Finding(node_name(node), what, fix, verdict, rule))
+
     for node in model.graph.node:
-        attributes = {attribute.name: attribute for attribute in node.attribute}
-        if node.domain == DOMAIN:
-            findings.append(
-                Finding(
-                    node.name, f"{node.op_type} was not lowered and runs as its slow function body", "lower it", True
-                )
-            )
+        if node.domain == DOMAIN and node.op_type not in functions:
+            what = f"{node.op_type} was not lowered and runs as its slow function body"
+            found(node, what, "lower it", "blocked", "not_lowered")
         if node.op_type != "GroupQueryAttention":
             continue
+        attributes = {attribute.name: attribute for attribute in node.attribute}
         causal = attributes["causal"].i if "causal" in attributes else 1
         window = attributes["local_window_size"].i if "local_window_size" in attributes else -1
         if not causal and window > 0:
-            findings.append(
-                Finding(
-                    node.name, "a window is ignored where causal = 0", "use the portable graph for this model", True
-                )
-            )
+            fix = "use the portable graph for this model"
+            found(node, "a window is ignored where causal = 0", fix, "wrong", "window_without_causality")
         if len(node.input) < 17 or not node.input[16]:
-            findings.append(
-                Finding(
-                    node.name,
-                    "without query_seqlens several rows with a past are refused when batch > 1",
-                    "connect query_seqlens, or prefill rows one by one",
-                    False,
-                )
-            )
+            what = "without query_seqlens several rows with a past are refused when batch > 1"
+            fix = "connect query_seqlens, or prefill rows one by one"
+            found(node, what, fix, "unverified", "rows_with_past")
     return findings
+
+
+def node_name(node: onnx.NodeProto) -> str:
+    """How a finding names a node: its name, or what it makes."""
+    made = next((output for output in node.output if output), "")
+    return node.name or f"{node.op_type} -> {made}"

@@ -38,7 +38,7 @@ def open_session(
         threads: intra-op threads; None: all cores.
         in_place: see `OnnxRuntimeEngine`.
     """
-    manifest, profile, record = bundle.manifest, bundle.profile(budget), bundle.target(target)
+    manifest, profile, record = bundle.manifest, bundle.profile(budget), bundle.onnxruntime(target)
     facts, method = manifest.model, manifest.method
     engine = OnnxRuntimeEngine(
         bundle.root / record.decoder,

@@ -1,11 +1,17 @@
-"""Targets: build for a runtime, and open what was built. `availability` says what this machine has."""
+"""Targets: build for a runtime, and open what was built. `TARGETS` and `TO_RUN` say what this machine lacks."""
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal
 
 from semkv_deploy.errors import SemkvError
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
+
+TensorRTTarget = Literal["tensorrt", "tensorrt-rtx"]
 
 
 def _missing_onnxruntime(provider: str, package: str) -> str | None:
@@ -20,26 +26,47 @@ def _missing_onnxruntime(provider: str, package: str) -> str | None:
     return None
 
 
+def _missing_tensorrt(runtime: TensorRTTarget, *, to_run: bool) -> str | None:
+    from semkv_deploy.targets.tensorrt_api import missing, missing_to_run
+
+    return missing_to_run(runtime) if to_run else missing(runtime)
+
+
 TARGETS: dict[str, Callable[[], str | None]] = {
     "onnxruntime-cpu": lambda: _missing_onnxruntime("CPUExecutionProvider", "cpu"),
+    "tensorrt-rtx": lambda: _missing_tensorrt("tensorrt-rtx", to_run=False),
+    "tensorrt": lambda: _missing_tensorrt("tensorrt", to_run=False),
 }
-"""Targets that can be built, and what this machine lacks for each (None: nothing)."""
+"""Targets that can be built, and what this machine lacks to build for each (None: nothing)."""
 
-PLANNED = {
-    "onnxruntime-cuda": "bundles are not built for it yet",
-    "tensorrt": "bundles are not built for it yet",
-    "tensorrt-rtx": "bundles are not built for it yet",
+TO_RUN: dict[str, Callable[[], str | None]] = {
+    "onnxruntime-cpu": TARGETS["onnxruntime-cpu"],
+    "tensorrt-rtx": lambda: _missing_tensorrt("tensorrt-rtx", to_run=True),
+    "tensorrt": lambda: _missing_tensorrt("tensorrt", to_run=True),
 }
+"""What this machine lacks to run what was built for each target (None: nothing)."""
+
+PLANNED = {"onnxruntime-cuda": "bundles are not built for it yet"}
 """Targets of the design that this version does not build for."""
 
 
-def require_available(target: str) -> None:
+def is_tensorrt(target: str) -> TypeIs[TensorRTTarget]:
+    """Whether `target` is one of the TensorRT runtimes."""
+    return target in ("tensorrt", "tensorrt-rtx")
+
+
+def require_available(target: str, *, engines: bool = True) -> None:
     """Fails unless bundles can be built for `target` on this machine.
+
+    Args:
+        engines: False: only graphs are written for TensorRT targets, which takes nothing of theirs.
 
     Raises:
         SemkvError: for an unknown target, or one that is not available here, with how to get it.
     """
     expected = " or ".join(TARGETS)
+    if not engines and is_tensorrt(target):
+        return
     if target in PLANNED:
         raise SemkvError(
             f"{PLANNED[target]}", where=f"--target {target}", expected=expected, fix="build for onnxruntime-cpu"

@@ -212,14 +212,15 @@ class Exported:
 
 
 @pytest.fixture(scope="session")
-def exported_family(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Exported]:
-    """`exported_family(name)`: exported when first asked for, for seconds are spent on each."""
+def exported_family(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Exported]:
+    """`exported_family(name, **config)`: exported when first asked for, for seconds are spent on each."""
     from semkv_deploy.export.decoder import export_decoder
     from semkv_deploy.export.writer import write_model
 
     @functools.cache
-    def export(name: str) -> Exported:
-        model = _build(name, num_hidden_layers=len(FAMILIES[name].windows), **FAMILIES[name].config)
+    def export(name: str, **overrides: Any) -> Exported:
+        settings = {"num_hidden_layers": len(FAMILIES[name].windows), **FAMILIES[name].config, **overrides}
+        model = _build(name, **settings)
         path = tmp_path_factory.mktemp(name) / "decoder.onnx"
         write_model(export_decoder(model), path)
         return Exported(model, path)

@@ -21,7 +21,12 @@ from semkv_deploy.ops.spec import OperatorSpec, make_node
 from semkv_deploy.passes import static_cluster
 
 ELEMENT_TYPE = {torch.float32: onnx.TensorProto.FLOAT, torch.float16: onnx.TensorProto.FLOAT16}
-FIXED_TYPE = {"float32": onnx.TensorProto.FLOAT, "int64": onnx.TensorProto.INT64}
+FIXED_TYPE = {
+    "float32": onnx.TensorProto.FLOAT,
+    "int64": onnx.TensorProto.INT64,
+    "int8": onnx.TensorProto.INT8,
+    "float8e4m3fn": onnx.TensorProto.FLOAT8E4M3FN,
+}
 
 STATIC_CLUSTER = "onnxruntime, the body for TensorRT"
 
@@ -63,6 +68,7 @@ def build_model(
         if sizes is None
         else {d: n for t, s in zip(spec.inputs, sizes, strict=True) for d, n in zip(t.dims, s, strict=True)}
     )
+    named |= {key: int(value) for key, value in {**spec.attributes, **attributes}.items()}
     outputs = None if sizes is None else [tuple(named[d] for d in t.dims) for t in spec.outputs]
     graph = onnx.helper.make_graph([node], spec.name, values(spec.inputs, sizes), values(spec.outputs, outputs))
     opsets = [onnx.helper.make_opsetid("", ops.OPSET), onnx.helper.make_opsetid(ops.DOMAIN, ops.VERSION)]
@@ -106,7 +112,8 @@ def _torch(module: ModuleType) -> Implementation:
     operator = getattr(torch.ops.semkv, module.OP.torch_name)
 
     def run(*inputs: Tensor, **attributes: float) -> Outputs:
-        return operator(*inputs, **attributes)
+        outputs = operator(*inputs, **attributes)
+        return (outputs,) if isinstance(outputs, Tensor) else outputs
 
     return run
 

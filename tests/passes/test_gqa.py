@@ -16,46 +16,7 @@ from semkv_deploy.errors import SemkvError
 from semkv_deploy.ops import nexus_attention
 from semkv_deploy.passes.gqa import BiasMode, lower_to_gqa
 
-D = 16
-
-
-def decoder(heads: int, kv_heads: int, **attributes: Any) -> str:
-    """The smallest decoder as text: one NexusAttention, with the names a decoder has."""
-    cache = f"float[batch,{kv_heads},capacity,{D}]"
-    settings = {"scale": 0.0, "causal": 1, "softcap": 0.0, "window": 0, **attributes}
-    text = ", ".join(f"{name}: {type(value).__name__} = {value}" for name, value in settings.items())
-    rows = f"float[batch,{{}},sequence,{D}]"
-    return f"""
-        <ir_version: 11, opset_import: ["": 24, "semkv": 1]>
-        decoder ({rows.format(heads)} query, {rows.format(kv_heads)} key, {rows.format(kv_heads)} value,
-                 {cache} past_key_values__00__key, {cache} past_key_values__00__value,
-                 float[batch,{kv_heads},capacity] slot_bias__00, int64[batch] length)
-            => ({rows.format(heads)} output, {cache} present__00__key, {cache} present__00__value)
-        {{
-            output, present__00__key, present__00__value = semkv.NexusAttention <{text}> (
-                query, key, value, past_key_values__00__key, past_key_values__00__value, slot_bias__00, length)
-        }}
-        """
-
-
-def inputs(batch: int, heads: int, kv_heads: int, rows: int, capacity: int, length: list[int], seed: int = 0) -> Any:
-    random = np.random.default_rng(seed)
-
-    def normal(*shape: int) -> np.ndarray:
-        return random.standard_normal(shape).astype(np.float32)
-
-    dead = np.arange(capacity) >= np.array(length)[:, None]
-    # Dead slots hold large values: they must not show.
-    scale = np.where(dead, 1e4, 1).astype(np.float32)[:, None, :, None]
-    return {
-        "query": normal(batch, heads, rows, D),
-        "key": normal(batch, kv_heads, rows, D),
-        "value": normal(batch, kv_heads, rows, D),
-        "past_key_values.00.key": scale * normal(batch, kv_heads, capacity, D),
-        "past_key_values.00.value": scale * normal(batch, kv_heads, capacity, D),
-        "slot_bias.00": np.log(random.integers(1, 9, (batch, kv_heads, capacity))).astype(np.float32),
-        "length": np.array(length, np.int64),
-    }
+from .smallest import decoder, inputs
 
 
 def lowered_outputs(model: onnx.ModelProto, bias: BiasMode, feed: dict[str, np.ndarray]) -> list[np.ndarray]:

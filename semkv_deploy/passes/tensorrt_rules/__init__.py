@@ -1,0 +1,1 @@
+"""Rules of the TensorRT lint, by subject; `lint_tensorrt` runs them all."""

@@ -1,0 +1,60 @@
+"""Recipes: YAML files that hold the options of `build`, one for each model and target, checked when they are read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from semkv_deploy.errors import SemkvError
+
+if TYPE_CHECKING:
+    import click
+
+FAMILY = "family"
+"""Beside the options of `build`: the model family (transformers' `model_type`) the recipe is made for."""
+
+_KINDS = (str, int, float)
+
+
+def load_recipe(path: Path, command: click.Command) -> dict[str, Any]:
+    """The options of a recipe, by the parameter names of `command`, and `family`.
+
+    Keys are the command's options without their dashes (`max-context`), and `source`; a list is an option given
+    several times, and `method-option` may be a mapping.
+
+    Raises:
+        SemkvError: when the file is missing, is no YAML mapping, lacks its family, or has a key or value that the
+            command does not take.
+    """
+    import click
+    import yaml
+
+    if not path.is_file():
+        raise SemkvError("no such file", where=f"--recipe {path}", expected="a recipe, such as those in recipes/")
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise SemkvError(f"not valid YAML: {str(error).splitlines()[0]}", where=path) from None
+    if not isinstance(raw, dict) or not isinstance(raw.get(FAMILY), str):
+        raise SemkvError("not a recipe", where=path, expected="a mapping with family, source, budget, target, …")
+    parameters = {_key(parameter): parameter for parameter in command.params if parameter.name != "recipe"}
+    values: dict[str, Any] = {FAMILY: raw.pop(FAMILY)}
+    for key, value in raw.items():
+        parameter = parameters.get(str(key))
+        if parameter is None or parameter.name is None:
+            raise SemkvError("unknown key", where=path, expected=f"family, {', '.join(sorted(parameters))}", got=key)
+        if isinstance(value, dict):
+            value = [f"{name}={text}" for name, text in value.items()]
+        several = isinstance(parameter, click.Option) and parameter.multiple
+        items = value if isinstance(value, list) else [value]
+        if not items or (len(items) > 1 and not several) or not all(isinstance(item, _KINDS) for item in items):
+            expected = "one value or a list of them" if several else "one value"
+            raise SemkvError("wrong kind of value", where=f"{path}: {key}", expected=expected, got=value)
+        values[parameter.name] = items if several else items[0]
+    return values
+
+
+def _key(parameter: click.Parameter) -> str:
+    """What a recipe calls a parameter: its long option, or an argument's name."""
+    long = [option for option in parameter.opts if option.startswith("--")]
+    return long[0].removeprefix("--") if long else str(parameter.name)

@@ -1,0 +1,380 @@
+"""Which layer differs first, and in what: the failing event again, call by call, with their inner tensors exposed.
+
+The reference is replayed up to the failing event. Before each call it then makes, both graphs get the call's inputs and
+the reference's caches, so that nothing that differs comes from before. Of a decoder call, every float tensor that has
+one name in both graphs is compared in the reference's order, and for each layer what goes into attention, what is
+appended to the caches and what comes out; of a compression, the outputs of every layer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from pydantic import BaseModel
+
+from semkv_deploy.methods.base import STATE
+from semkv_deploy.targets.onnxruntime_engine import onnxruntime
+from semkv_deploy.validate.compare import Tolerance, difference
+from semkv_deploy.validate.runner import StatefulRunner, live_rows
+
+if TYPE_CHECKING:
+    import onnx
+    from numpy.typing import NDArray
+
+    from semkv_deploy.facts import ModelFacts
+    from semkv_deploy.runtime.session import Session
+    from semkv_deploy.validate.checks import Graphs
+    from semkv_deploy.validate.scenario import Event
+
+MOVES = ("Transpose", "Reshape", "Cast", "Identity", "Expand", "Unsqueeze", "Squeeze")
+"""Operators that compute nothing: a difference in their result is one in their input."""
+
+
+class Bisection(BaseModel):
+    """The first difference inside the graphs.
+
+    Attributes:
+        layer: number of the decoder layer; None: outside the layers, or none was found.
+        what: "key", "value", "query", "cache append (key)", "attention output", "slots", "level", a tensor's role, or
+            why nothing was found.
+        tensor: name in the target's graph.
+        call: which call of the event, such as "prefill of 32 rows at position 96".
+        max_absdiff: of that tensor.
+    """
+
+    layer: int | None
+    what: str
+    tensor: str | None = None
+    call: str | None = None
+    max_absdiff: float | None = None
+
+    def sentence(self) -> str:
+        if self.tensor is None:
+            return self.what
+        place = f"layer {self.layer}" if self.layer is not None else "outside the layers"
+        return f"first difference in {place}: {self.what} ({self.tensor}), {self.max_absdiff:.3g} apart, in {self.call}"
+
+
+class _Found(Exception):
+    def __init__(self, bisection: Bisection) -> None:
+        self.bisection = bisection
+
+
+def bisect(
+    open_reference: Callable[[], Session],
+    reference: Graphs,
+    candidate: Graphs,
+    *,
+    facts: ModelFacts,
+    tolerance: Tolerance,
+    events: Sequence[Event],
+    failing: int,
+) -> Bisection:
+    """The first layer and tensor of `candidate` that differ in event number `failing`.
+
+    Args:
+        open_reference: a session on the reference's graphs.
+        reference, candidate: the two graphs.
+        tolerance: what tensors may differ by: caches' for all, slots exactly.
+        events: the scenario's events up to the failing one at least.
+    """
+    runner = StatefulRunner("reference", open_reference, len(events[0].count))
+    with runner:
+        for event in events[:failing]:
+            runner.infer(event.feed())
+        assert runner.session is not None and runner.error is None, runner.error
+        probe = _Probe(runner, reference, candidate, facts, tolerance)
+        runner.engine.before_call = probe
+        runner.stopped = False
+        event = events[failing]
+        try:
+            runner.infer_unguarded(event.feed())
+        except _Found as found:
+            return found.bisection
+    return Bisection(
+        layer=None,
+        what="no call of this event differs when it starts from the reference's caches: the difference was there "
+        "before, or builds up, or comes from what dead slots hold",
+    )
+
+
+class _Probe:
+    """Compares both graphs on each call that the reference is about to make."""
+
+    def __init__(
+        self, runner: StatefulRunner, reference: Graphs, candidate: Graphs, facts: ModelFacts, tolerance: Tolerance
+    ) -> None:
+        self._runner, self._facts, self._tolerance = runner, facts, tolerance
+        self._reference, self._candidate = reference, candidate
+        self._decoders: tuple[_Exposed, _Exposed] | None = None
+
+    def __call__(self, kind: str, call: dict[str, Any]) -> None:
+        if kind == "run":
+            self._decoder(**call)
+        else:
+            self._compressor(**call)
+
+    def _decoder(
+        self,
+        tokens: NDArray[np.int64],
+        positions: NDArray[np.int64],
+        logits_index: NDArray[np.int64],
+        length: NDArray[np.int64],
+        row: int | None,
+    ) -> None:
+        if self._decoders is None:
+            self._decoders = expose(self._reference, self._candidate)
+        rows = slice(None) if row is None else slice(row, row + 1)
+        small = {"input_ids": tokens, "position_ids": positions, "logits_index": logits_index, "length": length}
+        caches = [(layer.key[rows], layer.value[rows], layer.bias[rows]) for layer in self._runner.engine.layers]
+        ours, theirs = (graph.run(small, caches) for graph in self._decoders)
+        count = tokens.shape[1]
+        name = f"prefill of {count} rows" if count > 1 else "decode"
+        after = length + count
+        for place in places(self._decoders[0], self._decoders[1]):
+            expected, got = ours[place.reference], theirs[place.candidate]
+            if place.cache:
+                layer = place.layer or 0
+                shape = (len(tokens), self._facts.kv_heads, -1, self._facts.head_dim)
+                expected, got = (live_rows(array.reshape(shape), after[layer]) for array in (expected, got))
+            if expected.size != got.size:
+                continue
+            expected, got = _same_layout(expected, got)
+            result = difference(expected, got, self._tolerance.cache)
+            if result.where is not None:
+                raise _Found(
+                    Bisection(
+                        layer=place.layer,
+                        what=place.what,
+                        tensor=place.candidate,
+                        call=f"{name} at position {int(positions[0, 0])}",
+                        max_absdiff=result.max_absdiff,
+                    )
+                )
+
+    def _compressor(self, state: Sequence[dict[str, NDArray[np.int64]]], inputs: Sequence[dict[str, Any]]) -> None:
+        assert self._reference.compressor is not None and self._candidate.compressor is not None
+        sessions = [
+            _session(path.read_bytes(), path.parent)
+            for path in (self._reference.compressor, self._candidate.compressor)
+        ]
+        for number, buffers in enumerate(self._runner.engine.layers):
+            feed = {"key_cache": buffers.key, "value_cache": buffers.value, "slot_bias": buffers.bias}
+            feed.update(state[number], **inputs[number])
+            ours, theirs = (_run_compressor(session, feed) for session in sessions)
+            live = np.arange(buffers.key.shape[2]) < ours["length_out"][:, None]
+            for what, name, limit in _COMPRESSED:
+                first, second = ours[name], theirs[name]
+                if first.ndim > 2:
+                    mask = live[:, None, :, None] if first.ndim == 4 else live[:, None]
+                    first, second = np.where(mask, first, 0), np.where(mask, second, 0)
+                result = difference(first, second, getattr(self._tolerance, limit) if limit else 0.0)
+                if result.where is not None:
+                    raise _Found(
+                        Bisection(
+                            layer=number,
+                            what=what,
+                            tensor=name,
+                            call=f"compression of {int(state[number]['length'].max())} slots",
+                            max_absdiff=result.max_absdiff,
+                        )
+                    )
+
+
+_COMPRESSED = (
+    ("level", "level", None),
+    ("length", "length_out", None),
+    ("slots", "slot_position_out", None),
+    ("slots", "slot_chunk_out", None),
+    ("evicted", "evicted", None),
+    ("bias", "slot_bias_out", "bias"),
+    ("key", "key_cache_out", "cache"),
+    ("value", "value_cache_out", "cache"),
+)
+"""What a compression is compared in: what it is called, the output, and its tolerance's name (None: exact)."""
+
+
+def _run_compressor(session: Any, feed: dict[str, Any]) -> dict[str, NDArray[Any]]:
+    types = {"tensor(float16)": np.float16}
+    cast = {
+        value.name: np.asarray(feed[value.name]).astype(types[value.type]) if value.type in types else feed[value.name]
+        for value in session.get_inputs()
+    }
+    names = [value.name for value in session.get_outputs()]
+    found = dict(zip(names, session.run(names, cast), strict=True))
+    assert {f"{name}_out" for name in STATE} <= set(found)
+    return found
+
+
+class Place(NamedTuple):
+    """A tensor to compare: its layer, what it is, its name in both graphs, and whether it is a whole cache."""
+
+    layer: int | None
+    what: str
+    reference: str
+    candidate: str
+    cache: bool
+
+
+class _Exposed:
+    """A decoder whose inner tensors are outputs, run with or without caches in place."""
+
+    def __init__(self, model: onnx.ModelProto, folder: Path, names: Sequence[str], in_place: bool) -> None:
+        from polygraphy.backend.onnx import ModifyOutputs
+
+        self.graph, self._in_place = model.graph, in_place
+        caches = [value.name for value in model.graph.output]
+        self._outputs = list(dict.fromkeys([*caches, *names]))
+        exposed = ModifyOutputs(model, self._outputs, copy=True)()
+        self._session = _session(exposed.SerializeToString(), folder)
+
+    def run(
+        self, small: dict[str, NDArray[np.int64]], caches: Sequence[tuple[NDArray[Any], ...]]
+    ) -> dict[str, NDArray[Any]]:
+        """All outputs, for caches `(key, value, bias)` by layer, which are copied."""
+        ort = onnxruntime()
+        binding = self._session.io_binding()
+        held: dict[str, Any] = {}
+        for value in self._session.get_inputs():
+            array = small.get(value.name)
+            if array is None:
+                array = _cache(value, caches)
+            held[value.name] = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array).copy())
+            binding.bind_ortvalue_input(value.name, held[value.name])
+        for name in self._outputs:
+            past = name.replace("present.", "past_key_values.", 1)
+            if self._in_place and past in held and past != name:
+                binding.bind_ortvalue_output(name, held[past])
+            else:
+                binding.bind_output(name)
+        self._session.run_with_iobinding(binding)
+        # Copied: what an in-place output shows is a buffer that ends with this call.
+        return {name: np.array(value.numpy()) for name, value in zip(self._outputs, binding.get_outputs(), strict=True)}
+
+
+def _cache(value: Any, caches: Sequence[tuple[NDArray[Any], ...]]) -> NDArray[Any]:
+    """The cache that a decoder input named `past_key_values.NN.part` or `slot_bias.NN` takes, in its type and shape."""
+    family, number, *part = value.name.removeprefix("past_").split(".")
+    key, content, bias = caches[int(number)]
+    if family == "slot_bias":
+        return bias
+    array = key if part == ["key"] else content
+    if value.shape[1] == 1 != array.shape[1]:
+        array = array.reshape(-1, 1, *array.shape[2:])
+    return array.astype(np.float16) if value.type == "tensor(float16)" else array
+
+
+def _session(model: bytes, folder: Path) -> Any:
+    ort = onnxruntime()
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def expose(reference: Graphs, candidate: Graphs) -> tuple[_Exposed, _Exposed]:
+    """Both decoders with everything exposed that `places` compares."""
+    import onnx
+
+    models = [onnx.load(graphs.decoder, load_external_data=False) for graphs in (reference, candidate)]
+    common = _common(models[0].graph, models[1].graph)
+    made = []
+    for model, graphs in zip(models, (reference, candidate), strict=True):
+        inside = [name for part in _parts(model.graph).values() for name in part.values()]
+        made.append(_Exposed(model, graphs.decoder.parent, [*common, *inside], graphs.in_place))
+    return made[0], made[1]
+
+
+def places(reference: _Exposed, candidate: _Exposed) -> Iterator[Place]:
+    """Tensors to compare, in the order in which the reference makes them."""
+    common = set(_common(reference.graph, candidate.graph))
+    ours, theirs = _parts(reference.graph), _parts(candidate.graph)
+    order = {name: number for number, node in enumerate(reference.graph.node) for name in node.output}
+    found: list[tuple[tuple[int, int], Place]] = []
+    for layer, parts in ours.items():
+        step = order[parts["attention output"]]
+        for rank, (what, name) in enumerate(parts.items()):
+            if what in theirs.get(layer, {}):
+                found.append(((step, rank), Place(layer, what, name, theirs[layer][what], what.startswith("cache"))))
+    for name in common:
+        match = re.match(r"layers\.(\d+)", name)
+        layer_of = int(match[1]) if match else None
+        found.append(((order[name], -1), Place(layer_of, _role(name), name, name, False)))
+    yield from (place for _, place in sorted(found, key=lambda item: (item[0], item[1].what)))
+
+
+def _role(name: str) -> str:
+    """What a tensor named after its module is, in a word or two."""
+    module = re.sub(r"^layers\.\d+\.?", "", name).rpartition("/")[0]
+    return f"output of {module}" if module else "output of the layer" if name.startswith("layers.") else name
+
+
+def _parts(graph: onnx.GraphProto) -> dict[int, dict[str, str]]:
+    """For each layer, what goes into and comes out of attention: `{layer: {what: tensor}}`.
+
+    Knows `NexusAttention`, `GroupQueryAttention`, and `TensorScatter` with `Attention` or two products in its place.
+    """
+    readers: dict[str, onnx.NodeProto] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, node)
+    found: dict[int, dict[str, str]] = {}
+    for node in graph.node:
+        match = re.fullmatch(r"layers\.(\d+)\.(attention|key_append|value_append)", node.name)
+        if not match:
+            continue
+        parts = found.setdefault(int(match[1]), {})
+        if match[2] != "attention":
+            part = match[2].removesuffix("_append")
+            parts[part], parts[f"cache append ({part})"] = node.input[1], node.output[0]
+        elif node.op_type in ("NexusAttention", "GroupQueryAttention"):
+            parts.update(query=node.input[0], key=node.input[1], value=node.input[2])
+            parts["cache append (key)"], parts["cache append (value)"] = node.output[1], node.output[2]
+            parts["attention output"] = node.output[0]
+        elif node.op_type == "Attention":
+            parts.update({"query": node.input[0], "attention output": node.output[0]})
+        elif node.op_type == "MatMul":
+            follower = readers.get(node.output[0])
+            while follower is not None and follower.op_type != "MatMul":
+                follower = readers.get(follower.output[0])
+            if follower is not None:
+                parts["attention output"] = follower.output[0]
+    return found
+
+
+def _common(reference: onnx.GraphProto, candidate: onnx.GraphProto) -> list[str]:
+    """Float tensors with one name in both graphs, made by operators that compute something."""
+    skipped = {name for graph in (reference, candidate) for parts in _parts(graph).values() for name in parts.values()}
+    made = {name for node in candidate.node for name in node.output}
+    floats = _float_names(reference)
+    return [
+        name
+        for node in reference.node
+        for name in node.output
+        if name in made and name in floats and name not in skipped and node.op_type not in MOVES
+    ]
+
+
+def _float_names(graph: onnx.GraphProto) -> set[str]:
+    """Names of a portable decoder's float tensors: those with a layer's, norm's or head's name that are computed."""
+    return {
+        name
+        for node in graph.node
+        for name in node.output
+        if name == "logits"
+        or (
+            node.op_type in ("MatMul", "Gemm", "Add", "Mul", "Sub", "Div", "Sigmoid", "Tanh", "Gelu", "Gather")
+            and not any(part in ("length", "position_ids", "logits_index") for part in node.input)
+        )
+    }
+
+
+def _same_layout(expected: NDArray[Any], got: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Attention's rows `[B,H,S,D]` where the other side has `[B,S,H*D]` or heads in the batch axis."""
+    if expected.ndim == 4 and got.ndim == 3:
+        return expected.transpose(0, 2, 1, 3).reshape(got.shape), got
+    return expected, got.reshape(expected.shape)

@@ -1,0 +1,199 @@
+"""What of a bundle can be compared on this machine, with what, and within which tolerance."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from semkv_deploy.bundle import TensorRTRecord
+from semkv_deploy.errors import SemkvError
+from semkv_deploy.passes.aliases import alias_map, check_alias_safety
+from semkv_deploy.runtime.session import Session
+from semkv_deploy.runtime.tokens import delimiter_table
+from semkv_deploy.targets.onnxruntime_engine import OnnxRuntimeEngine
+from semkv_deploy.validate import weights
+
+if TYPE_CHECKING:
+    from semkv_deploy.bundle import BuiltProfile, Bundle, TargetRecord
+
+PORTABLE = "onnx/decoder.onnx"
+
+STRICT = "same weights, float32"
+
+BATCH = 2
+"""Rows of a scenario where a target leaves the batch open; they are ragged."""
+
+
+class Graphs(NamedTuple):
+    """A decoder, its compressor (None: the profile never compresses), and how the decoder's caches are bound."""
+
+    decoder: Path
+    compressor: Path | None
+    in_place: bool
+
+
+@dataclass
+class Check:
+    """One comparison.
+
+    Attributes:
+        target, name: of what is checked, such as "onnxruntime-cpu" and "in place".
+        tolerance: key of `compare.TOLERANCES`; "" for a check that compares no runs.
+        graphs: what runs; None: nothing does.
+        reference: the decoder it is compared with, when that is not the portable one.
+        pair: names of two other checks of the target whose runs are compared with each other.
+        batch: rows.
+        prefill_chunk: rows of a prefill run at most, where that is not the profile's.
+        optional: a graph that this machine has no kernels for is skipped, not failed.
+        failed: why it fails without being run.
+        skipped: why it is not run.
+        passed: what was shown without running.
+    """
+
+    target: str
+    name: str
+    tolerance: str = ""
+    graphs: Graphs | None = None
+    reference: Path | None = None
+    pair: tuple[str, str] | None = None
+    batch: int = BATCH
+    prefill_chunk: int | None = None
+    optional: bool = False
+    failed: str | None = None
+    skipped: str | None = None
+    passed: str | None = None
+
+
+def open_session(bundle: Bundle, profile: BuiltProfile, graphs: Graphs, batch: int) -> Session:
+    """The session that `runtime.open.open_session` gives, on graphs of our choice."""
+    manifest = bundle.manifest
+    facts, method = manifest.model, manifest.method
+    engine = OnnxRuntimeEngine(
+        graphs.decoder,
+        graphs.compressor,
+        facts=facts,
+        batch=batch,
+        capacity=profile.capacity,
+        groups=method.groups(facts.kv_heads),
+        in_place=graphs.in_place,
+    )
+    delimiters = json.loads((bundle.root / "delimiters.json").read_text(encoding="utf-8"))
+    return Session(
+        engine,
+        windows=facts.windows,
+        method=method,
+        profile=profile,
+        max_context=manifest.max_context,
+        is_delimiter=delimiter_table(delimiters["token_ids"], facts.vocab_size),
+        thresholds=profile.thresholds,
+    )
+
+
+def reference_graphs(bundle: Bundle, profile: BuiltProfile) -> Graphs:
+    """The portable graphs: function bodies in float32, caches copied."""
+    compressor = bundle.root / "onnx" / "compressor.onnx"
+    compresses = profile.budget < 1 and compressor.exists()
+    return Graphs(bundle.root / PORTABLE, compressor if compresses else None, in_place=False)
+
+
+def checks(bundle: Bundle, profile: BuiltProfile, target: str, folder: Path) -> list[Check]:
+    """The checks of one target at one budget; graphs rewritten for them are written to `folder`."""
+    record = bundle.target(target)
+    if isinstance(record, TensorRTRecord):
+        return _tensorrt(bundle, profile, target, record, folder)
+    return _onnxruntime(bundle, profile, target, record, folder)
+
+
+def _onnxruntime(bundle: Bundle, profile: BuiltProfile, target: str, record: TargetRecord, folder: Path) -> list[Check]:
+    decoder = bundle.root / record.decoder
+    compressor = bundle.root / record.compressor if record.compressor and profile.budget < 1 else None
+    in_place, copying = Graphs(decoder, compressor, True), Graphs(decoder, compressor, False)
+    found = [_aliases(target, "aliases", decoder, record.aliases)]
+    if record.weights == "fp32":
+        found += [Check(target, "in place", STRICT, in_place), Check(target, "copying", STRICT, copying)]
+    else:
+        try:
+            reference = weights.with_target_weights(bundle.root / PORTABLE, decoder, folder)
+        except SemkvError as error:
+            return [*found, Check(target, "weights", failed=str(error))]
+        exact = Graphs(weights.with_float32_activations(decoder, folder), compressor, True)
+        found += [
+            Check(target, "weights", passed=f"{record.weights} weights are the model's, rounded"),
+            Check(target, "float32 activations", STRICT, exact, reference),
+            Check(target, "in place", "as shipped", in_place, reference),
+            Check(target, "copying", "as shipped", copying, reference),
+        ]
+    return [*found, Check(target, "in place = copying", "same arithmetic", pair=("in place", "copying"))]
+
+
+def _tensorrt(bundle: Bundle, profile: BuiltProfile, target: str, record: TensorRTRecord, folder: Path) -> list[Check]:
+    """Lowered graphs, run in ONNX Runtime; engines need a GPU."""
+    built = next((built for built in record.budgets if built.contract.budget == profile.budget), None)
+    if built is None:
+        return [Check(target, "graphs", skipped="not run: the target was not built for this budget")]
+    graphs = {engine.phase: bundle.root / engine.onnx for engine in built.engines}
+    contracts = {graph.phase: graph.aliases for graph in built.contract.graphs}
+    decoders = {phase: path for phase, path in graphs.items() if phase != "compressor"}
+    plans = sum(engine.plan is not None for engine in built.engines)
+    run_elsewhere = f"not run: {plans} engines need a GPU; the graphs they were built from are checked here"
+    engines = Check(target, "engines", skipped=run_elsewhere if plans else "not run: no engines were built")
+    found = [_aliases(target, f"{phase} aliases", path, contracts.get(phase, {})) for phase, path in decoders.items()]
+    if record.plugins:
+        skipped = f"not run: plugin nodes ({', '.join(record.plugins)}) need a GPU"
+        return [*found, Check(target, "graphs", skipped=skipped), engines]
+    compressor, reference = graphs.get("compressor"), None
+    shipped = record.dtype == "float16"
+    if record.dtype != "float32":
+        try:
+            reference = weights.with_target_weights(bundle.root / PORTABLE, next(iter(decoders.values())), folder)
+        except SemkvError as error:
+            return [*found, Check(target, "weights", failed=str(error)), engines]
+        found.append(Check(target, "weights", passed=f"{record.dtype} weights are the model's, rounded"))
+    for phase, decoder in decoders.items():
+        name = f"{phase} graph in float32" if reference else f"{phase} graph"
+        exact = Graphs(decoder, compressor, in_place=True)
+        if reference:
+            exact = exact._replace(
+                decoder=weights.in_float32(decoder, folder),
+                compressor=weights.in_float32(compressor, folder) if compressor else None,
+            )
+        batch = 1 if phase == "prefill" else built.contract.batch
+        # A decode graph takes one row at a time, prompts too; of a batch it cannot take one row alone.
+        rows = 1 if phase == "decode" else None
+        if phase != "decode" and compressor is not None and built.contract.batch != batch:
+            skipped = f"not run: the compressor takes {built.contract.batch} rows, the {phase} graph {batch}"
+            found.append(Check(target, name, skipped=skipped))
+            continue
+        if phase == "decode" and batch > 1:
+            found.append(
+                Check(target, name, skipped=f"not run: it takes {batch} rows at once, prompts come one by one")
+            )
+            continue
+        found.append(Check(target, name, STRICT, exact, reference, batch=batch, prefill_chunk=rows))
+        if shipped:
+            as_built = Graphs(decoder, compressor, in_place=True)
+            name = f"{phase} graph in {record.dtype}"
+            found.append(
+                Check(target, name, "as shipped", as_built, reference, batch=batch, prefill_chunk=rows, optional=True)
+            )
+    return [*found, engines]
+
+
+def _aliases(target: str, name: str, decoder: Path, aliases: dict[str, str]) -> Check:
+    import onnx
+
+    graph = onnx.load(decoder, load_external_data=False).graph
+    try:
+        if aliases != alias_map(graph):
+            raise SemkvError(
+                "the graph's caches are not those of the manifest",
+                where=decoder.name,
+                expected=sorted(aliases.values()),
+                got=sorted(alias_map(graph).values()),
+            )
+        check_alias_safety(graph, aliases)
+    except SemkvError as error:
+        return Check(target, name, failed=str(error))
+    return Check(target, name, passed=f"{len(aliases)} caches appended in place, no reader after an append")
