@@ -93,11 +93,15 @@ class PlanRow(BaseModel):
     total_bytes: int = Field(
         description="weights, packing, programs, cache, bias, spare, activation, compressor, metadata and io together"
     )
+    load_bytes: int = Field(
+        description="onnxruntime: most memory while weights are loaded, before there are caches: weights, packing, "
+        "programs, and a second copy of a tied head; 0 on tensorrt, where it is not known here"
+    )
     read_bytes_per_step: int = Field(description="keys and values that one decode step reads when the cache is full")
     full_total_bytes: int = Field(description="total_bytes of the full cache: budget 1, same batch, context and target")
     full_read_bytes_per_step: int = Field(description="read_bytes_per_step of the full cache")
     cache_ratio: float = Field(description="full_read_bytes_per_step / read_bytes_per_step")
-    fits: bool | None = Field(None, description="whether total_bytes fits --memory; null without it")
+    fits: bool | None = Field(None, description="whether total_bytes and load_bytes fit --memory; null without it")
     largest_context: int | None = Field(
         None, description="most tokens of context that fit --memory, at most the model's; null without it, 0: none fits"
     )
@@ -183,11 +187,12 @@ class _Planner:
             metadata_bytes=found.metadata,
             io_bytes=found.io,
             total_bytes=found.total,
+            load_bytes=found.load,
             read_bytes_per_step=read,
             full_total_bytes=self.count(full, batch).total,
             full_read_bytes_per_step=full_read,
             cache_ratio=round(full_read / read, 3),
-            fits=None if memory is None else found.total <= memory,
+            fits=None if memory is None else found.needed <= memory,
             largest_context=None if memory is None else self.largest_context(budget, batch, memory),
             largest_budget=None if memory is None else self.largest_budget(batch, context, memory),
         )
@@ -199,7 +204,7 @@ class _Planner:
             return 0
         while low < high:
             middle = (low + high + 1) // 2
-            if self.count(self.profile(budget, middle), batch).total <= memory:
+            if self.count(self.profile(budget, middle), batch).needed <= memory:
                 low = middle
             else:
                 high = middle - 1
@@ -212,7 +217,7 @@ class _Planner:
                 profile = self.profile(hundredths / 100, context)
             except SemkvError:  # too few slots to be built
                 break
-            if self.count(profile, batch).total <= memory:
+            if self.count(profile, batch).needed <= memory:
                 return hundredths / 100
         return 0.0
 
@@ -225,12 +230,14 @@ class _Planner:
         budget, batch = min(budgets), min(batches)
         context = min(_smallest_context(budget), self.shape.max_position)
         found = self.count(self.profile(budget, context), batch)
-        if found.total <= memory:
+        if found.needed <= memory:
             return
         weights = found.weights + found.packing
         short_of_weights = weights > memory
-        needed = weights if short_of_weights else found.total
-        what = "the weights alone" if short_of_weights else f"the weights and the smallest cache of budget {budget:g}"
+        needed = weights if short_of_weights else found.needed
+        what = f"the weights and the smallest cache of budget {budget:g}"
+        if short_of_weights or found.load > found.total:
+            what = "the weights alone" if short_of_weights else "the weights, while they are loaded,"
         others = [f"{option} ({size(count)} of weights)" for option, count in self._smaller() if count < memory]
         raise SemkvError(
             f"{what} need {size(needed - memory)} more",

@@ -44,11 +44,17 @@ class Bytes(NamedTuple):
     compressor: int
     metadata: int
     io: int
+    load: int
 
     @property
     def total(self) -> int:
-        """All of it at once; of the activations the peak."""
-        return sum(self) - self.activation_decode - self.activation_prefill
+        """All of it while running; of the activations the peak."""
+        return sum(self) - self.activation_decode - self.activation_prefill - self.load
+
+    @property
+    def needed(self) -> int:
+        """The most there ever is: while running, or while loading."""
+        return max(self.total, self.load)
 
 
 class Need(NamedTuple):
@@ -126,10 +132,14 @@ def onnxruntime_bytes(need: Need, weights: WeightFormat, workers: int) -> Bytes:
         return live + min(live, MIB)
 
     decode, prefill = activation(need.batch), activation(profile.prefill_chunk)
+    programs = _session_bytes(need)
+    # A tied head is an embedding that is transposed: ONNX Runtime does that while it loads, into a copy (measured).
+    tied = not any(weight.use == "product" and not weight.in_layer for weight in shape.weights)
+    copied = max((weight.size * FLOAT for weight in shape.weights if weight.use == "table"), default=0) if tied else 0
     return Bytes(
         weights=stored,
         packing=packed,
-        programs=_session_bytes(need),
+        programs=programs,
         cache=shape.layers * need.cache(ELEMENT_BYTES[shape.cache_dtype]),
         bias=shape.layers * need.bias,
         spare=workers * layer if need.compresses else 0,
@@ -139,6 +149,7 @@ def onnxruntime_bytes(need: Need, weights: WeightFormat, workers: int) -> Bytes:
         compressor=workers * _onnxruntime_compressor(need) if need.compresses else 0,
         metadata=need.metadata,
         io=(need.batch + 1) * shape.vocab_size * FLOAT,
+        load=stored + packed + programs + copied,
     )
 
 
@@ -154,7 +165,7 @@ def _onnxruntime_compressor(need: Need) -> int:
     keys = need.slots * need.shape.kv_heads * need.shape.head_dim * FLOAT
     if not need.method.merges:
         return int(1.1 * keys)
-    return int((9.0 if need.unrotates else 7.5) * keys) + 600 * need.slots * need.groups
+    return int((8.6 if need.unrotates else 7.2) * keys) + 600 * need.slots * need.groups
 
 
 def tensorrt_weights(shape: DecoderShape, dtype: DType, layout: Layout) -> int:
@@ -198,6 +209,7 @@ def tensorrt_bytes(need: Need, dtype: DType, layout: Layout) -> Bytes:
         compressor=_tensorrt_compressor(need) if need.compresses else 0,
         metadata=need.metadata,
         io=(need.batch + 1) * shape.vocab_size * FLOAT,
+        load=0,
     )
 
 

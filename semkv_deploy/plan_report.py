@@ -40,6 +40,8 @@ def show(plan: Plan) -> None:
         if any(count(row) for row in plan.rows):
             table.add_row(name, *(_mib(count(row)) for row in plan.rows))
     table.add_row("total", *(_mib(row.total_bytes) for row in plan.rows), style="bold")
+    if any(row.load_bytes > row.total_bytes for row in plan.rows):
+        table.add_row("while loading", *(_mib(row.load_bytes) for row in plan.rows))
     table.add_section()
     table.add_row("total with the full cache", *(_mib(row.full_total_bytes) for row in plan.rows))
     table.add_row("cache read by a decode step", *(_mib(row.read_bytes_per_step) for row in plan.rows))

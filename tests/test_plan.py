@@ -32,13 +32,45 @@ def tokenizer(tiny_checkpoint: Path) -> list[Path]:
     return [file for file in tiny_checkpoint.iterdir() if file.name.startswith(("tokenizer", "chat_template"))]
 
 
-def checkpoint(folder: Path, tokenizer: list[Path], *, tied: bool) -> Path:
-    """A random Llama large enough that what is not its own is below 5 %: 8 layers of 512, vocabulary 8,192."""
+def exported(folder: Path, tokenizer: list[Path], **sizes: Any) -> Path:
+    """A random Llama in `folder/checkpoint`, exported to `folder/export`."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    from semkv_deploy.export import export_model
+
     torch.manual_seed(0)
-    config = LlamaConfig(
+    config = LlamaConfig(**sizes, max_position_embeddings=CONTEXT, eos_token_id=1, bos_token_id=0)
+    LlamaForCausalLM(config).save_pretrained(folder / "checkpoint")
+    for file in tokenizer:
+        shutil.copy(file, folder / "checkpoint")
+    export_model(str(folder / "checkpoint"), folder / "export", SemantiCache())
+    return folder
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
+def narrow(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tokenizer: list[Path]) -> Path:
+    """Widths that blocks of 32 do not divide, and a head that is the embedding, or one of its own."""
+    return exported(
+        tmp_path_factory.mktemp("narrow"),
+        tokenizer,
+        vocab_size=2048,
+        hidden_size=144,
+        intermediate_size=400,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        tie_word_embeddings=request.param,
+    )
+
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory: pytest.TempPathFactory, tokenizer: list[Path]) -> Path:
+    """Large enough that what is not the model's own is below 5 %: 8 layers of 512, vocabulary 8,192."""
+    folder = exported(
+        tmp_path_factory.mktemp("plan"),
+        tokenizer,
         vocab_size=8192,
         hidden_size=512,
         intermediate_size=1408,
@@ -46,45 +78,27 @@ def checkpoint(folder: Path, tokenizer: list[Path], *, tied: bool) -> Path:
         num_attention_heads=8,
         num_key_value_heads=2,
         head_dim=64,
-        max_position_embeddings=CONTEXT,
-        tie_word_embeddings=tied,
-        eos_token_id=1,
-        bos_token_id=0,
+        tie_word_embeddings=True,
     )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    for file in tokenizer:
-        shutil.copy(file, folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory, tokenizer: list[Path]) -> Path:
-    return checkpoint(tmp_path_factory.mktemp("plan") / "checkpoint", tokenizer, tied=True)
-
-
-@pytest.fixture(scope="module")
-def export(model: Path) -> Path:
-    from semkv_deploy.export import export_model
-
-    export_model(str(model), model.parent / "export", SemantiCache())
-    return model.parent / "export" / "decoder.onnx"
+    return folder / "export" / "decoder.onnx"
 
 
 @pytest.fixture(scope="module")
 def bundle(export: Path) -> Bundle:
-    """Budgets 0.25 and 1 with int4 weights, and engines where TensorRT-RTX is installed."""
+    """Budgets 0.25 and 1 with float32 weights, and engines where TensorRT-RTX is installed."""
     from semkv_deploy.build import build_bundle
 
     targets = ["onnxruntime-cpu", *(["tensorrt-rtx"] if missing("tensorrt-rtx") is None else [])]
-    out = export.parent.parent / "bundle"
     return build_bundle(
         str(export),
-        out,
+        export.parent.parent / "bundle",
         budgets=[0.25, 1.0],
         method=SemantiCache(),
         max_context=CONTEXT,
-        weights="int4",
+        weights="fp32",
         target=targets,
+        # Thresholds change no size.
+        calibration_text="The sky is blue because air scatters short waves more than long ones. " * 20,
     )
 
 
@@ -109,35 +123,19 @@ def near(measured: float) -> Any:
 
 
 def test_onnxruntime_weights_are_those_of_the_bundle(export: Path, bundle: Bundle):
-    assert row(export, 0.25, weights="int4").weight_bytes == near(bundle.onnxruntime("onnxruntime-cpu").weight_bytes)
+    assert row(export, 0.25, weights="fp32").weight_bytes == near(bundle.onnxruntime("onnxruntime-cpu").weight_bytes)
 
 
 @pytest.mark.parametrize("weights", ["fp32", "int8", "int4"])
-@pytest.mark.parametrize("tied", [True, False])
-def test_every_weight_format_is_counted_as_the_quantiser_stores_it(
-    tmp_path: Path, tokenizer: list[Path], weights: Any, tied: bool
-):
-    """On widths that blocks of 32 do not divide, and with a head of its own, which is quantised too."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    from semkv_deploy.export import export_model
+def test_every_weight_format_is_counted_as_the_quantiser_stores_it(narrow: Path, tmp_path: Path, weights: Any):
     from semkv_deploy.passes.quantize import quantize_weights
     from semkv_deploy.targets.onnxruntime_build import lower_decoder, save_decoder
 
-    torch.manual_seed(0)
-    sizes = {"vocab_size": 2048, "hidden_size": 144, "intermediate_size": 400, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
-    config = LlamaConfig(**sizes, **heads, max_position_embeddings=512, tie_word_embeddings=tied, eos_token_id=1)
-    LlamaForCausalLM(config).save_pretrained(tmp_path / "checkpoint")
-    for file in tokenizer:
-        shutil.copy(file, tmp_path / "checkpoint")
-    export_model(str(tmp_path / "checkpoint"), tmp_path / "export", SemantiCache())
-    source = tmp_path / "export" / "decoder.onnx"
+    source = narrow / "export" / "decoder.onnx"
     built = save_decoder(lower_decoder(source, bias="layer", layers=2), tmp_path / "fp32.onnx")
     if weights != "fp32":
         built = save_decoder(quantize_weights(tmp_path / "fp32.onnx", weights), tmp_path / "quantised.onnx")
-    planned = row(source, 0.5, max_context=512, weights=weights).weight_bytes
+    planned = row(source, 0.5, weights=weights).weight_bytes
     assert planned == pytest.approx(built.weight_bytes, rel=0.01)
 
 
@@ -145,13 +143,16 @@ def test_every_weight_format_is_counted_as_the_quantiser_stores_it(
     ("budget", "batch", "tokens"), [(0.25, 1, 1500), (1.0, 1, 300), (0.25, 3, 1150), (1.0, 3, 150)]
 )
 def test_memory_of_a_session(export: Path, bundle: Bundle, budget: float, batch: int, tokens: int):
-    """All that a session takes: the process's own memory, which counts nothing mapped from files."""
-    planned = row(export, budget, batches=[batch], weights="int4")
+    """All that a session takes: the process's own memory, which counts nothing mapped from files.
+
+    What the allocators keep beside the caches differs by a few MiB from run to run, 2 % of this model.
+    """
+    planned = row(export, budget, batches=[batch], weights="fp32")
     measured = worker("session", root=str(bundle.root), budget=budget, batch=batch, tokens=tokens)
     assert (measured["compressions"] > 0) == (budget < 1)
     assert planned.buffer_bytes == measured["buffer_bytes"]
     assert planned.metadata_bytes == measured["metadata_bytes"]
-    assert planned.total_bytes == near(measured["peak_bytes"]), planned
+    assert max(planned.total_bytes, planned.load_bytes) == near(measured["peak_bytes"]), planned
 
 
 @RTX
@@ -235,7 +236,7 @@ def test_methods_differ_in_what_they_need_beside_the_cache(export: Path):
 def test_largest_context_and_budget_are_the_largest_that_fit(export: Path, target: str):
     memory = int(1.2 * row(export, 0.25, target=target, max_context=1024).total_bytes)
     found = row(export, 0.25, target=target, memory=memory, batches=[2])
-    assert found.fits == (found.total_bytes <= memory)
+    assert found.fits == (max(found.total_bytes, found.load_bytes) <= memory)
     context = found.largest_context
     assert context is not None and 512 <= context < CONTEXT
     fitting = row(export, 0.25, target=target, max_context=context, batches=[2])
@@ -271,21 +272,14 @@ def test_reads_no_weights_and_is_quick(export: Path, tmp_path: Path):
     assert min(seconds) < 2
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_config_alone_gives_the_plan_of_the_export(tmp_path: Path, tokenizer: list[Path], tied: bool):
+def test_config_alone_gives_the_plan_of_the_export(narrow: Path, tmp_path: Path):
     """Norms that are equal share a tensor in the export; that is all the difference."""
-    from semkv_deploy.export import export_model
-
-    folder = checkpoint(tmp_path / "checkpoint", tokenizer, tied=tied)
-    export_model(str(folder), tmp_path / "export", SemantiCache())
-    for file in folder.iterdir():
-        if file.name != "config.json":
-            file.unlink()
+    shutil.copy(narrow / "checkpoint" / "config.json", tmp_path)
     for target in ("onnxruntime-cpu", "tensorrt-rtx"):
-        from_config = row(folder, 0.25, target=target)
-        from_export = row(tmp_path / "export" / "decoder.onnx", 0.25, target=target)
+        from_config = row(tmp_path, 0.25, target=target)
+        from_export = row(narrow / "export" / "decoder.onnx", 0.25, target=target)
         assert from_config.total_bytes == pytest.approx(from_export.total_bytes, rel=0.002)
-        assert from_config.weight_bytes == pytest.approx(from_export.weight_bytes, rel=0.002)
+        assert from_config.weight_bytes == pytest.approx(from_export.weight_bytes, rel=0.005)
 
 
 def cli(*arguments: object) -> Any:
@@ -350,7 +344,11 @@ def test_what_is_no_size(text: str):
         ),
         (
             ["--budget", "0.5", "--memory", "33MiB"],
-            ["the weights and the smallest cache of budget 0.5 need", "Give more memory, or take a smaller model"],
+            ["the weights, while they are loaded, need", "Give more memory, or take a smaller model"],
+        ),
+        (
+            ["--budget", "0.5", "--target", "tensorrt-rtx", "--memory", "100MiB"],
+            ["the weights and the smallest cache of budget 0.5 need", "Use --layout single"],
         ),
     ],
 )
