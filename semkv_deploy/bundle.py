@@ -7,7 +7,7 @@ import importlib.metadata
 import json
 import os
 import shutil
-import tempfile
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -321,10 +321,16 @@ def new_directory(out: Path, *, force: bool = False) -> Iterator[Path]:
         raise SemkvError("already exists", where=out, fix="choose another -o, or give --force to replace it")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
     except OSError as error:
         raise SemkvError(f"cannot be written to: {error.strerror}", where=out.parent, fix="choose another -o") from None
+    # Named before it is made: a signal in between leaves nothing either.
+    partial = out.parent / f".{out.name}.{uuid.uuid4().hex[:8]}.partial"
     try:
+        try:
+            partial.mkdir()
+        except OSError as error:
+            reason = f"cannot be written to: {error.strerror}"
+            raise SemkvError(reason, where=out.parent, fix="choose another -o") from None
         yield partial
         partial.chmod(0o755)
         if out.exists():

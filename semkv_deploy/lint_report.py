@@ -31,7 +31,7 @@ class LintedGraph(NamedTuple):
     findings: list[Finding]
 
 
-def lint_file(path: Path, target: str, *, plugins: Collection[str] = ()) -> LintedGraph:
+def lint_file(path: Path, target: str, *, plugins: Collection[str] = (), profiles: bool = False) -> LintedGraph:
     """Findings of one ONNX file; its external data is looked at, not loaded.
 
     Raises:
@@ -44,7 +44,7 @@ def lint_file(path: Path, target: str, *, plugins: Collection[str] = ()) -> Lint
         raise SemkvError("no lint rules for it", where=f"--target {target}", expected=" or ".join(LINTED))
     model = _load(path)
     if target.startswith("tensorrt"):
-        return LintedGraph(path, target, lint_tensorrt(model, folder=path.parent, plugins=plugins))
+        return LintedGraph(path, target, lint_tensorrt(model, folder=path.parent, plugins=plugins, profiles=profiles))
     return LintedGraph(path, target, lint_onnxruntime(model))
 
 
@@ -59,11 +59,13 @@ def lint_bundle(root: Path) -> list[LintedGraph]:
     linted = []
     for target, record in Bundle.open(root).manifest.targets.items():
         if isinstance(record, TensorRTRecord):
-            names = [engine.onnx for budget in record.budgets for engine in budget.engines]
-            plugins: Collection[str] = record.plugins
+            for budget in record.budgets:
+                for engine, graph in zip(budget.engines, budget.contract.graphs, strict=True):
+                    profiles = bool(graph.profiles)
+                    linted.append(lint_file(root / engine.onnx, target, plugins=record.plugins, profiles=profiles))
         else:
-            names, plugins = [record.decoder, *([record.compressor] if record.compressor else [])], ()
-        linted += [lint_file(root / name, target, plugins=plugins) for name in dict.fromkeys(names)]
+            names = [record.decoder, *([record.compressor] if record.compressor else [])]
+            linted += [lint_file(root / name, target) for name in names]
     return linted
 
 

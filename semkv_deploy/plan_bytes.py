@@ -216,8 +216,7 @@ def tensorrt_bytes(need: Need, dtype: DType, layout: Layout) -> Bytes:
 def _tensorrt_activation(need: Need, batch: int, rows: int, element: int) -> int:
     """Peak of a run of `rows` tokens in each of `batch` rows, beside the fixed workspace.
 
-    With several rows the builder makes the masks of all layers before the first one runs, and repeats a layer's keys
-    for every query head (measured: both grow exactly so).
+    With several rows the builder repeats a layer's keys for every query head (measured).
     """
     shape, capacity = need.shape, need.profile.capacity
     tokens = batch * rows
@@ -229,8 +228,8 @@ def _tensorrt_activation(need: Need, batch: int, rows: int, element: int) -> int
         mask_heads = shape.kv_heads if folded or need.groups > 1 else 1
         mask = tokens * capacity * mask_heads * element
         repeated = batch * capacity * heads if folded else 0
-    attention = repeated + shape.layers * mask + tokens * (hidden + 2 * heads + rotary)
-    mlp = (shape.layers - 1) * mask + tokens * (shape.mlp_width * element + 3 * hidden + rotary)
+    attention = repeated + mask + tokens * (hidden + 2 * heads + rotary)
+    mlp = tokens * (shape.mlp_width * element + 3 * hidden + rotary)
     head = tokens * (shape.vocab_size * element + hidden) if tokens > 1 else 0
     return max(attention, mlp, head)
 

@@ -21,7 +21,7 @@ RULES: list[Rule] = [*cache.RULES, *attention.RULES, *operators.RULES, *files.RU
 
 
 def lint_tensorrt(
-    model: onnx.ModelProto, *, folder: Path | None = None, plugins: Collection[str] = ()
+    model: onnx.ModelProto, *, folder: Path | None = None, plugins: Collection[str] = (), profiles: bool = False
 ) -> list[Finding]:
     """Findings for `tensorrt*` in any ONNX model.
 
@@ -29,6 +29,8 @@ def lint_tensorrt(
         model: external data need not be loaded.
         folder: where its external data lies; None: files are not looked at.
         plugins: operators whose plugins will be registered.
+        profiles: the dynamic inputs have optimisation profiles.
     """
     view = View(model, folder, plugins)
-    return [replace(finding, rule=rule.__name__) for rule in RULES for finding in rule(view)]
+    rules = [rule for rule in RULES if not (profiles and rule is files.dynamic_input)]
+    return [replace(finding, rule=rule.__name__) for rule in rules for finding in rule(view)]

@@ -199,6 +199,7 @@ def _mask(
     assert element is not None
     floor, zero = edit.constant(MASK_FLOOR[element], np.float32), edit.constant(0.0, np.float32)
     start = edit.node(node, "Unsqueeze", [length, edit.constant([1, 2, 3], np.int64)])[0]
+    start = edit.node(node, "Add", [start, _nothing(node, edit, element)])[0]
     position = edit.node(node, "Add", [start, shared.row])[0]
     if attribute(node, "causal", 1):
         hidden = edit.node(node, "Greater", [shared.slot, position])[0]
@@ -231,6 +232,19 @@ def _mask(
     if element == ir.DataType.FLOAT:
         return mask
     return edit.node(node, "Cast", [mask], to=int(element))[0]
+
+
+def _nothing(node: ir.Node, edit: GraphEditor, element: ir.DataType) -> ir.Value:
+    """`[B,1,1,1]` zeros that depend on the layer's keys, so that its mask is made when its turn comes.
+
+    A mask needs no activations, and a scheduler makes all layers' masks before the first layer runs: on RTX 1.7.1 that
+    is 49 MB of activations for SmolLM2's prefill, not 12, and it grows with layers x slots.
+    """
+    corner = [edit.constant(bounds, np.int64) for bounds in ([0, 0, 0], [1, 1, 1], [1, 2, 3])]
+    key = edit.node(node, "Slice", [node.inputs[1], *corner])[0]
+    size = edit.node(node, "Abs", [key])[0]
+    nothing = edit.node(node, "Min", [size, edit.constant(0.0, element.numpy())])[0]
+    return edit.node(node, "Cast", [nothing], to=int(ir.DataType.INT64))[0]
 
 
 def _decomposed(

@@ -115,9 +115,7 @@ def build_tensorrt(
         progress(f"{target}: lowering budget {profile.budget:g}", None)
         graphs = _lower(graph, folder, facts, method, profile, bias, options, plugins)
         for each in graphs:
-            found = lint_tensorrt(each.model, folder=folder, plugins=plugins)
-            if each.profiles:
-                found = [finding for finding in found if finding.rule != "dynamic_input"]
+            found = lint_tensorrt(each.model, folder=folder, plugins=plugins, profiles=bool(each.profiles))
             for finding in found:
                 if finding.fatal:
                     raise SemkvError(finding.what, where=f"{each.lowered.path.name}, {finding.node}", fix=finding.fix)
