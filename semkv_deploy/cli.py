@@ -477,7 +477,8 @@ def validate(
     """Compares what each target runs with the portable graphs: logits, caches, chosen slots, lengths.
 
     Three turns of prefill, decode and compression. TensorRT's graphs are run in ONNX Runtime. When something differs,
-    the first layer that does is named, and the exit code is 1.
+    the first layer that does is named, and the exit code is 1. The report's page ends with command lines that run the
+    same files in stock Polygraphy.
 
     \b
     semkv-deploy validate bundle/ --budget 0.2

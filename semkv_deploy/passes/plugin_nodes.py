@@ -7,11 +7,15 @@ from collections.abc import Collection, Mapping
 import onnx_ir as ir
 
 from semkv_deploy.ops import DOMAIN, SPECS
+from semkv_deploy.passes.editing import GraphEditor
 from semkv_deploy.passes.gqa import BiasMode
 from semkv_deploy.passes.native import Promise, set_dims
 
 NAMESPACE, VERSION = "semkv", "1"
 """Of the plugin creators in `plugins/`."""
+
+WRITTEN_IN_PLACE = ("key_cache", "value_cache", "slot_bias")
+"""Inputs that a plugin may give back as outputs, in the same buffer."""
 
 
 def keep_as_plugins(
@@ -30,8 +34,15 @@ def keep_as_plugins(
         The plugin layers that TensorRT must have.
     """
     set_dims(model, dims)
+    edit = GraphEditor(model.graph, "plugin_copy")
+    cache = next(
+        value.dtype
+        for value in model.graph.inputs
+        if value.dtype is not None and (value.name or "").endswith(("key_cache", ".key"))
+    )
     promises = []
-    for number, node in enumerate(node for node in model.graph if node.domain == DOMAIN and node.op_type in operators):
+    nodes = [node for node in model.graph if node.domain == DOMAIN and node.op_type in operators]
+    for number, node in enumerate(nodes):
         for name, default in SPECS[node.op_type].attributes.items():
             if name not in node.attributes:
                 attribute = ir.AttrInt64 if isinstance(default, int) else ir.AttrFloat32
@@ -41,4 +52,24 @@ def keep_as_plugins(
         if not (node.name or "").startswith("layers."):
             node.name = f"plugin.{node.op_type}.{number}"
         promises.append(Promise("PLUGIN_V3", node.name or ""))
+        _keep_for_other_readers(node, edit, cache)
     return promises
+
+
+def _keep_for_other_readers(node: ir.Node, edit: GraphEditor, cache: ir.DataType) -> None:
+    """Gives the plugin a copy of what it overwrites and others read.
+
+    The builder would insert the copy itself, which takes a GPU ("Cannot reformat", RTX 1.7.1). Caches of a decoder have
+    one reader, so that nothing is copied there.
+    """
+    spec = SPECS[node.op_type]
+    outputs = {output.removesuffix("_out") for output in spec.output_names}
+    for index, name in enumerate(spec.input_names[: len(node.inputs)]):
+        value = node.inputs[index]
+        if name not in WRITTEN_IN_PLACE or name not in outputs or value is None or len(value.uses()) < 2:
+            continue
+        element = cache if spec.inputs[index].dtype == "T" else ir.DataType.FLOAT
+        # A product with 1 is a copy bit for bit, and stays one: Identity would be removed.
+        (copy,) = edit.node(node, "Mul", [value, edit.constant(1.0, element.numpy())])
+        copy.shape, copy.type = value.shape, ir.TensorType(element)
+        node.replace_input_with(index, copy)

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from pydantic import BaseModel
 
-from semkv_deploy.methods.base import STATE
 from semkv_deploy.targets.onnxruntime_engine import onnxruntime
-from semkv_deploy.validate.compare import Tolerance, difference
-from semkv_deploy.validate.runner import StatefulRunner, live_rows
+from semkv_deploy.validate.compare import Tolerance, difference, live_rows
+from semkv_deploy.validate.runner import StatefulRunner
+from semkv_deploy.validate.ties import run_compressor
 
 if TYPE_CHECKING:
     import onnx
@@ -165,7 +165,7 @@ class _Probe:
         for number, buffers in enumerate(self._runner.engine.layers):
             feed = {"key_cache": buffers.key, "value_cache": buffers.value, "slot_bias": buffers.bias}
             feed.update(state[number], **inputs[number])
-            ours, theirs = (_run_compressor(session, feed) for session in sessions)
+            ours, theirs = (run_compressor(session, feed) for session in sessions)
             live = np.arange(buffers.key.shape[2]) < ours["length_out"][:, None]
             for what, name, limit in _COMPRESSED:
                 first, second = ours[name], theirs[name]
@@ -196,18 +196,6 @@ _COMPRESSED = (
     ("value", "value_cache_out", "cache"),
 )
 """What a compression is compared in: what it is called, the output, and its tolerance's name (None: exact)."""
-
-
-def _run_compressor(session: Any, feed: dict[str, Any]) -> dict[str, NDArray[Any]]:
-    types = {"tensor(float16)": np.float16}
-    cast = {
-        value.name: np.asarray(feed[value.name]).astype(types[value.type]) if value.type in types else feed[value.name]
-        for value in session.get_inputs()
-    }
-    names = [value.name for value in session.get_outputs()]
-    found = dict(zip(names, session.run(names, cast), strict=True))
-    assert {f"{name}_out" for name in STATE} <= set(found)
-    return found
 
 
 class Place(NamedTuple):

@@ -107,7 +107,7 @@ class CompareState(BaseCompareFunc):
 
     def thresholds_for(self, output_name: str) -> Difference:
         kind = output_name.split(".")[0]
-        if kind == "logits":
+        if kind in ("logits", "inner_logits"):
             return Difference(self.tolerance.logits)
         if kind == "position":
             return Difference(0.0)
@@ -145,6 +145,14 @@ def difference(reference: NDArray[Any], got: NDArray[Any], tolerance: float | No
         where = tuple(int(i) for i in np.unravel_index(beyond[0], apart.shape))
     pair = (reference[where].item(), got[where].item()) if where is not None else (None, None)
     return OutputDifference(float(apart.max()), where=where, pair=pair)
+
+
+def live_rows(cache: NDArray[Any], length: NDArray[np.int64]) -> NDArray[np.float32]:
+    """A cache `[B,H,C,D]` in float32 with its dead rows zeroed (whatever they hold means nothing)."""
+    result = np.zeros(cache.shape, np.float32)
+    for row, live in enumerate(length):
+        result[row, :, :live] = cache[row, :, :live]
+    return result
 
 
 def kl(reference: NDArray[np.float32], got: NDArray[np.float32]) -> list[float]:

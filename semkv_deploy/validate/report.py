@@ -14,7 +14,8 @@ import click
 from semkv_deploy.errors import SemkvError
 
 if TYPE_CHECKING:
-    from semkv_deploy.validate.run import CheckResult, Progress, Report
+    from semkv_deploy.validate.results import CheckResult, Report
+    from semkv_deploy.validate.run import Progress
 
 JSON_FILE, PAGE_FILE = "validate.json", "validate.html"
 
@@ -141,7 +142,7 @@ def print_table(report: Report) -> None:
             numbers = _numbers(result)
             verdict = f"[{colours[result.status]}]{result.status}[/]"
             table.add_row(f"{result.budget:g}", result.name, verdict, numbers[0], numbers[1], numbers[3])
-            if result.status == "skipped":
+            if result.status == "skipped" or result.ties:
                 notes.append(f"{result.name}, budget {result.budget:g}: {result.detail}")
         console.print(table)
         for note in notes:

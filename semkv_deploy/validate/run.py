@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from polygraphy.comparator import Comparator
 from polygraphy.logger import G_LOGGER
-from pydantic import BaseModel
 
 from semkv_deploy.bundle import Bundle
 from semkv_deploy.errors import SemkvError
@@ -18,109 +18,15 @@ from semkv_deploy.validate import stock
 from semkv_deploy.validate.bisect import Bisection, bisect
 from semkv_deploy.validate.checks import Check, Graphs, checks, open_session, reference_graphs
 from semkv_deploy.validate.compare import TOLERANCES, CompareState, Tolerance, kl
+from semkv_deploy.validate.results import CheckResult, Failure, Report
 from semkv_deploy.validate.runner import StatefulRunner
 from semkv_deploy.validate.scenario import Event, Scenario, bundle_text, plan
+from semkv_deploy.validate.ties import Ties
 
 if TYPE_CHECKING:
     from semkv_deploy.bundle import BuiltProfile
 
 Progress = Callable[[str, float | None], None]
-
-
-class Failure(BaseModel):
-    """The first thing that differed.
-
-    Attributes:
-        event: name of the event, such as "turn 2 step 3".
-        tensor: output of `runner.StatefulRunner`, or "greedy token", "next-token distribution".
-        where: index of the first element that differs, for tensors.
-        reference, got: the values there.
-        max_absdiff, tolerance: of the whole tensor.
-        message: what the target said when it raised instead.
-    """
-
-    event: str
-    tensor: str
-    where: tuple[int, ...] | None = None
-    reference: float | None = None
-    got: float | None = None
-    max_absdiff: float | None = None
-    tolerance: float | None = None
-    message: str | None = None
-
-    def sentence(self) -> str:
-        if self.message is not None:
-            return f"{self.event}: {self.message}"
-        place = f"[{', '.join(map(str, self.where))}]" if self.where is not None else ""
-        values = f": {self.got:g}, expected {self.reference:g}" if self.got is not None else ""
-        apart = f" (at most {self.max_absdiff:.3g} apart, tolerance {self.tolerance:g})" if self.max_absdiff else ""
-        return f"{self.event}: {self.tensor}{place} differs{values}{apart}"
-
-
-class CheckResult(BaseModel):
-    """What one check gave.
-
-    Attributes:
-        status: "skipped" says in `detail` why it was not run.
-        detail: one sentence.
-        max_absdiff: of logits, key, value and slot_bias over the whole scenario (up to the failure).
-        greedy_same, greedy_total: next tokens chosen alike, and chosen in all.
-        slots_same: share of live slots that stand for the same token.
-        mean_kl: nats per next-token distribution, over the whole scenario.
-        first_kl: the same until something was compressed.
-        compressions, evicted: of the target.
-        seconds: that the target's own graphs took.
-    """
-
-    target: str
-    budget: float
-    name: str
-    status: Literal["passed", "failed", "skipped"]
-    detail: str
-    against: str | None = None
-    tolerance: str | None = None
-    batch: int | None = None
-    events: int = 0
-    tokens: int = 0
-    compressions: int = 0
-    evicted: int = 0
-    max_absdiff: dict[str, float] = {}
-    greedy_same: int = 0
-    greedy_total: int = 0
-    slots_same: float | None = None
-    mean_kl: float | None = None
-    first_kl: float | None = None
-    seconds: float = 0.0
-    failure: Failure | None = None
-    bisection: Bisection | None = None
-
-    def sentence(self) -> str:
-        """The failure, and where it began."""
-        where = f"{self.target} {self.name}, budget {self.budget:g}: {self.detail}"
-        return f"{where}; {self.bisection.sentence()}" if self.bisection else where
-
-
-class Report(BaseModel):
-    """All checks of a bundle, as `reports/validate.json` holds them.
-
-    Attributes:
-        polygraphy: command lines that run the same files in stock Polygraphy, in the bundle's directory.
-    """
-
-    bundle: str
-    model: str
-    method: str
-    reference: str = "portable graphs (function bodies, float32) in ONNX Runtime, caches copied"
-    tolerances: dict[str, Tolerance] = TOLERANCES
-    versions: dict[str, str]
-    results: list[CheckResult]
-    polygraphy: list[str] = []
-
-    @property
-    def passed(self) -> bool:
-        """Whether nothing failed and something was checked."""
-        states = {result.status for result in self.results}
-        return "failed" not in states and "passed" in states
 
 
 def validate(
@@ -208,12 +114,27 @@ class _Comparison:
         self._scenario: Scenario = plan(text, profile, max_context=context, batch=batch, tokens=tokens)
         self._events: list[Event] = []
         self._reference = self._runner("reference", reference)
-        self._runners = {check.name: self._runner(check.name, check.graphs) for check in group if check.graphs}
+        self._runners = {
+            check.name: self._runner(check.name, check.graphs, TOLERANCES[check.tolerance])
+            for check in group
+            if check.graphs
+        }
+        self._bisections: dict[Any, Bisection | None] = {}
         self._tallies = [_Tally(check) for check in group]
 
-    def _runner(self, name: str, graphs: Graphs) -> StatefulRunner:
-        batch = self._scenario.batch
-        return StatefulRunner(name, lambda: open_session(self._bundle, self._profile, graphs, batch), batch)
+    def _runner(self, name: str, graphs: Graphs, tolerance: Tolerance | None = None) -> StatefulRunner:
+        """The reference's runner, or that of a target which may differ from it within a tolerance."""
+        batch, compressor = self._scenario.batch, self._graphs.compressor
+        ties = None
+        if tolerance is not None and tolerance.exact_slots and compressor is not None:
+            ties = functools.partial(Ties, compressor, tolerance)
+        return StatefulRunner(
+            name,
+            lambda: open_session(self._bundle, self._profile, graphs, batch),
+            batch,
+            reference=self._reference if tolerance is not None else None,
+            ties=ties,
+        )
 
     def _feeds(self) -> Iterator[dict[str, Any]]:
         expected = len(self._scenario.prompts) * (self._scenario.steps + 2)
@@ -250,9 +171,16 @@ class _Comparison:
         runner = self._runners.get(check.name)
         if runner is not None:
             result.seconds = round(runner.seconds, 3)
+            result.ties = runner.ties
+            if result.ties and result.status == "passed":
+                result.detail += f", near ties between clusters proved and settled: {result.ties}"
         if result.status == "failed" and check.graphs is not None and tally.tolerance.cache is not None:
-            self._progress(f"bisecting {check.target} {check.name}", None)
-            result.bisection = self._bisect(check.graphs, tally)
+            # In place and copying that fail alike are one failure of one graph.
+            failure = (check.graphs.decoder, tally.failing, tally.failure and tally.failure.sentence())
+            if failure not in self._bisections:
+                self._progress(f"bisecting {check.target} {check.name}", None)
+                self._bisections[failure] = self._bisect(check.graphs, tally)
+            result.bisection = self._bisections[failure]
         return result
 
     def _bisect(self, graphs: Graphs, tally: _Tally) -> Bisection | None:
@@ -331,6 +259,7 @@ class _Tally:
     def _count(self, reference: Any, got: Any, differences: Any) -> None:
         for name, found in differences.items():
             kind = name.split(".")[0]
+            kind = kind.removeprefix("inner_")
             if kind in ("logits", "key", "value", "slot_bias"):
                 self._max[kind] = max(self._max.get(kind, 0.0), found.max_absdiff)
             if kind == "slot_position":

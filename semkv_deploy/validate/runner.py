@@ -15,7 +15,9 @@ import numpy as np
 from polygraphy.backend.base import BaseRunner
 from polygraphy.common import TensorMetadata
 
+from semkv_deploy.validate.compare import live_rows
 from semkv_deploy.validate.scenario import END_TURN, PREFILL
+from semkv_deploy.validate.ties import Before, Ties, before
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -33,10 +35,15 @@ NO_COMPRESSION = -2
 
 
 class WatchedEngine:
-    """An engine, and what its calls were: levels of the compressions, and a hook before every call.
+    """An engine, and what its calls of one event were.
 
     Attributes:
         before_call: called with ("run" or "compress", the call's arguments by name); None: nothing is.
+        compressed: what each compression gave.
+        inner_logits: of each prefill run the logits `[n,2,V]` of its first and its middle row. A session asks for a
+            prompt's last row only, which sees every slot: in the last layer nothing else would show a wrong mask.
+        before: what each compression was made from, where `keep_before` asks for it.
+        ties, reference: settle near ties with this engine's compressions; None: nothing is settled.
     """
 
     def __init__(self, engine: Any) -> None:
@@ -44,6 +51,11 @@ class WatchedEngine:
         self.batch, self.capacity, self.groups = engine.batch, engine.capacity, engine.groups
         self.before_call: Callable[[str, dict[str, Any]], None] | None = None
         self.compressed: list[Sequence[Any]] = []
+        self.inner_logits: list[NDArray[np.float32]] = []
+        self.before: list[Before] = []
+        self.keep_before = False
+        self.ties: Ties | None = None
+        self.reference: WatchedEngine | None = None
 
     @property
     def layers(self) -> Any:
@@ -60,16 +72,31 @@ class WatchedEngine:
         if self.before_call:
             names = ("tokens", "positions", "logits_index", "length", "row")
             self.before_call("run", dict(zip(names, (tokens, positions, logits_index, length, row), strict=True)))
-        logits: NDArray[np.float32] = self.engine.run(tokens, positions, logits_index, length, row)
-        return logits
+        if tokens.shape[1] == 1:
+            logits: NDArray[np.float32] = self.engine.run(tokens, positions, logits_index, length, row)
+            return logits
+        inner = np.broadcast_to(np.array([0, tokens.shape[1] // 2]), (len(tokens), 2))
+        logits = self.engine.run(tokens, positions, np.concatenate([inner, logits_index], axis=1), length, row)
+        self.inner_logits.append(logits[:, :2].copy())
+        return logits[:, 2:]
 
     def compress(
         self, state: Sequence[dict[str, NDArray[np.int64]]], inputs: Sequence[dict[str, Any]]
     ) -> Sequence[Any]:
         if self.before_call:
             self.before_call("compress", {"state": state, "inputs": inputs})
-        self.compressed.append(self.engine.compress(state, inputs))
-        return self.compressed[-1]
+        if self.ties is not None or self.keep_before:
+            self.before.append(before(self.layers, state, inputs))
+        done: Sequence[Any] = self.engine.compress(state, inputs)
+        number = len(self.compressed)
+        if self.ties is not None and self.reference is not None and number < len(self.reference.before):
+            done = self.ties.settle(self.reference.before[number], self.before[number], self.layers, done)
+        self.compressed.append(done)
+        return done
+
+    def forget(self) -> None:
+        """Starts the record of another event."""
+        self.compressed, self.inner_logits, self.before = [], [], []
 
     def reset(self) -> None:
         self.engine.reset()
@@ -86,6 +113,8 @@ class StatefulRunner(BaseRunner):
         name: of the runner in results.
         open_session: makes the session; called when the runner is activated.
         batch: rows of that session.
+        reference: a runner that has run each event before this one does.
+        ties: makes what settles near ties with that runner; None: nothing is settled.
 
     An event (`scenario.Event.feed`) is the inputs `kind` `[]`, `tokens` `[B,S]`, `count` `[B]`. Outputs, in float32 or
     int64, with L layers, H KV heads, C slots, D head size, G groups:
@@ -98,14 +127,25 @@ class StatefulRunner(BaseRunner):
     | slot_position.NN, slot_chunk.NN | `[B,G,C]` | which token a slot stands for; `NO_SLOT` where dead |
     | slot_bias.NN | `[B,H,C]` | 0 where dead |
     | key.NN, value.NN | `[B,H,C,D]` | live rows; 0 where dead |
+    | inner_logits | `[runs,2,V]` | of a prefill: the first and the middle row of every run |
     | logits | `[B,V]` | after each row's last token; 0 for a row that had none |
 
     A graph that cannot be loaded, or an event that raises, gives no outputs and `error` says why; from then on the
     runner does nothing.
     """
 
-    def __init__(self, name: str, open_session: Callable[[], Session], batch: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        open_session: Callable[[], Session],
+        batch: int,
+        *,
+        reference: StatefulRunner | None = None,
+        ties: Callable[[], Ties] | None = None,
+    ) -> None:
         super().__init__(name=name)
+        self._reference, self._ties = reference, ties
+        self._settled = 0
         self._open, self.batch = open_session, batch
         self.session: Session | None = None
         self.error: str | None = None
@@ -123,8 +163,14 @@ class StatefulRunner(BaseRunner):
             return
         self.engine = WatchedEngine(self.session.engine)
         self.session.engine = self.engine
+        if self._reference is not None and self._ties is not None and self._reference.session is not None:
+            self._reference.engine.keep_before = True
+            self.engine.reference, self.engine.ties = self._reference.engine, self._ties()
 
     def deactivate_impl(self) -> None:
+        # Kept for reports; the graphs are not.
+        if self.session is not None and self.engine.ties is not None:
+            self._settled = self.engine.ties.settled
         self.session = None
 
     def get_input_metadata_impl(self) -> Any:
@@ -134,6 +180,11 @@ class StatefulRunner(BaseRunner):
             .add("tokens", np.int64, (self.batch, -1))
             .add("count", np.int64, (self.batch,))
         )
+
+    @property
+    def ties(self) -> int:
+        """Layers in which a near tie was settled; known once the runner is deactivated."""
+        return self._settled
 
     def greedy(self) -> NDArray[np.int64]:
         """`[B]`: each row's most likely next token."""
@@ -160,7 +211,7 @@ class StatefulRunner(BaseRunner):
     def _event(self, kind: int, tokens: NDArray[np.int64], count: NDArray[np.int64]) -> NDArray[np.float32] | None:
         session = self.session
         assert session is not None
-        self.engine.compressed.clear()
+        self.engine.forget()
         if kind == END_TURN:
             # A bundle that compresses only when full compresses here too: a short scenario must reach the compressor.
             method = session.method
@@ -202,17 +253,11 @@ class StatefulRunner(BaseRunner):
             outputs[f"slot_bias.{layer:02d}"] = np.where(live[:, None], bias, np.float32(0))
             for name in ("key", "value"):
                 outputs[f"{name}.{layer:02d}"] = live_rows(getattr(buffers, name), session.length[layer])
+        if self.engine.inner_logits:
+            outputs["inner_logits"] = np.concatenate(self.engine.inner_logits)
         if logits is not None:
             outputs["logits"] = logits
         return outputs
-
-
-def live_rows(cache: NDArray[Any], length: NDArray[np.int64]) -> NDArray[np.float32]:
-    """A cache `[B,H,C,D]` in float32 with its dead rows zeroed (whatever they hold means nothing)."""
-    result = np.zeros(cache.shape, np.float32)
-    for row, live in enumerate(length):
-        result[row, :, :live] = cache[row, :, :live]
-    return result
 
 
 def _sentence(error: Exception) -> str:

@@ -13,7 +13,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from mutations import MUTATIONS, Graph
 
 from semkv_deploy.bundle import Bundle, write_manifest
-from semkv_deploy.validate.run import Report, validate
+from semkv_deploy.validate.results import Report
+from semkv_deploy.validate.run import validate
 
 TARGETS = ["onnxruntime-cpu", "tensorrt-rtx"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,13 @@ from semkv_deploy.bundle import Bundle, sha256, write_manifest
 from semkv_deploy.cli import main
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.methods import Full, SemantiCache, StreamingLLM
+from semkv_deploy.targets.onnxruntime_engine import Compressed, inference_session
 from semkv_deploy.validate.checks import Graphs, open_session, reference_graphs
 from semkv_deploy.validate.compare import TOLERANCES, CompareState, difference
 from semkv_deploy.validate.run import validate
 from semkv_deploy.validate.runner import StatefulRunner
 from semkv_deploy.validate.scenario import END_TURN, PREFILL, STEP, plan
+from semkv_deploy.validate.ties import Before, Ties, run_compressor
 
 STRICT = TOLERANCES["same weights, float32"]
 
@@ -177,6 +180,67 @@ def test_runner_is_a_polygraphy_runner(tiny_bundle: Path):
     with missing:
         assert not missing.infer({"kind": np.array(END_TURN), "tokens": np.zeros((1, 0), np.int64), "count": count})
         assert missing.error is not None and "none.onnx" in missing.error
+
+
+def test_only_a_proved_tie_is_settled(both_targets: Path):
+    """At a threshold where a hair's breadth decides, the reference itself chooses differently: that is a tie."""
+    bundle = Bundle.open(both_targets)
+    graphs = reference_graphs(bundle, bundle.profile(0.25))
+    assert graphs.compressor is not None
+    graph = inference_session(graphs.compressor, threads=1)
+    random = np.random.default_rng(3)
+    layer: dict[str, Any] = {
+        "key_cache": random.standard_normal((1, 2, 128, 16)).astype(np.float32),
+        "value_cache": random.standard_normal((1, 2, 128, 16)).astype(np.float32),
+        "slot_bias": np.zeros((1, 2, 128), np.float32),
+        "length": np.array([128]),
+        "slot_position": np.arange(128)[None, None],
+        "slot_chunk": np.zeros((1, 1, 128), np.int64),
+    }
+    inputs = {"target": np.array([16]), "recent": np.array([0]), "sinks": np.array(4)}
+
+    def compress(keys: Any, threshold: float) -> dict[str, Any]:
+        thresholds = np.array([threshold], np.float32)
+        return run_compressor(graph, {**layer, "key_cache": keys, **inputs, "thresholds": thresholds})
+
+    low, high = 0.2, 0.4
+    chosen = compress(layer["key_cache"], low)["slot_position_out"]
+    while np.float32(high) > np.nextafter(np.float32(low), np.float32(1)):
+        middle = (low + high) / 2
+        same = np.array_equal(compress(layer["key_cache"], middle)["slot_position_out"], chosen)
+        low, high = (middle, high) if same else (low, middle)
+    # Noise of one part in 100,000, far within the tolerance, decides either way.
+    for _ in range(64):
+        moved = layer["key_cache"] + np.float32(1e-5) * random.standard_normal((1, 2, 128, 16)).astype(np.float32)
+        if not np.array_equal(compress(moved, low)["slot_position_out"], chosen):
+            break
+    else:
+        pytest.fail("no noise tipped the choice")
+    inputs["thresholds"] = np.array([low], np.float32)
+    expected, tipped = compress(layer["key_cache"], low), compress(moved, low)
+
+    def settle(target_keys: Any, outcome: dict[str, Any]) -> tuple[int, Any, Any]:
+        buffers = SimpleNamespace(
+            key=outcome["key_cache_out"].copy(),
+            value=outcome["value_cache_out"].copy(),
+            bias=outcome["slot_bias_out"].copy(),
+        )
+        names = ("length_out", "slot_position_out", "slot_chunk_out", "level", "evicted")
+        done = Compressed(*(outcome[name] for name in names))
+        ties = Ties(graphs.compressor, STRICT)
+        target = Before([{**layer, "key_cache": target_keys}], [inputs])
+        (settled,) = ties.settle(Before([layer], [inputs]), target, [buffers], [done])
+        return ties.settled, settled, buffers
+
+    count, settled, buffers = settle(moved, tipped)
+    assert count == 1 and np.array_equal(settled.slot_position, expected["slot_position_out"])
+    np.testing.assert_array_equal(buffers.key, expected["key_cache_out"])
+    # A choice that the reference does not make from the target's layer is no tie, nor is one from another layer.
+    wrong = {**tipped, "slot_position_out": np.roll(tipped["slot_position_out"], 1, axis=2)}
+    assert settle(moved, wrong)[0] == 0
+    far = layer["key_cache"] + np.float32(0.1) * random.standard_normal((1, 2, 128, 16)).astype(np.float32)
+    assert settle(far, compress(far, low))[0] == 0
+    assert settle(layer["key_cache"], expected)[0] == 0
 
 
 def test_differences_are_exact_where_they_must_be():
