@@ -127,9 +127,10 @@ def lower_compressor(
     inlined = onnx.inliner.inline_local_functions(portable)
     model = ir.from_proto(inlined)
     set_dims(model, {"batch": batch, "capacity": capacity, "levels": levels})
-    promises = keep_as_plugins(model, set(plugins), bias="head", dims={})
     common.ShapeInferencePass()(model)
     optimize(model, num_iterations=3)
+    # After the optimiser, which would take away the copies that plugins need.
+    promises = keep_as_plugins(model, set(plugins), bias="head", dims={})
     _check_complete(model, plugins, path.name)
     _name_nodes(model.graph)
     model.ir_version = IR_VERSION
