@@ -119,10 +119,10 @@ METHOD_OPTIONS = [
 TENSORRT_OPTIONS = [
     click.option(
         "--dtype",
-        type=click.Choice(["float16", "bfloat16", "float32"]),
         default="float16",
         show_default=True,
-        help="TensorRT: type of weights and caches.",
+        metavar="TYPE",
+        help="TensorRT: type of weights and caches: float16, bfloat16 or float32.",
     ),
     click.option(
         "--layout",
@@ -159,6 +159,16 @@ TENSORRT_OPTIONS = [
 def _tensorrt_options(values: dict[str, Any]) -> Any:
     from semkv_deploy.targets.tensorrt_build import TensorRTOptions
 
+    dtype = values["dtype"]
+    if dtype not in ("float16", "bfloat16", "float32"):
+        eight = dtype in ("int8", "fp8")
+        raise SemkvError(
+            "TensorRT's in-place append takes no 8-bit cache" if eight else "unknown element type",
+            where="--dtype",
+            expected="float16, bfloat16 or float32",
+            got=dtype,
+            fix="use --dtype float16; 8-bit caches are for hosts of the NexusAttention plugin" if eight else None,
+        )
     limit = values["memory_limit"]
     if limit is not None:
         from semkv_deploy.plan import parse_size
@@ -442,13 +452,14 @@ def inspect(bundle: Path, lint: bool, target: str, as_json: bool) -> None:
             sys.exit(1)
         return
     from semkv_deploy.bundle import Bundle
-    from semkv_deploy.inspection import summary
+    from semkv_deploy.inspection import check_engines, summary
 
     opened = Bundle.open(bundle)
     if as_json:
         click.echo(opened.manifest.model_dump_json(indent=1))
     else:
         summary(opened)
+    check_engines(opened)
 
 
 @main.command()

@@ -37,6 +37,10 @@ APPEND_RULE = (
     "rows are written at slots length[layer, row] and up; the host keeps length + rows <= capacity, adds rows to "
     "length after the run, and compresses before a run that would not fit"
 )
+COMPRESS_RULE = (
+    "one layer at a time, from its buffers into spare ones, which then become the layer's; the buffers it came from "
+    "may be overwritten by the run"
+)
 DEAD_SLOT_RULE = (
     "slots at and above length hold any finite value and change nothing; in float16 without plugins, keys there whose "
     "scaled product with a query reaches 60000 would show, so clear buffers that held anything but this model's keys"
@@ -96,9 +100,9 @@ class StaticBudgetContract(BaseModel):
     levels: int = Field(description="length of the threshold ladder the compressor is built for")
     dtype: str = Field(description="element type of weights and caches")
     cache_shape: tuple[int | str, ...] = Field(
-        description="of a key or value cache of one layer, as the decoder has it"
+        description="of one layer's key or value cache in the first graph; others may view its bytes in another shape"
     )
-    heads_in_batch: bool = Field(description="the first axis is batch x KV heads, in that order")
+    heads_in_batch: bool = Field(description="the first axis of cache_shape is batch x KV heads, in that order")
     slot_bias: bool = Field(description="the decoder has slot_bias inputs; without, every live slot counts once")
     layers: int
     kv_heads: int
@@ -107,6 +111,7 @@ class StaticBudgetContract(BaseModel):
     vocab_size: int
     position_rule: str = POSITION_RULE
     append_rule: str = APPEND_RULE
+    compress_rule: str = COMPRESS_RULE
     dead_slot_rule: str = DEAD_SLOT_RULE
     layout: Layout
     graphs: tuple[GraphContract, ...]

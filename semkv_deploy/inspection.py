@@ -57,6 +57,23 @@ def summary(bundle: Bundle) -> None:
     console.print(table)
 
 
+def check_engines(bundle: Bundle) -> None:
+    """Fails where a TensorRT runtime is installed that cannot open the bundle's engines.
+
+    Raises:
+        SemkvError: naming the engine and the version to install.
+    """
+    from semkv_deploy.targets.plan_file import check_plan
+    from semkv_deploy.targets.tensorrt_api import installed_version
+
+    for record in bundle.manifest.targets.values():
+        if isinstance(record, TensorRTRecord) and installed_version(record.runtime) is not None:
+            for budget in record.budgets:
+                for engine in budget.engines:
+                    if engine.plan is not None:
+                        check_plan(bundle.root / engine.plan, record.runtime)
+
+
 def _tensorrt(console: Console, name: str, record: TensorRTRecord) -> None:
     """Prints what a TensorRT target was built from, and a row for each engine."""
     built = f"{name} {record.version}" if record.version else f"{name}, graphs only"

@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.ops import DOMAIN
-from semkv_deploy.passes.editing import GraphEditor, attribute, replace, sole, static
+from semkv_deploy.passes.editing import GraphEditor, attribute, replace, require_plain, sole, static
 
 BiasMode = Literal["none", "layer", "head"]
 """Slot biases: always zero; equal for all heads of a layer; one for each KV head."""
@@ -81,6 +81,7 @@ class _SharedInputs:
 
 
 def _lower(node: ir.Node, edit: GraphEditor, shared: _SharedInputs, bias: BiasMode) -> None:
+    require_plain(node)
     query, key, value, key_cache, value_cache, _, length = node.inputs
     assert query is not None and key is not None and value is not None and key_cache is not None
     kv_heads, head_dim = static(key_cache, 1), static(key_cache, 3)

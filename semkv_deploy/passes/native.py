@@ -22,7 +22,7 @@ import onnx_ir as ir
 
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.ops import DOMAIN
-from semkv_deploy.passes.editing import GraphEditor, attribute, replace, static
+from semkv_deploy.passes.editing import GraphEditor, attribute, replace, require_plain, static
 from semkv_deploy.passes.gqa import BiasMode
 
 MASK_FLOOR = {ir.DataType.FLOAT: -1e30, ir.DataType.FLOAT16: -60000.0, ir.DataType.BFLOAT16: -1e30}
@@ -126,6 +126,7 @@ class _Shared:
 
 
 def _lower(node: ir.Node, edit: GraphEditor, shared: _Shared, bias: BiasMode) -> list[Promise]:
+    require_plain(node)
     query, key, value, key_cache, value_cache, slot_bias, length = node.inputs
     assert query is not None and key is not None and value is not None and length is not None
     assert key_cache is not None and value_cache is not None and node.name is not None

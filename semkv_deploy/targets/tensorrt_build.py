@@ -230,7 +230,9 @@ def _lower(
     else:
         plans = [("decoder", fixed if batch > 1 else one_row, [("both", both)])]
     for phase, dims, profiles in plans:
-        lowered = lower_decoder(graph, folder / f"{phase}.{tag}.onnx", bias=bias, dims=dims, plugins=plugins)
+        # The plugin is made for few rows: an engine of its own for prompts has native fused attention.
+        own = plugins - {"NexusAttention"} if phase == "prefill" else plugins
+        lowered = lower_decoder(graph, folder / f"{phase}.{tag}.onnx", bias=bias, dims=dims, plugins=own)
         model = onnx.load(lowered.path, load_external_data=False)
         contracts = tuple(_profile(model, name, sizes, facts.kv_heads) for name, sizes in profiles)
         found.append(_Graph(phase, lowered, model, contracts))

@@ -158,6 +158,43 @@ def test_missing_external_data(tiny_export: Path, tmp_path: Path):
         build(tmp_path, tmp_path / "b")
 
 
+@RTX
+def test_engine_of_another_version(tiny_export: Path, tmp_path: Path):
+    """The plan's own header counts: inspecting says which version to install."""
+    from click.testing import CliRunner
+
+    from semkv_deploy.bundle import Manifest, write_manifest
+    from semkv_deploy.cli import main
+
+    record = build(tiny_export, tmp_path / "b", engines=True, compute_capabilities="86")
+    assert CliRunner().invoke(main, ["inspect", str(tmp_path / "b")]).exit_code == 0
+    plan = tmp_path / "b" / str(record.budgets[0].engines[0].plan)
+    data = bytearray(plan.read_bytes())
+    data[24:28] = bytes([1, 4, 0, 76])
+    plan.write_bytes(data)
+    write_manifest(tmp_path / "b", Manifest.model_validate_json((tmp_path / "b" / "bundle.json").read_text()))
+    done = CliRunner().invoke(main, ["inspect", str(tmp_path / "b")])
+    assert done.exit_code == 1
+    assert "the engine needs the version of TensorRT-RTX that built it (expected 1.4.0.76, got " in done.output
+    assert "install that version: pip install tensorrt-rtx-cu13-bindings==1.4.0.76" in done.output.lower()
+
+
+@pytest.mark.parametrize("dtype", ["int8", "fp8"])
+def test_8_bit_caches_have_no_native_path(dtype: str, tiny_export: Path, tmp_path: Path):
+    from click.testing import CliRunner
+
+    from semkv_deploy.cli import main
+
+    source = str(tiny_export / "decoder.onnx")
+    options = ["--budget", "0.5", "--target", "tensorrt-rtx", "--dtype", dtype, "-o", str(tmp_path / "b")]
+    done = CliRunner().invoke(main, ["build", source, *options])
+    assert done.exit_code == 1 and not (tmp_path / "b").exists()
+    assert (
+        f"--dtype: TensorRT's in-place append takes no 8-bit cache (expected float16, bfloat16 or float32, got {dtype})"
+        in done.output
+    )
+
+
 def test_commands_that_run_ask_for_another_target(tiny_export: Path, tmp_path: Path):
     from semkv_deploy.runtime.open import open_session
 
