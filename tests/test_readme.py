@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -18,9 +19,13 @@ def blocks(language: str) -> list[str]:
 def test_commands_and_code(smollm2_gguf: Path, tmp_path: Path):
     (tmp_path / smollm2_gguf.name).symlink_to(smollm2_gguf)
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    (usage,) = [block for block in blocks("sh") if "semkv-deploy" in block]
-    shell = ["bash", "-euo", "pipefail", "-c", usage]
-    done = subprocess.run(shell, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    usage, tensorrt = [block for block in blocks("sh") if "semkv-deploy" in block]
+
+    def run(commands: str) -> subprocess.CompletedProcess[str]:
+        shell = ["bash", "-euo", "pipefail", "-c", commands]
+        return subprocess.run(shell, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+
+    done = run(usage)
     assert done.returncode == 0, done.stderr
     assert "0.2 (80 % compression)" in done.stdout and "tokens seen" in done.stderr
     (code,) = blocks("python")
@@ -28,6 +33,23 @@ def test_commands_and_code(smollm2_gguf: Path, tmp_path: Path):
     assert done.returncode == 0, done.stderr
     reply, state = done.stdout.rsplit("\n[", 1)
     assert reply.strip() and "CompressionStats(runs=0" in state
+    if importlib.util.find_spec("tensorrt_rtx_bindings") is None:
+        return
+    done = run(tensorrt)
+    assert done.returncode == 0, done.stderr
+    assert "30 fused + 60 append" in done.stdout and "nothing found" in done.stdout
+    assert (tmp_path / "reports" / "validate.html").is_file()
+
+
+def test_number_of_lint_rules():
+    from semkv_deploy.passes.lint_tensorrt import RULES
+
+    assert f"the same {len(RULES)} rules" in README.read_text(encoding="utf-8")
+
+
+def test_recipe_it_names_exists():
+    (recipe,) = re.findall(r"recipes/[\w./-]+\.yaml", README.read_text(encoding="utf-8"))
+    assert (README.parent / recipe).is_file()
 
 
 def test_scripts_it_names_exist():

@@ -11,8 +11,7 @@ int semkv_nexus_attention(NexusAttentionParams const* params, void* stream)
 
 size_t semkv_nexus_attention_workspace(NexusAttentionParams const* params)
 {
-    return nexusAttentionWorkspaceBytes(
-        params->batch, params->queryHeads, params->kvHeads, params->rows, params->headSize);
+    return nexusAttentionWorkspaceBytes(*params);
 }
 
 int semkv_compact_cache(CompactCacheParams const* params, void* stream)
@@ -33,6 +32,21 @@ int semkv_semantic_cluster(SemanticClusterParams const* params, void* stream)
 size_t semkv_semantic_cluster_workspace(SemanticClusterParams const* params)
 {
     return semanticClusterWorkspaceBytes(*params);
+}
+
+int semkv_semantic_block_map(SemanticBlockMapParams const* params, void* stream)
+{
+    return semanticBlockMap(*params, static_cast<cudaStream_t>(stream));
+}
+
+int semkv_semantic_block_select(SemanticBlockSelectParams const* params, void* stream)
+{
+    return semanticBlockSelect(*params, static_cast<cudaStream_t>(stream));
+}
+
+size_t semkv_semantic_block_select_workspace(SemanticBlockSelectParams const* params)
+{
+    return semanticBlockSelectWorkspaceBytes(*params);
 }
 
 void semkv_set_schedule([[maybe_unused]] uint64_t seed)

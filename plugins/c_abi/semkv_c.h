@@ -4,6 +4,8 @@
 
 #include "../compact_cache/compact_cache.h"
 #include "../nexus_attention/nexus_attention.h"
+#include "../semantic_block_map/semantic_block_map.h"
+#include "../semantic_block_select/semantic_block_select.h"
 #include "../semantic_cluster/semantic_cluster.h"
 
 #define SEMKV_C extern "C" __attribute__((visibility("default")))
@@ -14,5 +16,8 @@ SEMKV_C int semkv_compact_cache(semkv::CompactCacheParams const* params, void* s
 SEMKV_C size_t semkv_compact_cache_workspace(semkv::CompactCacheParams const* params);
 SEMKV_C int semkv_semantic_cluster(semkv::SemanticClusterParams const* params, void* stream);
 SEMKV_C size_t semkv_semantic_cluster_workspace(semkv::SemanticClusterParams const* params);
+SEMKV_C int semkv_semantic_block_map(semkv::SemanticBlockMapParams const* params, void* stream);
+SEMKV_C int semkv_semantic_block_select(semkv::SemanticBlockSelectParams const* params, void* stream);
+SEMKV_C size_t semkv_semantic_block_select_workspace(semkv::SemanticBlockSelectParams const* params);
 // Orders blocks, warps and lanes of the emulated build by a seed; does nothing on a GPU.
 SEMKV_C void semkv_set_schedule(uint64_t seed);

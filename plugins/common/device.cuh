@@ -1,6 +1,8 @@
 // What every kernel uses: the launch macro, dynamic shared memory, element types, 16-byte vectors.
 #pragma once
 
+#include "element.h"
+
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
@@ -14,12 +16,14 @@
     (static_cast<void>(stream), ::semkv::emulation::launch(grid, block, shared, [&] { SEMKV_CALL(__VA_ARGS__); }))
 #define SEMKV_CALL(kernel, ...) SEMKV_UNWRAP kernel(__VA_ARGS__)
 #define SEMKV_UNROLL
+#define SEMKV_NO_UNROLL
 #else
 #define SEMKV_SHARED_BYTES(name) extern __shared__ __align__(16) unsigned char name[]
 #define SEMKV_LAUNCH(grid, block, shared, stream, ...) SEMKV_CALL(grid, block, shared, stream, __VA_ARGS__)
 #define SEMKV_CALL(grid, block, shared, stream, kernel, ...) \
     (SEMKV_UNWRAP kernel<<<(grid), (block), (shared), (stream)>>>(__VA_ARGS__))
 #define SEMKV_UNROLL _Pragma("unroll")
+#define SEMKV_NO_UNROLL _Pragma("unroll 1")
 #endif
 // The kernel's name is given in parentheses, so that the commas of its template arguments survive the macro.
 #define SEMKV_UNWRAP(...) __VA_ARGS__
@@ -70,6 +74,19 @@ template <>
 __device__ __forceinline__ __nv_bfloat16 fromFloat<__nv_bfloat16>(float v)
 {
     return __float2bfloat16_rn(v);
+}
+
+// Calls `launch` with a value of the element's type, whose type is all it should use.
+template <typename Launch>
+cudaError_t forElement(Element element, Launch const& launch)
+{
+    switch (element)
+    {
+    case Element::kFloat32: return launch(float{});
+    case Element::kFloat16: return launch(__half{});
+    case Element::kBFloat16: return launch(__nv_bfloat16{});
+    }
+    return cudaErrorInvalidValue;
 }
 
 // Sixteen bytes of T, the unit of every cache access. Kept as words: a register then holds two 16-bit elements until the

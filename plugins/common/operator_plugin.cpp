@@ -59,10 +59,10 @@ Element elementOf(DataType type)
                                    : Element::kFloat32;
 }
 
-size_t firstCacheInput(OperatorContract const& contract)
+size_t firstCacheInput(std::vector<TensorContract> const& inputs)
 {
     size_t index = 0;
-    while (contract.inputs[index].type != TensorType::kCache)
+    while (inputs[index].type != TensorType::kCache)
     {
         ++index;
     }
@@ -71,9 +71,15 @@ size_t firstCacheInput(OperatorContract const& contract)
 
 DataType requiredType(TensorContract const& tensor, DataType cacheType)
 {
-    return tensor.type == TensorType::kCache ? cacheType
-        : tensor.type == TensorType::kInt64  ? DataType::kINT64
-                                             : DataType::kFLOAT;
+    switch (tensor.type)
+    {
+    case TensorType::kCache: return cacheType;
+    case TensorType::kFloat32: return DataType::kFLOAT;
+    case TensorType::kInt64: return DataType::kINT64;
+    case TensorType::kInt8: return DataType::kINT8;
+    case TensorType::kFp8: return DataType::kFP8;
+    }
+    return DataType::kFLOAT;
 }
 
 // No exception may cross into TensorRT.
@@ -124,7 +130,7 @@ bool OperatorPlugin::collectSizes(std::vector<Dims> const& dims, Sizes& sizes) c
 {
     for (size_t i = 0; i < dims.size(); ++i)
     {
-        TensorContract const& tensor = mContract.inputs[i];
+        TensorContract const& tensor = mInputs[i];
         std::vector<std::string> const names = dimensionNames(tensor.shape);
         std::string const what = std::string("input ") + tensor.name;
         if (dims[i].nbDims != static_cast<int32_t>(names.size()))
@@ -177,31 +183,31 @@ char const* OperatorPlugin::getPluginNamespace() const noexcept
 
 int32_t OperatorPlugin::getNbOutputs() const noexcept
 {
-    return static_cast<int32_t>(mContract.outputs.size());
+    return static_cast<int32_t>(mOutputs.size());
 }
 
 int32_t OperatorPlugin::getOutputDataTypes(
     DataType* outputTypes, int32_t nbOutputs, DataType const* inputTypes, int32_t nbInputs) const noexcept
 {
     return guarded(mContract, -1, [&] {
-        if (nbInputs != static_cast<int32_t>(mContract.inputs.size()) || nbOutputs != getNbOutputs())
+        if (nbInputs != static_cast<int32_t>(mInputs.size()) || nbOutputs != getNbOutputs())
         {
             reject("number of inputs and outputs",
-                std::to_string(mContract.inputs.size()) + " and " + std::to_string(mContract.outputs.size()),
+                std::to_string(mInputs.size()) + " and " + std::to_string(mOutputs.size()),
                 std::to_string(nbInputs) + " and " + std::to_string(nbOutputs));
             return -1;
         }
-        size_t const first = firstCacheInput(mContract);
+        size_t const first = firstCacheInput(mInputs);
         DataType const cacheType = inputTypes[first];
         if (!isCacheType(cacheType))
         {
-            reject(std::string("input ") + mContract.inputs[first].name, "float32, float16 or bfloat16",
+            reject(std::string("input ") + mInputs[first].name, "float32, float16 or bfloat16",
                 typeName(cacheType));
             return -1;
         }
         for (int32_t i = 0; i < nbInputs; ++i)
         {
-            TensorContract const& tensor = mContract.inputs[static_cast<size_t>(i)];
+            TensorContract const& tensor = mInputs[static_cast<size_t>(i)];
             DataType const required = requiredType(tensor, cacheType);
             if (inputTypes[i] != required)
             {
@@ -211,14 +217,14 @@ int32_t OperatorPlugin::getOutputDataTypes(
         }
         for (int32_t i = 0; i < nbOutputs; ++i)
         {
-            outputTypes[i] = requiredType(mContract.outputs[static_cast<size_t>(i)], cacheType);
+            outputTypes[i] = requiredType(mOutputs[static_cast<size_t>(i)], cacheType);
         }
         return 0;
     });
 }
 
 int32_t OperatorPlugin::getOutputShapes(DimsExprs const* inputs, int32_t nbInputs, DimsExprs const*, int32_t,
-    DimsExprs* outputs, int32_t nbOutputs, IExprBuilder&) noexcept
+    DimsExprs* outputs, int32_t nbOutputs, IExprBuilder& builder) noexcept
 {
     return guarded(mContract, -1, [&] {
         std::map<std::string, IDimensionExpr const*> known;
@@ -228,7 +234,7 @@ int32_t OperatorPlugin::getOutputShapes(DimsExprs const* inputs, int32_t nbInput
             Dims dims{};
             dims.nbDims = inputs[i].nbDims;
             std::vector<std::string> const names
-                = dimensionNames(mContract.inputs[static_cast<size_t>(i)].shape);
+                = dimensionNames(mInputs[static_cast<size_t>(i)].shape);
             for (int32_t d = 0; d < dims.nbDims; ++d)
             {
                 bool const constant = inputs[i].d[d]->isConstant();
@@ -246,10 +252,14 @@ int32_t OperatorPlugin::getOutputShapes(DimsExprs const* inputs, int32_t nbInput
         {
             return -1;
         }
+        for (size_t i = 0; i < mContract.attributes.size(); ++i)
+        {
+            known[mContract.attributes[i].name] = builder.constant(static_cast<int64_t>(attribute(i)));
+        }
         for (int32_t i = 0; i < nbOutputs; ++i)
         {
             std::vector<std::string> const names
-                = dimensionNames(mContract.outputs[static_cast<size_t>(i)].shape);
+                = dimensionNames(mOutputs[static_cast<size_t>(i)].shape);
             outputs[i].nbDims = static_cast<int32_t>(names.size());
             for (size_t d = 0; d < names.size(); ++d)
             {
@@ -264,15 +274,15 @@ bool OperatorPlugin::supportsFormatCombination(
     int32_t pos, DynamicPluginTensorDesc const* inOut, int32_t nbInputs, int32_t nbOutputs) noexcept
 {
     size_t const position = static_cast<size_t>(pos);
-    if (nbInputs != static_cast<int32_t>(mContract.inputs.size()) || nbOutputs != getNbOutputs() || pos < 0
+    if (nbInputs != static_cast<int32_t>(mInputs.size()) || nbOutputs != getNbOutputs() || pos < 0
         || pos >= nbInputs + nbOutputs || inOut[pos].desc.format != TensorFormat::kLINEAR)
     {
         return false;
     }
-    TensorContract const& tensor = position < mContract.inputs.size()
-        ? mContract.inputs[position]
-        : mContract.outputs[position - mContract.inputs.size()];
-    size_t const first = firstCacheInput(mContract);
+    TensorContract const& tensor = position < mInputs.size()
+        ? mInputs[position]
+        : mOutputs[position - mInputs.size()];
+    size_t const first = firstCacheInput(mInputs);
     DataType const type = inOut[pos].desc.type;
     if (position == first)
     {
@@ -318,7 +328,7 @@ size_t OperatorPlugin::getWorkspaceSize(
         }
         Sizes sizes;
         return collectSizes(dims, sizes)
-            ? workspaceBytes(sizes, elementOf(inputs[firstCacheInput(mContract)].desc.type))
+            ? workspaceBytes(sizes, elementOf(inputs[firstCacheInput(mInputs)].desc.type))
             : 0;
     });
 }
@@ -326,7 +336,7 @@ size_t OperatorPlugin::getWorkspaceSize(
 int32_t OperatorPlugin::getAliasedInput(int32_t outputIndex) noexcept
 {
     return outputIndex >= 0 && outputIndex < getNbOutputs()
-        ? mContract.outputs[static_cast<size_t>(outputIndex)].aliasOf
+        ? mOutputs[static_cast<size_t>(outputIndex)].aliasOf
         : -1;
 }
 
@@ -354,7 +364,7 @@ int32_t OperatorPlugin::enqueue(PluginTensorDesc const* inputDesc, PluginTensorD
 {
     return guarded(mContract, -1, [&] {
         std::vector<Dims> dims;
-        for (size_t i = 0; i < mContract.inputs.size(); ++i)
+        for (size_t i = 0; i < mInputs.size(); ++i)
         {
             dims.push_back(inputDesc[i].dims);
         }
@@ -363,7 +373,7 @@ int32_t OperatorPlugin::enqueue(PluginTensorDesc const* inputDesc, PluginTensorD
         {
             return -1;
         }
-        call.element = elementOf(inputDesc[firstCacheInput(mContract)].type);
+        call.element = elementOf(inputDesc[firstCacheInput(mInputs)].type);
         call.inputs = inputs;
         call.outputs = outputs;
         call.workspace = workspace;

@@ -26,12 +26,15 @@ enum class TensorType
     kCache, // float32, float16 or bfloat16; one choice for a whole node
     kFloat32,
     kInt64,
+    kInt8, // with an option only
+    kFp8,  // with an option only
 };
 
 struct TensorContract
 {
     char const* name;
     char const* shape; // names of the dimensions, as in semkv_deploy/ops: "B,Hkv,C,D"
+                       // one of an output that is named like an attribute has its value
     TensorType type;
     int32_t aliasOf{-1}; // outputs only: input that this output is written in place of
 };
@@ -43,12 +46,23 @@ struct AttributeContract
     double initial;
 };
 
+// What a node may have besides; it says so with an int attribute of the option's name, 1, which is among the attributes.
+struct OptionContract
+{
+    char const* name;
+    std::vector<TensorContract> inputs;  // after the operator's, in the order of the options
+    std::vector<TensorContract> outputs; // aliasOf counts the option's own inputs
+    TensorType type{TensorType::kCache}; // what the tensors of the next line become
+    std::vector<char const*> retyped{};
+};
+
 struct OperatorContract
 {
     char const* name;
     std::vector<TensorContract> inputs;
     std::vector<TensorContract> outputs;
     std::vector<AttributeContract> attributes;
+    std::vector<OptionContract> options{};
 };
 
 using Sizes = std::map<std::string, int64_t>;
@@ -109,25 +123,71 @@ protected:
     {
         return mValues[index];
     }
+    // Inputs and outputs with those of the node's options.
+    std::vector<TensorContract> const& inputs() const
+    {
+        return mInputs;
+    }
+    std::vector<TensorContract> const& outputs() const
+    {
+        return mOutputs;
+    }
     // "what: expected ..., got ..." under the plugin's name, as an error. Returns false.
     bool reject(std::string const& what, std::string const& expected, std::string const& got) const;
 
-    virtual bool attributesValid() const = 0;
+    // Dimension D of the named input: a multiple of 8.
+    bool headSizeSupported(Sizes const& sizes, char const* input) const;
+    // Dimension G of the named input: one group for all KV heads or one for each.
+    bool groupsSupported(Sizes const& sizes, char const* input) const;
+
+    virtual bool attributesValid() const
+    {
+        return true;
+    }
     virtual bool sizesSupported(Sizes const& sizes) const = 0;
-    virtual size_t workspaceBytes(Sizes const& sizes, Element element) const = 0;
+    virtual size_t workspaceBytes(Sizes const&, Element) const
+    {
+        return 0;
+    }
     virtual cudaError_t run(Call const& call) const = 0;
 
 private:
     bool collectSizes(std::vector<nvinfer1::Dims> const& dims, Sizes& sizes) const;
     void prepareFields();
+    void prepareTensors();
 
     OperatorContract const& mContract;
     std::vector<double> mValues;
+    std::vector<TensorContract> mInputs;
+    std::vector<TensorContract> mOutputs;
     std::vector<float> mFloats;
     std::vector<int32_t> mInts;
     std::vector<nvinfer1::PluginField> mFields;
     nvinfer1::PluginFieldCollection mCollection{};
     std::string mTimingId;
+};
+
+// Base of a plugin class: `class CompactCachePlugin final : public OperatorPluginOf<CompactCachePlugin>`. The class has
+// `static OperatorContract const& contract()` and the private functions above that it needs.
+template <typename Plugin>
+class OperatorPluginOf : public OperatorPlugin
+{
+public:
+    OperatorPluginOf()
+        : OperatorPlugin(Plugin::contract())
+    {
+    }
+    nvinfer1::IPluginV3* clone() noexcept override
+    {
+        try
+        {
+            return new Plugin(static_cast<Plugin const&>(*this));
+        }
+        catch (std::exception const&)
+        {
+            return nullptr;
+        }
+    }
 };
 
 // Creator of one plugin class, which must have `static OperatorContract const& contract()`.

@@ -59,8 +59,41 @@ bool OperatorPlugin::readFields(PluginFieldCollection const* fields)
     return attributesValid();
 }
 
+void OperatorPlugin::prepareTensors()
+{
+    mInputs = mContract.inputs;
+    mOutputs = mContract.outputs;
+    for (OptionContract const& option : mContract.options)
+    {
+        auto const& attributes = mContract.attributes;
+        auto const flag = std::find_if(attributes.begin(), attributes.end(),
+            [&](AttributeContract const& attribute) { return std::strcmp(attribute.name, option.name) == 0; });
+        if (mValues.at(static_cast<size_t>(flag - attributes.begin())) == 0.0)
+        {
+            continue;
+        }
+        for (std::vector<TensorContract>* const tensors : {&mInputs, &mOutputs})
+        {
+            for (TensorContract& tensor : *tensors)
+            {
+                bool const retyped = std::any_of(option.retyped.begin(), option.retyped.end(),
+                    [&](char const* name) { return std::strcmp(name, tensor.name) == 0; });
+                tensor.type = retyped ? option.type : tensor.type;
+            }
+        }
+        auto const offset = static_cast<int32_t>(mInputs.size());
+        mInputs.insert(mInputs.end(), option.inputs.begin(), option.inputs.end());
+        for (TensorContract output : option.outputs)
+        {
+            output.aliasOf += output.aliasOf >= 0 ? offset : 0;
+            mOutputs.push_back(output);
+        }
+    }
+}
+
 void OperatorPlugin::prepareFields()
 {
+    prepareTensors();
     size_t const count = mContract.attributes.size();
     mFloats.assign(count, 0.0F);
     mInts.assign(count, 0);

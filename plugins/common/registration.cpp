@@ -2,6 +2,8 @@
 // also be embedded in an engine.
 #include "../compact_cache/compact_cache_plugin.h"
 #include "../nexus_attention/nexus_attention_plugin.h"
+#include "../semantic_block_map/semantic_block_map_plugin.h"
+#include "../semantic_block_select/semantic_block_select_plugin.h"
 #include "../semantic_cluster/semantic_cluster_plugin.h"
 
 extern "C" __attribute__((visibility("default"))) void setLoggerFinder(nvinfer1::ILoggerFinder* finder)
@@ -14,7 +16,10 @@ extern "C" __attribute__((visibility("default"))) nvinfer1::IPluginCreatorInterf
     static semkv::OperatorCreator<semkv::NexusAttentionPlugin> nexusAttention;
     static semkv::OperatorCreator<semkv::SemanticClusterPlugin> semanticCluster;
     static semkv::OperatorCreator<semkv::CompactCachePlugin> compactCache;
-    static nvinfer1::IPluginCreatorInterface* const creators[]{&nexusAttention, &semanticCluster, &compactCache};
-    count = 3;
+    static semkv::OperatorCreator<semkv::SemanticBlockMapPlugin> semanticBlockMap;
+    static semkv::OperatorCreator<semkv::SemanticBlockSelectPlugin> semanticBlockSelect;
+    static nvinfer1::IPluginCreatorInterface* const creators[]{
+        &nexusAttention, &semanticCluster, &compactCache, &semanticBlockMap, &semanticBlockSelect};
+    count = 5;
     return creators;
 }

@@ -6,7 +6,7 @@
 // one sector of global memory, which makes enough blocks without reading anything twice.
 #pragma once
 
-#include "device.cuh"
+#include "scratch.cuh"
 
 namespace semkv
 {
@@ -146,64 +146,22 @@ cudaError_t moveRows(RowMove const& move, int batch, cudaStream_t stream)
     return cudaGetLastError();
 }
 
-// Exclusive prefix sum over a block of kBlock threads; `total` gets the sum. `shared` holds kBlock / 32 + 1 ints.
-template <int kBlock>
-__device__ __forceinline__ int blockScan(int value, int* shared, int& total)
+// Both caches of a layer by one plan, `move`, which is that of the keys.
+inline cudaError_t moveCaches(
+    RowMove move, void const* values, void* valuesTo, Element element, int batch, cudaStream_t stream)
 {
-    int const lane = static_cast<int>(threadIdx.x) % 32;
-    int const warp = static_cast<int>(threadIdx.x) / 32;
-    int sum = value;
-    SEMKV_UNROLL
-    for (int delta = 1; delta < 32; delta *= 2)
-    {
-        int const other = __shfl_up_sync(kFullWarp, sum, delta);
-        sum += lane >= delta ? other : 0;
-    }
-    if (lane == 31)
-    {
-        shared[warp] = sum;
-    }
-    __syncthreads();
-    if (threadIdx.x == 0)
-    {
-        int running = 0;
-        for (int w = 0; w < kBlock / 32; ++w)
-        {
-            int const own = shared[w];
-            shared[w] = running;
-            running += own;
-        }
-        shared[kBlock / 32] = running;
-    }
-    __syncthreads();
-    int const before = shared[warp] + sum - value;
-    total = shared[kBlock / 32];
-    __syncthreads();
-    return before;
+    return forElement(element, [&](auto type) {
+        cudaError_t const error = moveRows<decltype(type)>(move, batch, stream);
+        move.from = values;
+        move.to = valuesTo;
+        return error != cudaSuccess ? error : moveRows<decltype(type)>(move, batch, stream);
+    });
 }
 
-// Byte offsets of a workspace's parts, each 256-byte aligned.
-class Carver
+// Copies new biases [B,H,C] out of the workspace: slot_bias may be read until all are known.
+inline cudaError_t copyBias(float* to, float const* from, int batch, int heads, int capacity, cudaStream_t stream)
 {
-public:
-    explicit Carver(void* base)
-        : mBase(static_cast<unsigned char*>(base))
-    {
-    }
-    template <typename T>
-    T* take(size_t elements)
-    {
-        size_t const at = mUsed;
-        mUsed += (elements * sizeof(T) + 255) / 256 * 256;
-        return mBase == nullptr ? nullptr : reinterpret_cast<T*>(mBase + at);
-    }
-    size_t used() const
-    {
-        return mUsed;
-    }
-
-private:
-    unsigned char* mBase;
-    size_t mUsed{0};
-};
+    size_t const slots = static_cast<size_t>(batch) * static_cast<size_t>(heads) * static_cast<size_t>(capacity);
+    return cudaMemcpyAsync(to, from, sizeof(float) * slots, cudaMemcpyDeviceToDevice, stream);
+}
 } // namespace semkv

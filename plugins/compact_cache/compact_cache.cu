@@ -110,17 +110,6 @@ __global__ void __launch_bounds__(kThreads) biasKernel(CompactCacheParams const 
     }
     scratch.bias[head + slot] = bias;
 }
-
-template <typename T>
-cudaError_t moveCaches(CompactCacheParams const& params, Scratch const& scratch, cudaStream_t stream)
-{
-    RowMove move{params.keyCache, params.keyCacheOut, scratch.staging, scratch.source, nullptr, nullptr, scratch.count,
-        scratch.ascending, params.heads, params.groups, params.capacity, params.headSize};
-    cudaError_t const error = moveRows<T>(move, params.batch, stream);
-    move.from = params.valueCache;
-    move.to = params.valueCacheOut;
-    return error != cudaSuccess ? error : moveRows<T>(move, params.batch, stream);
-}
 } // namespace compact
 
 size_t compactCacheWorkspaceBytes(CompactCacheParams const& params)
@@ -152,20 +141,12 @@ cudaError_t compactCache(CompactCacheParams const& params, cudaStream_t stream)
     SEMKV_LAUNCH(dim3(static_cast<unsigned>(ceilDivide(params.capacity, compact::kThreads)),
                      static_cast<unsigned>(params.heads), batch),
         dim3(compact::kThreads), 0, stream, (compact::biasKernel), params, scratch);
-    size_t const biasBytes = sizeof(float) * static_cast<size_t>(params.batch) * static_cast<size_t>(params.heads)
-        * static_cast<size_t>(params.capacity);
     cudaError_t const error
-        = cudaMemcpyAsync(params.slotBiasOut, scratch.bias, biasBytes, cudaMemcpyDeviceToDevice, stream);
-    if (error != cudaSuccess)
-    {
-        return error;
-    }
-    switch (params.element)
-    {
-    case Element::kFloat32: return compact::moveCaches<float>(params, scratch, stream);
-    case Element::kFloat16: return compact::moveCaches<__half>(params, scratch, stream);
-    case Element::kBFloat16: return compact::moveCaches<__nv_bfloat16>(params, scratch, stream);
-    }
-    return cudaErrorInvalidValue;
+        = copyBias(params.slotBiasOut, scratch.bias, params.batch, params.heads, params.capacity, stream);
+    RowMove const move{params.keyCache, params.keyCacheOut, scratch.staging, scratch.source, nullptr, nullptr,
+        scratch.count, scratch.ascending, params.heads, params.groups, params.capacity, params.headSize};
+    return error != cudaSuccess
+        ? error
+        : moveCaches(move, params.valueCache, params.valueCacheOut, params.element, params.batch, stream);
 }
 } // namespace semkv

@@ -42,42 +42,9 @@ OperatorContract const& CompactCachePlugin::contract()
     return instance;
 }
 
-CompactCachePlugin::CompactCachePlugin()
-    : OperatorPlugin(contract())
-{
-}
-
-IPluginV3* CompactCachePlugin::clone() noexcept
-{
-    try
-    {
-        return new CompactCachePlugin(*this);
-    }
-    catch (std::exception const&)
-    {
-        return nullptr;
-    }
-}
-
-bool CompactCachePlugin::attributesValid() const
-{
-    return true;
-}
-
 bool CompactCachePlugin::sizesSupported(Sizes const& sizes) const
 {
-    int64_t const headSize = sizes.at("D");
-    int64_t const groups = sizes.at("G");
-    int64_t const heads = sizes.at("H");
-    if (headSize >= 0 && (headSize == 0 || headSize % 8 != 0))
-    {
-        return reject("input key_cache dimension D", "a multiple of 8", std::to_string(headSize));
-    }
-    if (groups >= 0 && heads >= 0 && groups != 1 && groups != heads)
-    {
-        return reject("input keep_index dimension G", "1 or H = " + std::to_string(heads), std::to_string(groups));
-    }
-    return true;
+    return headSizeSupported(sizes, "key_cache") && groupsSupported(sizes, "keep_index");
 }
 
 size_t CompactCachePlugin::workspaceBytes(Sizes const& sizes, Element element) const

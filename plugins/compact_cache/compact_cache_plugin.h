@@ -5,15 +5,12 @@
 
 namespace semkv
 {
-class CompactCachePlugin final : public OperatorPlugin
+class CompactCachePlugin final : public OperatorPluginOf<CompactCachePlugin>
 {
 public:
-    CompactCachePlugin();
     static OperatorContract const& contract();
-    nvinfer1::IPluginV3* clone() noexcept override;
 
 private:
-    bool attributesValid() const override;
     bool sizesSupported(Sizes const& sizes) const override;
     size_t workspaceBytes(Sizes const& sizes, Element element) const override;
     cudaError_t run(Call const& call) const override;

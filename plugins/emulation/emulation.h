@@ -222,6 +222,24 @@ inline int atomicAdd(int* address, int value)
     *address = old + value;
     return old;
 }
+inline float atomicAdd(float* address, float value)
+{
+    float const old = *address;
+    *address = old + value;
+    return old;
+}
+// Each of the selector's four low nibbles names the byte of (y, x) that goes there.
+inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector)
+{
+    uint64_t const bytes = static_cast<uint64_t>(y) << 32 | x;
+    unsigned out = 0;
+    for (unsigned i = 0; i < 4; ++i)
+    {
+        unsigned const from = selector >> 4 * i & 7U;
+        out |= static_cast<unsigned>(bytes >> 8 * from & 0xFFU) << 8 * i;
+    }
+    return out;
+}
 inline float __int_as_float(int v)
 {
     float f;

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 
 ELEMENTS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+CODES = {torch.int8: 1, torch.float8_e4m3fn: 2}
+"""Element types of quantised caches; any other cache has the query's."""
 
 
 def _structure(name: str, fields: str) -> type[ctypes.Structure]:
@@ -21,8 +23,9 @@ def _structure(name: str, fields: str) -> type[ctypes.Structure]:
 
 NexusAttentionParams = _structure(
     "NexusAttentionParams",
-    "query:p key:p value:p key_cache:p value_cache:p slot_bias:p length:p output:p workspace:p batch:i query_heads:i "
-    "kv_heads:i rows:i capacity:i head_size:i scale:f softcap:f causal:i window:i max_waves:i element:i",
+    "query:p key:p value:p slot_index:p key_cache:p value_cache:p slot_bias:p length:p key_scale:p value_scale:p "
+    "output:p mass:p workspace:p batch:i query_heads:i kv_heads:i rows:i capacity:i head_size:i index_width:i scale:f "
+    "softcap:f causal:i window:i max_waves:i element:i cache:i",
 )
 CompactCacheParams = _structure(
     "CompactCacheParams",
@@ -35,6 +38,16 @@ SemanticClusterParams = _structure(
     "slot_bias_out:p length_out:p source_slot:p level:p workspace:p batch:i heads:i capacity:i head_size:i groups:i "
     "levels:i span:i element:i",
 )
+SemanticBlockMapParams = _structure(
+    "SemanticBlockMapParams",
+    "key_cache:p block_start:p block_length:p representatives:p block_slots:p batch:i kv_heads:i capacity:i "
+    "head_size:i blocks:i vectors:i max_block_length:i element:i",
+)
+SemanticBlockSelectParams = _structure(
+    "SemanticBlockSelectParams",
+    "query:p representatives:p block_slots:p block_count:p pinned:p slot_index:p workspace:p batch:i query_heads:i "
+    "kv_heads:i rows:i head_size:i blocks:i vectors:i max_block_length:i width:i reduce_max:i element:i",
+)
 
 
 class Kernels:
@@ -42,10 +55,11 @@ class Kernels:
 
     def __init__(self, library: Path) -> None:
         self.library = ctypes.CDLL(str(library))
-        for name in ("nexus_attention", "compact_cache", "semantic_cluster"):
+        for name in ("nexus_attention", "compact_cache", "semantic_cluster", "semantic_block_select"):
             getattr(self.library, f"semkv_{name}_workspace").restype = c_size_t
             getattr(self.library, f"semkv_{name}").argtypes = [c_void_p, c_void_p]
             getattr(self.library, f"semkv_{name}_workspace").argtypes = [c_void_p]
+        self.library.semkv_semantic_block_map.argtypes = [c_void_p, c_void_p]
         self.library.semkv_set_schedule.argtypes = [c_uint64]
 
     def workspace(self, name: str, params: ctypes.Structure, device: torch.device) -> torch.Tensor:
@@ -75,11 +89,19 @@ def nexus_attention_params(
     slot_bias: torch.Tensor,
     length: torch.Tensor,
     output: torch.Tensor,
+    *,
+    slot_index: torch.Tensor | None = None,
+    key_scale: torch.Tensor | None = None,
+    value_scale: torch.Tensor | None = None,
+    mass: torch.Tensor | None = None,
     **attributes: Any,
 ) -> ctypes.Structure:
-    """The C structure of one call; the workspace is left to the caller."""
+    """The C structure of one call; the workspace is left to the caller. Caches and scales are updated, output and mass
+    written."""
     batch, query_heads, rows, head_size = query.shape
+    optional = {"slot_index": slot_index, "key_scale": key_scale, "value_scale": value_scale, "mass": mass}
     return NexusAttentionParams(
+        **{name: pointer(tensor) for name, tensor in optional.items() if tensor is not None},
         query=pointer(query),
         key=pointer(key),
         value=pointer(value),
@@ -95,27 +117,40 @@ def nexus_attention_params(
         rows=rows,
         capacity=key_cache.shape[2],
         head_size=head_size,
+        index_width=0 if slot_index is None else slot_index.shape[2],
         scale=attributes.get("scale", 0.0),
         softcap=attributes.get("softcap", 0.0),
         causal=attributes.get("causal", 1),
         window=attributes.get("window", 0),
         max_waves=attributes.get("max_waves", 0),
         element=ELEMENTS[query.dtype],
+        cache=CODES.get(key_cache.dtype, 0),
     )
 
 
 def nexus_attention(
-    kernels: Kernels, inputs: tuple[torch.Tensor, ...], **attributes: Any
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The operator on copies of the caches; the output starts as NaN so that a row nobody writes is seen."""
+    kernels: Kernels,
+    inputs: tuple[torch.Tensor, ...],
+    options: dict[str, torch.Tensor] | None = None,
+    **attributes: Any,
+) -> tuple[torch.Tensor, ...]:
+    """The operator on copies of the caches; outputs start as NaN so that an element nobody writes is seen.
+
+    options: slot_index, key_scale, value_scale where the case has them. With mass=True the mass is the last output.
+    """
     query, key, value, key_cache, value_cache, slot_bias, length = inputs
     keys, values = key_cache.clone(), value_cache.clone()
     output = torch.full_like(query, float("nan"))
-    params = nexus_attention_params(query, key, value, keys, values, slot_bias, length, output, **attributes)
+    given = {name: tensor.clone() for name, tensor in (options or {}).items()}
+    outputs = (output, keys, values, *(given[name] for name in ("key_scale", "value_scale") if name in given))
+    if attributes.pop("mass", False):
+        given["mass"] = torch.full_like(slot_bias, float("nan"))
+        outputs += (given["mass"],)
+    params = nexus_attention_params(query, key, value, keys, values, slot_bias, length, output, **given, **attributes)
     scratch = kernels.workspace("nexus_attention", params, query.device)
     params.workspace = pointer(scratch)
     kernels.call("nexus_attention", params, query.device)
-    return output, keys, values
+    return outputs
 
 
 def _poisoned(like: torch.Tensor) -> torch.Tensor:
@@ -176,3 +211,56 @@ def semantic_cluster(
     params.workspace = pointer(scratch)
     kernels.call("semantic_cluster", params, key_cache.device)
     return (*outputs, length_out, source_slot, level)
+
+
+def semantic_block_map(
+    kernels: Kernels, inputs: tuple[torch.Tensor, ...], vectors: int, max_block_length: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The operator; outputs start as NaN and -7."""
+    key_cache, block_start, block_length = inputs
+    batch, kv_heads, capacity, head_size = key_cache.shape
+    blocks = block_start.shape[1]
+    representatives = _poisoned(key_cache.new_empty((batch, kv_heads, blocks, vectors, head_size)))
+    block_slots = block_start.new_full((batch, blocks, max_block_length), -7)
+    params = SemanticBlockMapParams(
+        *(pointer(t) for t in (key_cache, block_start, block_length, representatives, block_slots)),
+        batch,
+        kv_heads,
+        capacity,
+        head_size,
+        blocks,
+        vectors,
+        max_block_length,
+        ELEMENTS[key_cache.dtype],
+    )
+    kernels.call("semantic_block_map", params, key_cache.device)
+    return representatives, block_slots
+
+
+def semantic_block_select(
+    kernels: Kernels, inputs: tuple[torch.Tensor, ...], width: int, reduce_max: int
+) -> tuple[torch.Tensor]:
+    """The operator; its output starts as -7."""
+    query, representatives, block_slots = inputs[:3]
+    batch, query_heads, rows, head_size = query.shape
+    kv_heads, blocks, vectors = representatives.shape[1:4]
+    slot_index = block_slots.new_full((batch, kv_heads, width), -7)
+    params = SemanticBlockSelectParams(
+        *(pointer(t) for t in (*inputs, slot_index)),
+        0,
+        batch,
+        query_heads,
+        kv_heads,
+        rows,
+        head_size,
+        blocks,
+        vectors,
+        block_slots.shape[2],
+        width,
+        reduce_max,
+        ELEMENTS[query.dtype],
+    )
+    scratch = kernels.workspace("semantic_block_select", params, query.device)
+    params.workspace = pointer(scratch)
+    kernels.call("semantic_block_select", params, query.device)
+    return (slot_index,)

@@ -22,12 +22,21 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 import bindings  # noqa: E402
+import block_cases  # noqa: E402
 import compaction_cases  # noqa: E402
+import flashinfer_times  # noqa: E402
 import nexus_cases  # noqa: E402
+import option_times  # noqa: E402
 import timing  # noqa: E402
 from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
 
-from semkv_deploy.ops import compact_cache, nexus_attention, semantic_cluster  # noqa: E402
+from semkv_deploy.ops import (  # noqa: E402
+    compact_cache,
+    nexus_attention,
+    semantic_block_map,
+    semantic_block_select,
+    semantic_cluster,
+)
 
 TIME_LIMIT_S = 330.0
 """After this long no further case is started; the cases left out are listed as not measured."""
@@ -43,7 +52,7 @@ def reference(module: Any) -> Any:
 
 
 def sweep(kernels: bindings.Kernels, device: torch.device, cases: int) -> dict[str, Any]:
-    """Random cases of the three operators against the references on the CPU; outputs start poisoned."""
+    """Random cases of the operators against the references on the CPU; outputs start poisoned."""
     failures: list[str] = []
     worst: dict[str, float] = {}
     for seed in range(cases):
@@ -56,6 +65,7 @@ def sweep(kernels: bindings.Kernels, device: torch.device, cases: int) -> dict[s
         same = all(torch.equal(exact(a.cpu()), b) for a, b in zip(got[1:], want[1:], strict=True))
         if error > nexus_cases.TOLERANCE[inputs[0].dtype] or not same:
             failures.append(f"NexusAttention seed {seed}: error {error:.2e}, caches equal: {same}")
+    failures += option_times.option_failures(kernels, device, cases // 4)
     for seed in range(cases // 4):
         compact_inputs = compaction_cases.compact_case(seed)
         cluster_inputs, span = compaction_cases.cluster_case(seed)
@@ -72,6 +82,20 @@ def sweep(kernels: bindings.Kernels, device: torch.device, cases: int) -> dict[s
             for i, (a, b) in enumerate(zip(cluster_got, cluster_want, strict=True)):
                 if not torch.allclose(exact(a.cpu()), exact(b), rtol=tolerance, atol=tolerance):
                     failures.append(f"SemanticCluster seed {seed}, in place {in_place}, output {i}")
+        map_inputs, map_attributes = block_cases.map_case(seed)
+        map_want = reference(semantic_block_map)(*map_inputs, **map_attributes)
+        map_got = bindings.semantic_block_map(kernels, tuple(t.to(device) for t in map_inputs), **map_attributes)
+        tolerance = nexus_cases.TOLERANCE[map_inputs[0].dtype] if map_attributes["vectors"] == 1 else 0.0
+        for i, (a, b) in enumerate(zip(map_got, map_want, strict=True)):
+            if not torch.allclose(exact(a.cpu()), exact(b), rtol=tolerance, atol=tolerance):
+                failures.append(f"SemanticBlockMap seed {seed}, output {i}")
+        select_inputs, select_attributes = block_cases.select_case(seed)
+        select_want = reference(semantic_block_select)(*select_inputs, **select_attributes)[0]
+        select_got = bindings.semantic_block_select(
+            kernels, tuple(t.to(device) for t in select_inputs), **select_attributes
+        )[0]
+        if not torch.equal(select_got.cpu(), select_want):
+            failures.append(f"SemanticBlockSelect seed {seed}")
     return {"cases": cases, "failures": failures, "worst_relative_error": worst}
 
 
@@ -122,7 +146,7 @@ def decode_case(
         result["speedup_0.2"] = result["ms_flash"] / result["ms_0.2"]
     except RuntimeError as error:
         result["ms_flash"], result["flash_error"] = None, str(error).splitlines()[0]
-    return result
+    return result | flashinfer_times.flashinfer_times(query, caches)
 
 
 def compaction_times(kernels: bindings.Kernels, device: torch.device, slots: int, gb_s: float) -> dict[str, Any]:
@@ -160,6 +184,32 @@ def compaction_times(kernels: bindings.Kernels, device: torch.device, slots: int
     return result
 
 
+def block_times(kernels: bindings.Kernels, device: torch.device, slots: int, gb_s: float) -> dict[str, Any]:
+    """SemanticBlockMap over a whole layer and SemanticBlockSelect for one decode step: 8 KV heads of 128, groups of 4,
+    float16, blocks of 32. Times include the binding's allocation of outputs and workspace."""
+    heads, head_size, length, longest = 8, 128, 32, 40
+    blocks, width = slots // length, max(slots // 16, longest)
+    keys = torch.randn(1, heads, slots, head_size, dtype=torch.float16, device=device)
+    start = (torch.arange(blocks, device=device) * length)[None]
+    lengths, pinned = torch.full_like(start, length), torch.zeros_like(start)
+    pinned[:, [0, -2, -1]] = 1
+    query = torch.randn(1, 4 * heads, 1, head_size, dtype=torch.float16, device=device)
+    count = torch.tensor([blocks], device=device)
+    mapped = bindings.semantic_block_map(kernels, (keys, start, lengths), 2, longest)
+    select_inputs = (query, *mapped, count, pinned)
+    result: dict[str, Any] = {"blocks": blocks, "width": width}
+    result["map_ms"] = timing.milliseconds(
+        [lambda: bindings.semantic_block_map(kernels, (keys, start, lengths), 2, longest)] * 2, device
+    )
+    result["select_ms"] = timing.milliseconds(
+        [lambda: bindings.semantic_block_select(kernels, select_inputs, width, 0)] * 2, device
+    )
+    vectors = heads * blocks * 2 * head_size * 2
+    result["map_floor_ms"] = (keys.numel() * 2 + vectors + 8 * blocks * longest) / gb_s / 1e6
+    result["select_floor_ms"] = (vectors + 8 * blocks * longest + 8 * heads * width) / gb_s / 1e6
+    return result
+
+
 def layer_prefill(tokens: int, device: torch.device) -> float:
     """Matrix products and attention of one Llama-8B layer (hidden 4096, 32/8 heads of 128, FFN 14336), in ms."""
     x = torch.randn(tokens, 4096, dtype=torch.float16, device=device)
@@ -180,6 +230,7 @@ def layer_prefill(tokens: int, device: torch.device) -> float:
 
 def print_table(rows: list[dict[str, Any]]) -> None:
     columns = ("heads", "batch", "slots", "ms_1", "share_1", "ms_0.5", "ms_0.2", "share_0.2", "ms_flash", "speedup_0.2")
+    columns += ("ms_flashinfer",) if any(row.get("ms_flashinfer") is not None for row in rows) else ()
     print("  ".join(f"{c:>11}" for c in columns))
     for row in rows:
         cells = [row.get(c, "-") for c in columns]
@@ -223,8 +274,11 @@ def main() -> int:
                     rows.append(row)
         report["compaction"] = compaction_times(kernels, device, 128 if options.dry_run else 32768, gb_s)
         print(f"copy bandwidth {gb_s:.0f} GB/s; share = bytes the step must read over time, of that bandwidth")
+        report["blocks"] = block_times(kernels, device, 128 if options.dry_run else 32768, gb_s)
+        report["options"] = option_times.option_times(kernels, device, 128 if options.dry_run else 32768, gb_s)
         print_table(rows)
-        print("compaction: " + ", ".join(f"{k} {v:.4g}" for k, v in report["compaction"].items()))
+        for name in ("compaction", "blocks", "options"):
+            print(f"{name}: " + ", ".join(f"{k} {v:.4g}" for k, v in report[name].items()))
     report["seconds"] = round(time.monotonic() - started, 1)
     if options.json:
         options.json.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")

@@ -7,10 +7,14 @@ from typing import Any
 
 import torch
 
+from semkv_deploy.ops import nexus_attention
+
 HEAD_SIZES = (64, 80, 96, 128, 256)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 """Relative to the largest magnitude of the reference output; the caches must be equal bit for bit."""
+MASS_TOLERANCE = 3e-5
+"""The mass is float32 for every type of the inputs."""
 
 
 def case(seed: int) -> tuple[tuple[torch.Tensor, ...], dict[str, Any]]:
@@ -44,6 +48,69 @@ def case(seed: int) -> tuple[tuple[torch.Tensor, ...], dict[str, Any]]:
     }
     tensors = [t.to(dtype).contiguous() for t in (query, key, value, key_cache, value_cache)]
     return (*tensors, slot_bias, torch.tensor(lengths)), attributes
+
+
+OPTIONS = [spec.overload.split("_") for spec in nexus_attention.OP.variants() if spec.overload]
+"""Every set of options, in turn: eleven, which has no divisor with what `case` walks through."""
+
+
+def option_case(seed: int) -> tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor], dict[str, Any]]:
+    """`case`, with options: its inputs, the optional ones by name, and its attributes with mass=True where asked for.
+
+    Named slots are in random order, some of them twice, with holes; scales of dead slots are huge.
+    """
+    inputs, attributes = case(seed)
+    draw = random.Random(seed)
+    torch.manual_seed(seed)
+    query, key, value, *caches, slot_bias, length = inputs
+    chosen = OPTIONS[seed % len(OPTIONS)]
+    options: dict[str, torch.Tensor] = {}
+    if "indexed" in chosen:
+        capacity = slot_bias.shape[2]
+        index = torch.full((*slot_bias.shape[:2], draw.choice((1, 7, 64, 70, capacity))), -1)
+        for b, live in enumerate(length.tolist()):
+            for h in range(slot_bias.shape[1]):
+                named = draw.sample(range(live), draw.randint(0, live))
+                named += draw.choices(named, k=draw.choice((0, 0, 3))) if named else []
+                named = named[: index.shape[2]]
+                index[b, h, sorted(draw.sample(range(index.shape[2]), len(named)))] = torch.tensor(
+                    named, dtype=torch.int64
+                )
+        options["slot_index"] = index
+    for option in {"int8", "fp8"} & set(chosen):
+        for i, name in enumerate(("key_scale", "value_scale")):
+            caches[i], options[name] = nexus_attention.quantize(torch.randn(caches[i].shape), option)
+            for b, live in enumerate(length.tolist()):
+                caches[i].view(torch.uint8)[b, :, live + query.shape[2] :] = 0x7E
+                options[name][b, :, live + query.shape[2] :] = 1e30
+    return (query, key, value, *caches, slot_bias, length), options, attributes | {"mass": "mass" in chosen}
+
+
+def exact(tensor: torch.Tensor) -> torch.Tensor:
+    """As float64, unless it is an integer or a code."""
+    return tensor.double() if tensor.dtype in DTYPES else tensor
+
+
+def option_reference(
+    inputs: tuple[torch.Tensor, ...], options: dict[str, torch.Tensor], attributes: dict[str, Any]
+) -> tuple[torch.Tensor, ...]:
+    """What `option_case` must give, computed in float64."""
+    exact_inputs = (t if i == 5 else exact(t) for i, t in enumerate(inputs))
+    return nexus_attention.reference(*exact_inputs, **options, **attributes)
+
+
+def differences(got: tuple[torch.Tensor, ...], want: tuple[torch.Tensor, ...], mass: bool) -> list[str]:
+    """What is wrong with a result: output and mass beyond their tolerance, caches and scales not equal bit for bit."""
+    wrong = []
+    middle = slice(1, -1 if mass else None)
+    if (error := relative_error(got[0], want[0])) > TOLERANCE[got[0].dtype]:
+        wrong.append(f"output {error:.2e}")
+    for i, (a, b) in enumerate(zip(got[middle], want[middle], strict=True)):
+        if not torch.equal(exact(a).view(torch.uint8), exact(b).view(torch.uint8)):
+            wrong.append(f"cache {i}")
+    if mass and (error := relative_error(got[-1], want[-1])) > MASS_TOLERANCE:
+        wrong.append(f"mass {error:.2e}")
+    return wrong
 
 
 def relative_error(got: torch.Tensor, want: torch.Tensor) -> float:

@@ -135,7 +135,8 @@ void Driver::checkTypesAndShapes(std::vector<Shape> const& expected)
 int Driver::countFormatCombinations()
 {
     static constexpr DataType kTypes[]{
-        DataType::kFLOAT, DataType::kHALF, DataType::kBF16, DataType::kINT8, DataType::kINT32, DataType::kINT64};
+        DataType::kFLOAT, DataType::kHALF, DataType::kBF16, DataType::kINT8, DataType::kFP8, DataType::kINT32,
+        DataType::kINT64};
     size_t const positions = inputs.size() + mOutputTypes.size();
     std::vector<DynamicPluginTensorDesc> descs(positions);
     int accepted = 0;

@@ -50,7 +50,23 @@ std::vector<Test>& tests()
 
 size_t elementSize(DataType type)
 {
-    return type == DataType::kINT64 ? 8 : type == DataType::kFLOAT || type == DataType::kINT32 ? 4 : 2;
+    switch (type)
+    {
+    case DataType::kINT64: return 8;
+    case DataType::kFLOAT:
+    case DataType::kINT32: return 4;
+    case DataType::kINT8:
+    case DataType::kFP8: return 1;
+    default: return 2;
+    }
+}
+
+float fp8ToFloat(unsigned char code)
+{
+    int const exponent = code >> 3 & 15;
+    float const mantissa = static_cast<float>(code & 7) / 8.0F;
+    float const size = exponent == 0 ? std::ldexp(mantissa, -6) : std::ldexp(1.0F + mantissa, exponent - 7);
+    return (code & 0x80) != 0 ? -size : size;
 }
 } // namespace
 
@@ -158,6 +174,14 @@ float Tensor::get(int64_t index) const
         std::memcpy(&value, at, 4);
         return value;
     }
+    if (type == DataType::kINT8)
+    {
+        return static_cast<float>(static_cast<signed char>(*at));
+    }
+    if (type == DataType::kFP8)
+    {
+        return fp8ToFloat(*at);
+    }
     uint16_t bits;
     std::memcpy(&bits, at, 2);
     return type == DataType::kHALF ? __half2float(__half{bits}) : __bfloat162float(__nv_bfloat16{bits});
@@ -169,6 +193,12 @@ void Tensor::set(int64_t index, float value)
     if (type == DataType::kFLOAT)
     {
         std::memcpy(at, &value, 4);
+        return;
+    }
+    if (elementSize(type) == 1)
+    {
+        // Any code will do for a test's input, as long as it is finite.
+        *at = static_cast<unsigned char>(static_cast<int>(value * 100.0F) & (type == DataType::kFP8 ? 0xBF : 0xFF));
         return;
     }
     uint16_t const bits = type == DataType::kHALF ? __float2half_rn(value).bits : __float2bfloat16_rn(value).bits;

@@ -71,7 +71,7 @@ public:
     void checkTypesAndShapes(std::vector<Shape> const& expected);
     int32_t typesStatus();
     int32_t shapesStatus();
-    // Number of combinations of float32, float16, bfloat16, int8, int32, int64 over all positions that are accepted.
+    // Number of combinations of float32, float16, bfloat16, int8, fp8, int32, int64 over all positions that are accepted.
     int countFormatCombinations();
     int32_t configureStatus();
     // Serialises, re-creates in the runtime phase, attaches, announces shapes and runs. With `alias`, aliased outputs are

@@ -1,9 +1,10 @@
 // NexusAttention for decoding: split-KV flash attention on CUDA cores, append included.
 //
 // A thread block serves one KV head of one batch row, a tile of kRows of its query rows (GQA group x new rows) and one
-// split of the live slots. Every 16-byte piece of a key or value row is loaded once by one lane and used for all kRows
-// rows. kLanes lanes share a slot; each lane group keeps kUnroll slots in flight, and turns its kUnroll x kRows partial
-// dot products into one logit a lane by recursive halving (kUnroll - 1 shuffles instead of kUnroll * log2(kLanes)).
+// split of the slots to attend to: the live ones, or those that slotIndex names and the new ones. Every 16-byte piece of a
+// key or value row is loaded once by one lane and used for all kRows rows. kLanes lanes share a slot; each lane group keeps
+// kUnroll slots in flight, and turns its kUnroll x kRows partial dot products into one logit a lane by recursive halving
+// (kUnroll - 1 shuffles instead of kUnroll * log2(kLanes)).
 // Lane groups and warps run online softmax on their own and merge once, at the end of the split. With more than one split
 // the unnormalised sums go to the workspace and a second kernel merges them.
 #pragma once
@@ -17,10 +18,10 @@ __device__ __forceinline__ void writeNotANumber(Plan const& plan, int64_t head, 
 {
     int const first = rowTileIndex * plan.rowTile * plan.call.headSize;
     int const last = min((rowTileIndex + 1) * plan.rowTile, plan.queries) * plan.call.headSize;
-    T* output = static_cast<T*>(plan.call.output) + head * plan.queries * plan.call.headSize;
+    int64_t const base = head * plan.queries * plan.call.headSize;
     for (int i = first + static_cast<int>(threadIdx.x); i < last; i += kThreads)
     {
-        output[i] = fromFloat<T>(notANumber());
+        storeOutput<T>(plan.call, base + i, notANumber());
     }
 }
 
@@ -54,9 +55,12 @@ __global__ void __launch_bounds__(kThreads, expectedBlocks(kRows)) decodeKernel(
     {
         return;
     }
-    if (split == 0)
+    if constexpr (!kIsCode<T>)
     {
-        appendRows<T, kHeadSize>(plan, head, length, rowTileIndex, rowTiles);
+        if (split == 0)
+        {
+            appendRows<T, kHeadSize>(plan, head, length, rowTileIndex, rowTiles);
+        }
     }
 
     int const warp = static_cast<int>(threadIdx.x) / 32;
@@ -67,18 +71,36 @@ __global__ void __launch_bounds__(kThreads, expectedBlocks(kRows)) decodeKernel(
     Vector<T> keys[S::kUnroll][S::kPerLane];
     Vector<T> values[S::kUnroll][S::kPerLane];
     int base = range.begin + warp * S::kWarpSlots;
-    walker.load(keys, call.keyCache, call.key, base);
+    int slots = walker.slotsFrom(base);
+    walker.load(keys, call.keyCache, call.key, base, slots);
     for (int step = 0; base < range.end; ++step, base += S::kSlotTile)
     {
-        walker.load(values, call.valueCache, call.value, base);
-        int const slot = walker.ownSlot(base);
-        float const bias = walker.biasOf(slot);
+        // Slots are looked up ahead of their rows, once. With eight query rows there is no register to keep them in.
+        if constexpr (kRows >= 8)
+        {
+            slots = walker.slotsFrom(base);
+        }
+        walker.load(values, call.valueCache, call.value, base, slots);
+        int const entry = base + walker.ownOffset();
+        int const slot = walker.slotAt(base, slots, walker.ownOffset());
+        float const bias = biasOfSlot(plan, head, length, slot);
+        float const keyScale = walker.scaleOf(call.keyScale, slot);
+        float const valueScale = walker.scaleOf(call.valueScale, slot);
+        if constexpr (kRows < 8)
+        {
+            slots = walker.slotsFrom(base + S::kSlotTile);
+        }
         float logit[kRows];
         walker.dotProducts(keys, logit);
+        walker.keepProducts(logit, entry, keyScale);
+        if constexpr (kRows >= 8)
+        {
+            slots = walker.slotsFrom(base + S::kSlotTile);
+        }
         // The next keys travel while the softmax and the weighted sum are computed.
-        walker.load(keys, call.keyCache, call.key, base + S::kSlotTile);
-        walker.softmaxStep(logit, slot, bias);
-        walker.accumulate(values, logit, weights + (step & 1) * kBuffer);
+        walker.load(keys, call.keyCache, call.key, base + S::kSlotTile, slots);
+        walker.softmaxStep(logit, slot, bias, keyScale);
+        walker.accumulate(values, logit, valueScale, weights + (step & 1) * kBuffer);
     }
     walker.mergeGroups();
 
@@ -114,7 +136,11 @@ __global__ void __launch_bounds__(kThreads, expectedBlocks(kRows)) decodeKernel(
         int64_t const outputRow = head * plan.queries + row;
         if (range.active == 1)
         {
-            static_cast<T*>(call.output)[outputRow * kHeadSize + d] = fromFloat<T>(total / weight);
+            storeOutput<T>(call, outputRow * kHeadSize + d, total / weight);
+            if (d == 0)
+            {
+                keepStatistics(plan, outputRow, highest, weight);
+            }
         }
         else
         {
@@ -126,6 +152,46 @@ __global__ void __launch_bounds__(kThreads, expectedBlocks(kRows)) decodeKernel(
                 scales[1] = weight;
             }
         }
+    }
+}
+
+// Quantises the new rows of one KV head into the cache: one warp the key, one the value. A launch of its own, before the
+// one that reads them. Grid: new rows, KV heads, batch.
+template <typename T>
+__global__ void __launch_bounds__(64) appendCodesKernel(Plan const plan)
+{
+    NexusAttentionParams const& call = plan.call;
+    int64_t const head = static_cast<int64_t>(blockIdx.z) * call.kvHeads + blockIdx.y;
+    int64_t const length = call.length[blockIdx.z];
+    if (!lengthFits(plan, length))
+    {
+        return;
+    }
+    bool const isKey = threadIdx.x < 32;
+    int const lane = static_cast<int>(threadIdx.x) % 32;
+    void const* const source = isKey ? call.key : call.value;
+    int64_t const from = (head * call.rows + blockIdx.x) * call.headSize;
+    float largest = 0.0F;
+    for (int d = lane; d < call.headSize; d += 32)
+    {
+        largest = fmaxf(largest, fabsf(loadElement(source, call.element, from + d)));
+    }
+    SEMKV_UNROLL
+    for (int offset = 16; offset > 0; offset /= 2)
+    {
+        largest = fmaxf(largest, __shfl_xor_sync(kFullWarp, largest, offset));
+    }
+    float const scale = largest / kCodeLimit<T>;
+    float const divisor = scale > 0.0F ? scale : 1.0F;
+    int64_t const slot = head * call.capacity + length + blockIdx.x;
+    T* const codes = static_cast<T*>(isKey ? call.keyCache : call.valueCache) + slot * call.headSize;
+    for (int d = lane; d < call.headSize; d += 32)
+    {
+        codes[d] = encode<T>(loadElement(source, call.element, from + d) / divisor);
+    }
+    if (lane == 0)
+    {
+        (isKey ? call.keyScale : call.valueScale)[slot] = scale;
     }
 }
 
@@ -164,7 +230,11 @@ __global__ void __launch_bounds__(kThreads) mergeKernel(Plan const plan)
             total += sums[s * call.headSize + d] * shrink;
             weight += scales[2 * s + 1] * shrink;
         }
-        static_cast<T*>(call.output)[outputRow * call.headSize + d] = fromFloat<T>(total / weight);
+        storeOutput<T>(call, outputRow * call.headSize + d, total / weight);
+        if (d == 0)
+        {
+            keepStatistics(plan, outputRow, highest, weight);
+        }
     }
 }
 } // namespace semkv::nexus

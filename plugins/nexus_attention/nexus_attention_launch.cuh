@@ -1,4 +1,4 @@
-// Host side of the NexusAttention kernels for one element type; one .cu file instantiates it for each.
+// Host side of the NexusAttention kernels for one element type of the cache; one .cu file instantiates it for each.
 #pragma once
 
 #include "nexus_attention.cuh"
@@ -33,6 +33,9 @@ inline int chooseSplits(int blocksPerSplit, int mostSplits, int blocksPerMultipr
     return best;
 }
 
+// nexus_attention_mass.cu
+cudaError_t launchMass(Plan const& plan, cudaStream_t stream);
+
 template <typename T, int kHeadSize, int kRows>
 cudaError_t launchRows(Plan plan, cudaStream_t stream)
 {
@@ -42,7 +45,7 @@ cudaError_t launchRows(Plan plan, cudaStream_t stream)
     plan.slotTile = S::kSlotTile;
     int const rowTiles = ceilDivide(plan.queries, kRows);
     int const blocksPerSplit = call.batch * call.kvHeads * rowTiles;
-    int const mostSplits = min(maxSplits(blocksPerSplit), ceilDivide(call.capacity, S::kSlotTile));
+    int const mostSplits = min(maxSplits(blocksPerSplit), ceilDivide(plan.entries, S::kSlotTile));
     plan.splits = chooseSplits(blocksPerSplit, mostSplits, expectedBlocks(kRows), call.maxWaves > 0 ? call.maxWaves : 2);
 
     dim3 const grid(static_cast<unsigned>(plan.splits), static_cast<unsigned>(call.kvHeads * rowTiles),
@@ -54,7 +57,7 @@ cudaError_t launchRows(Plan plan, cudaStream_t stream)
             static_cast<unsigned>(call.batch));
         SEMKV_LAUNCH(mergeGrid, dim3(kThreads), 0, stream, (mergeKernel<T>), plan);
     }
-    return cudaGetLastError();
+    return call.mass != nullptr ? launchMass(plan, stream) : cudaGetLastError();
 }
 
 template <typename T, int kHeadSize>
@@ -68,11 +71,16 @@ cudaError_t launchHeadSize(Plan const& plan, cudaStream_t stream)
     {
         return launchRows<T, kHeadSize, 2>(plan, stream);
     }
-    if (plan.queries <= 4)
+    // Sixteen elements a lane instead of eight or four leave no registers for eight rows.
+    if constexpr (kIsCode<T>)
     {
         return launchRows<T, kHeadSize, 4>(plan, stream);
     }
-    return launchRows<T, kHeadSize, 8>(plan, stream);
+    else
+    {
+        return plan.queries <= 4 ? launchRows<T, kHeadSize, 4>(plan, stream)
+                                 : launchRows<T, kHeadSize, 8>(plan, stream);
+    }
 }
 
 template <typename T>
@@ -85,6 +93,21 @@ cudaError_t launch(NexusAttentionParams const& call, cudaStream_t stream)
     plan.cap = call.softcap > 0.0F ? call.softcap * kLog2E : 0.0F;
     plan.group = call.queryHeads / call.kvHeads;
     plan.queries = plan.group * call.rows;
+    plan.entries = call.slotIndex != nullptr ? call.indexWidth + call.rows : call.capacity;
+    plan.partials = call.workspace;
+    if (call.mass != nullptr)
+    {
+        int64_t const queryRows = static_cast<int64_t>(call.batch) * call.queryHeads * call.rows;
+        plan.statistics = call.workspace;
+        plan.products = plan.statistics + 2 * queryRows;
+        plan.partials = plan.products + queryRows * plan.entries;
+    }
+    if constexpr (kIsCode<T>)
+    {
+        dim3 const grid(static_cast<unsigned>(call.rows), static_cast<unsigned>(call.kvHeads),
+            static_cast<unsigned>(call.batch));
+        SEMKV_LAUNCH(grid, dim3(64), 0, stream, (appendCodesKernel<T>), plan);
+    }
     switch (call.headSize)
     {
 #if defined(SEMKV_HEAD_SIZE) // a build narrowed to one head size, for reading resource reports quickly

@@ -1,7 +1,7 @@
 // What the NexusAttention kernels agree on: register tiles, which slots a split has, the workspace, the append.
 #pragma once
 
-#include "../common/device.cuh"
+#include "codes.cuh"
 #include "nexus_attention.h"
 
 namespace semkv::nexus
@@ -27,6 +27,10 @@ struct Plan
     int32_t rowTile; // kRows of the kernel
     int32_t slotTile;
     int32_t splits;
+    int32_t entries;   // most entries of a row: named and new ones, or all slots
+    float* partials;   // sums, then (maximum, sum of weights), of every query row and split
+    float* statistics; // (maximum, sum of weights) of every query row; null without mass
+    float* products;   // factor * q.k of every query row and entry; null without mass
 };
 
 // Thread blocks that registers leave room for on one multiprocessor. Given to the compiler, which otherwise aims at one
@@ -49,7 +53,7 @@ struct Shape
     {
         return 8 * unroll * kPerLane + 2 * kRows * kVector * kPerLane + unroll * kRows;
     }
-    static constexpr int kUnroll = kPerLane == 1 && registers(8) <= 168 ? 8 : registers(4) <= 200 ? 4 : 2;
+    static constexpr int kUnroll = kPerLane == 1 && kLanes >= 8 && registers(8) <= 168 ? 8 : registers(4) <= 200 ? 4 : 2;
     static constexpr int kReplicas = kLanes / kUnroll;
     static constexpr int kWarpSlots = kGroups * kUnroll;
     static constexpr int kSlotTile = kWarps * kWarpSlots;
@@ -57,18 +61,43 @@ struct Shape
     static constexpr int kMergeFloats = kWarps * kRows * (kHeadSize + 2);
     static constexpr size_t kSharedBytes
         = sizeof(float) * static_cast<size_t>(kWeightFloats > kMergeFloats ? kWeightFloats : kMergeFloats);
-    static_assert(kHeadSize % kVector == 0 && kReplicas >= 1);
+    static_assert(kHeadSize % kVector == 0 && kReplicas >= 1 && kWarpSlots <= 32);
 };
+
+// What a kernel works through are a row's entries: the live slots in order, or, with slotIndex, the named slots and then
+// the new ones.
+__device__ __forceinline__ int oldEntries(Plan const& plan, int length)
+{
+    return plan.call.slotIndex != nullptr ? plan.call.indexWidth : length;
+}
+
+// In slotIndex: an old slot that is not there. What it makes of the logit cannot be missed.
+constexpr int kImpossibleSlot = -2;
+
+// The slot that an entry stands for; negative: none.
+__device__ __forceinline__ int slotOfEntry(Plan const& plan, int64_t head, int length, int entry)
+{
+    if (plan.call.slotIndex == nullptr)
+    {
+        return entry;
+    }
+    if (entry >= plan.call.indexWidth)
+    {
+        return length + entry - plan.call.indexWidth;
+    }
+    int64_t const named = plan.call.slotIndex[head * plan.call.indexWidth + entry];
+    return named < 0 ? -1 : named < length ? static_cast<int>(named) : kImpossibleSlot;
+}
 
 struct Range
 {
-    int begin;  // first slot of the split
-    int end;    // one past its last slot
-    int active; // splits that have slots; the others leave at once
+    int begin;  // first entry of the split
+    int end;    // one past its last entry
+    int active; // splits that have entries; the others leave at once
 };
 
-// The slots that a split of a row tile works through: only live ones, and only those some row of the tile can see.
-__device__ __forceinline__ Range slotRange(Plan const& plan, int length, int rowTileIndex, int split)
+// All entries that some row of the tile may see.
+__device__ __forceinline__ Range visibleRange(Plan const& plan, int length, int rowTileIndex)
 {
     NexusAttentionParams const& call = plan.call;
     int const first = rowTileIndex * plan.rowTile;
@@ -76,15 +105,39 @@ __device__ __forceinline__ Range slotRange(Plan const& plan, int length, int row
     bool const oneHead = first / call.rows == last / call.rows;
     int const oldest = oneHead ? first % call.rows : 0;
     int const newest = oneHead ? last % call.rows : call.rows - 1;
-    int const end = call.causal != 0 ? length + newest + 1 : length + call.rows;
-    int const begin = call.window > 0 ? max(0, length + oldest - call.window + 1) : 0;
-    int const tiles = ceilDivide(end - begin, plan.slotTile);
-    int const perSplit = ceilDivide(tiles, plan.splits);
+    int const old = oldEntries(plan, length);
     Range range;
-    range.active = ceilDivide(tiles, perSplit);
-    range.begin = begin + split * perSplit * plan.slotTile;
-    range.end = min(end, range.begin + perSplit * plan.slotTile);
+    range.active = 1;
+    range.end = call.causal != 0 ? old + newest + 1 : old + call.rows;
+    range.begin = call.window > 0 && call.slotIndex == nullptr ? max(0, length + oldest - call.window + 1) : 0;
     return range;
+}
+
+// The entries that a split of a row tile works through.
+__device__ __forceinline__ Range slotRange(Plan const& plan, int length, int rowTileIndex, int split)
+{
+    Range range = visibleRange(plan, length, rowTileIndex);
+    int const tiles = ceilDivide(range.end - range.begin, plan.slotTile);
+    int const perSplit = ceilDivide(tiles, plan.splits);
+    range.active = ceilDivide(tiles, perSplit);
+    range.begin += split * perSplit * plan.slotTile;
+    range.end = min(range.end, range.begin + perSplit * plan.slotTile);
+    return range;
+}
+
+// The logit times log2(e), from factor * q.k, of a row that sits at `position` (-1: no such row).
+__device__ __forceinline__ float maskedLogit(Plan const& plan, float product, int position, int slot, float bias)
+{
+    float const x = plan.cap > 0.0F ? plan.cap * tanhf(product) : product;
+    int const distance = position - slot;
+    bool const seen = slot >= 0 && position >= 0 && (plan.call.causal == 0 || distance >= 0)
+        && (plan.call.window <= 0 || distance < plan.call.window) && bias > minusInfinity();
+    return seen ? x + bias : slot == kImpossibleSlot ? notANumber() : minusInfinity();
+}
+
+__device__ __forceinline__ float biasOfSlot(Plan const& plan, int64_t head, int length, int slot)
+{
+    return slot >= 0 && slot < length ? plan.call.slotBias[head * plan.call.capacity + slot] * kLog2E : 0.0F;
 }
 
 __device__ __forceinline__ bool lengthFits(Plan const& plan, int64_t length)
@@ -92,16 +145,39 @@ __device__ __forceinline__ bool lengthFits(Plan const& plan, int64_t length)
     return length >= 0 && length + plan.call.rows <= plan.call.capacity;
 }
 
-// Workspace of one query row: the sums of all splits, then (maximum, sum of weights) of all splits.
+// The splits' results for one query row: the sums of all splits, then (maximum, sum of weights) of all splits.
 __device__ __forceinline__ float* partialSums(Plan const& plan, int64_t row)
 {
-    return plan.call.workspace + row * plan.splits * plan.call.headSize;
+    return plan.partials + row * plan.splits * plan.call.headSize;
 }
 
 __device__ __forceinline__ float* partialScales(Plan const& plan, int64_t row)
 {
     int64_t const rows = static_cast<int64_t>(plan.call.batch) * plan.call.kvHeads * plan.queries;
-    return plan.call.workspace + rows * plan.splits * plan.call.headSize + row * plan.splits * 2;
+    return plan.partials + rows * plan.splits * plan.call.headSize + row * plan.splits * 2;
+}
+
+__device__ __forceinline__ void keepStatistics(Plan const& plan, int64_t row, float highest, float weight)
+{
+    if (plan.statistics != nullptr)
+    {
+        plan.statistics[2 * row] = highest;
+        plan.statistics[2 * row + 1] = weight;
+    }
+}
+
+// T: the cache's element type; where that is a code, the output's is known at run time only.
+template <typename T>
+__device__ __forceinline__ void storeOutput(NexusAttentionParams const& call, int64_t index, float v)
+{
+    if constexpr (kIsCode<T>)
+    {
+        storeElement(call.output, call.element, index, v);
+    }
+    else
+    {
+        static_cast<T*>(call.output)[index] = fromFloat<T>(v);
+    }
 }
 
 template <typename T, int kHeadSize>

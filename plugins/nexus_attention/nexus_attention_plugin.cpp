@@ -21,6 +21,10 @@ enum Attribute : size_t
     kCausal,
     kSoftcap,
     kWindow,
+    kIndexed,
+    kInt8,
+    kFp8,
+    kMass,
 };
 
 enum Input : size_t
@@ -37,6 +41,17 @@ enum Input : size_t
 bool known(int64_t size)
 {
     return size >= 0;
+}
+
+OptionContract quantized(char const* name, TensorType type)
+{
+    return {
+        name,
+        {{"key_scale", "B,Hkv,C", TensorType::kFloat32}, {"value_scale", "B,Hkv,C", TensorType::kFloat32}},
+        {{"key_scale_out", "B,Hkv,C", TensorType::kFloat32, 0}, {"value_scale_out", "B,Hkv,C", TensorType::kFloat32, 1}},
+        type,
+        {"key_cache", "key_cache_out", "value_cache", "value_cache_out"},
+    };
 }
 } // namespace
 
@@ -63,6 +78,16 @@ OperatorContract const& NexusAttentionPlugin::contract()
             {"causal", PluginFieldType::kINT32, 1.0},
             {"softcap", PluginFieldType::kFLOAT32, 0.0},
             {"window", PluginFieldType::kINT32, 0.0},
+            {"indexed", PluginFieldType::kINT32, 0.0},
+            {"int8", PluginFieldType::kINT32, 0.0},
+            {"fp8", PluginFieldType::kINT32, 0.0},
+            {"mass", PluginFieldType::kINT32, 0.0},
+        },
+        {
+            {"indexed", {{"slot_index", "B,Hkv,W", TensorType::kInt64}}, {}},
+            quantized("int8", TensorType::kInt8),
+            quantized("fp8", TensorType::kFp8),
+            {"mass", {}, {{"attention_mass", "B,Hkv,C", TensorType::kFloat32}}},
         },
     };
     return instance;
@@ -110,9 +135,17 @@ int32_t NexusAttentionPlugin::setTactic(int32_t tactic) noexcept
 
 bool NexusAttentionPlugin::attributesValid() const
 {
-    if (attribute(kCausal) != 0.0 && attribute(kCausal) != 1.0)
+    for (Attribute const flag : {kCausal, kIndexed, kInt8, kFp8, kMass})
     {
-        return reject("attribute causal", "0 or 1", std::to_string(attribute(kCausal)));
+        if (attribute(flag) != 0.0 && attribute(flag) != 1.0)
+        {
+            return reject(std::string("attribute ") + contract().attributes[flag].name, "0 or 1",
+                std::to_string(attribute(flag)));
+        }
+    }
+    if (attribute(kInt8) != 0.0 && attribute(kFp8) != 0.0)
+    {
+        return reject("attributes int8 and fp8", "one of them at most", "both");
     }
     if (!(attribute(kSoftcap) >= 0.0))
     {
@@ -132,6 +165,10 @@ bool NexusAttentionPlugin::sizesSupported(Sizes const& sizes) const
     int64_t const kvHeads = sizes.at("Hkv");
     int64_t const rows = sizes.at("S");
     int64_t const capacity = sizes.at("C");
+    if (attribute(kIndexed) != 0.0 && sizes.at("W") == 0)
+    {
+        return reject("input slot_index dimension W", "1 or more", "0");
+    }
     if (known(headSize) && !nexusAttentionHeadSizeSupported(static_cast<int32_t>(headSize)))
     {
         return reject("input query dimension D", "64, 80, 96, 128 or 256", std::to_string(headSize));
@@ -149,23 +186,53 @@ bool NexusAttentionPlugin::sizesSupported(Sizes const& sizes) const
     if (known(rows) && known(queryHeads) && known(kvHeads))
     {
         int64_t const most
-            = nexusAttentionMaxRows(static_cast<int32_t>(queryHeads), static_cast<int32_t>(kvHeads));
+            = nexusAttentionMaxRows(static_cast<int32_t>(queryHeads), static_cast<int32_t>(kvHeads), cacheElement());
         return rows <= most
             || reject("input query dimension S", "at most " + std::to_string(most), std::to_string(rows));
     }
     return true;
 }
 
+CacheElement NexusAttentionPlugin::cacheElement() const
+{
+    return attribute(kInt8) != 0.0 ? CacheElement::kInt8
+        : attribute(kFp8) != 0.0   ? CacheElement::kFp8
+                                   : CacheElement::kSame;
+}
+
+NexusAttentionParams NexusAttentionPlugin::sizesAndAttributes(Sizes const& sizes) const
+{
+    NexusAttentionParams params{};
+    params.batch = static_cast<int32_t>(sizes.at("B"));
+    params.queryHeads = static_cast<int32_t>(sizes.at("Hq"));
+    params.kvHeads = static_cast<int32_t>(sizes.at("Hkv"));
+    params.rows = static_cast<int32_t>(sizes.at("S"));
+    params.capacity = static_cast<int32_t>(sizes.at("C"));
+    params.headSize = static_cast<int32_t>(sizes.at("D"));
+    params.indexWidth = attribute(kIndexed) != 0.0 ? static_cast<int32_t>(sizes.at("W")) : 0;
+    params.scale = static_cast<float>(attribute(kScale));
+    params.softcap = static_cast<float>(attribute(kSoftcap));
+    params.causal = static_cast<int32_t>(attribute(kCausal));
+    params.window = static_cast<int32_t>(attribute(kWindow));
+    params.maxWaves = mWaves;
+    params.cache = cacheElement();
+    return params;
+}
+
 size_t NexusAttentionPlugin::workspaceBytes(Sizes const& sizes, Element) const
 {
-    return nexusAttentionWorkspaceBytes(static_cast<int32_t>(sizes.at("B")), static_cast<int32_t>(sizes.at("Hq")),
-        static_cast<int32_t>(sizes.at("Hkv")), static_cast<int32_t>(sizes.at("S")),
-        static_cast<int32_t>(sizes.at("D")));
+    NexusAttentionParams params = sizesAndAttributes(sizes);
+    // Only whether they are null counts.
+    int64_t index = 0;
+    float mass = 0.0F;
+    params.slotIndex = attribute(kIndexed) != 0.0 ? &index : nullptr;
+    params.mass = attribute(kMass) != 0.0 ? &mass : nullptr;
+    return nexusAttentionWorkspaceBytes(params);
 }
 
 cudaError_t NexusAttentionPlugin::run(Call const& call) const
 {
-    NexusAttentionParams params{};
+    NexusAttentionParams params = sizesAndAttributes(call.sizes);
     params.query = call.inputs[kQuery];
     params.key = call.inputs[kKey];
     params.value = call.inputs[kValue];
@@ -175,33 +242,38 @@ cudaError_t NexusAttentionPlugin::run(Call const& call) const
     params.length = static_cast<int64_t const*>(call.inputs[kLength]);
     params.output = call.outputs[0];
     params.workspace = static_cast<float*>(call.workspace);
-    params.batch = static_cast<int32_t>(call.sizes.at("B"));
-    params.queryHeads = static_cast<int32_t>(call.sizes.at("Hq"));
-    params.kvHeads = static_cast<int32_t>(call.sizes.at("Hkv"));
-    params.rows = static_cast<int32_t>(call.sizes.at("S"));
-    params.capacity = static_cast<int32_t>(call.sizes.at("C"));
-    params.headSize = static_cast<int32_t>(call.sizes.at("D"));
-    params.scale = static_cast<float>(attribute(kScale));
-    params.softcap = static_cast<float>(attribute(kSoftcap));
-    params.causal = static_cast<int32_t>(attribute(kCausal));
-    params.window = static_cast<int32_t>(attribute(kWindow));
-    params.maxWaves = mWaves;
     params.element = call.element;
-    size_t const cacheBytes = static_cast<size_t>(params.batch) * static_cast<size_t>(params.kvHeads)
-        * static_cast<size_t>(params.capacity) * static_cast<size_t>(params.headSize)
-        * static_cast<size_t>(elementBytes(call.element));
-    // Without PreviewFeature::kALIASED_PLUGIN_IO_10_03 the caches are separate buffers: right, but a copy a step.
-    for (size_t i : {size_t{1}, size_t{2}})
+    if (attribute(kIndexed) != 0.0)
     {
-        void const* const from = call.inputs[kKeyCache + i - 1];
-        if (from != call.outputs[i])
+        params.slotIndex = static_cast<int64_t const*>(call.inputs[kLength + 1]);
+    }
+    if (params.cache != CacheElement::kSame)
+    {
+        params.keyScale = static_cast<float*>(call.outputs[3]);
+        params.valueScale = static_cast<float*>(call.outputs[4]);
+    }
+    if (attribute(kMass) != 0.0)
+    {
+        params.mass = static_cast<float*>(call.outputs[outputs().size() - 1]);
+    }
+    size_t const slots = static_cast<size_t>(params.batch) * static_cast<size_t>(params.kvHeads)
+        * static_cast<size_t>(params.capacity);
+    size_t const rowBytes = static_cast<size_t>(params.headSize)
+        * (params.cache == CacheElement::kSame ? static_cast<size_t>(elementBytes(call.element)) : 1);
+    // Without PreviewFeature::kALIASED_PLUGIN_IO_10_03 the caches are separate buffers: right, but a copy a step.
+    for (size_t i = 0; i < outputs().size(); ++i)
+    {
+        int32_t const source = outputs()[i].aliasOf;
+        if (source < 0 || call.inputs[source] == call.outputs[i])
         {
-            cudaError_t const error
-                = cudaMemcpyAsync(call.outputs[i], from, cacheBytes, cudaMemcpyDeviceToDevice, call.stream);
-            if (error != cudaSuccess)
-            {
-                return error;
-            }
+            continue;
+        }
+        size_t const bytes = slots * (outputs()[i].type == TensorType::kFloat32 ? sizeof(float) : rowBytes);
+        cudaError_t const error
+            = cudaMemcpyAsync(call.outputs[i], call.inputs[source], bytes, cudaMemcpyDeviceToDevice, call.stream);
+        if (error != cudaSuccess)
+        {
+            return error;
         }
     }
     return nexusAttention(params, call.stream);

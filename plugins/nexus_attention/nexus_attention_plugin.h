@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../common/operator_plugin.h"
+#include "nexus_attention.h"
 
 namespace semkv
 {
@@ -22,6 +23,10 @@ private:
     bool sizesSupported(Sizes const& sizes) const override;
     size_t workspaceBytes(Sizes const& sizes, Element element) const override;
     cudaError_t run(Call const& call) const override;
+
+    CacheElement cacheElement() const;
+    // The launch parameters that are no pointers.
+    NexusAttentionParams sizesAndAttributes(Sizes const& sizes) const;
 
     int32_t mWaves{0};
 };

@@ -14,7 +14,7 @@ struct Walker
     Plan const& plan;
     int64_t head; // batch row * kvHeads + KV head
     int length;
-    int end;
+    int end;   // one past the split's last entry
     int lane;  // within the lane group
     int group; // within the warp
     float query[kRows][S::kPerLane][S::kVector];
@@ -40,54 +40,104 @@ struct Walker
             position[r] = exists ? length + row % call.rows : -1;
             maximum[r] = minusInfinity();
             weight[r] = 0.0F;
-            T const* source = static_cast<T const*>(call.query) + (head * plan.queries + row) * kHeadSize;
+            int64_t const source = (head * plan.queries + row) * kHeadSize;
             SEMKV_UNROLL
             for (int c = 0; c < S::kPerLane; ++c)
             {
                 int const piece = lane + c * S::kLanes;
-                Vector<T> const v
-                    = exists && piece < S::kPieces ? loadVector(source + piece * S::kVector) : zeroVector<T>();
+                loadQuery(query[r][c], source + piece * S::kVector, exists && piece < S::kPieces);
                 SEMKV_UNROLL
                 for (int i = 0; i < S::kVector; ++i)
                 {
-                    query[r][c][i] = elementOf(v, i) * plan.factor;
+                    query[r][c][i] *= plan.factor;
                     sum[r][c][i] = 0.0F;
                 }
             }
         }
     }
 
+    __device__ __forceinline__ void loadQuery(float (&out)[S::kVector], int64_t at, bool exists) const
+    {
+        if constexpr (kIsCode<T>)
+        {
+            SEMKV_UNROLL
+            for (int i = 0; i < S::kVector; ++i)
+            {
+                out[i] = exists ? loadElement(plan.call.query, plan.call.element, at + i) : 0.0F;
+            }
+        }
+        else
+        {
+            Vector<T> const v = exists ? loadVector(static_cast<T const*>(plan.call.query) + at) : zeroVector<T>();
+            SEMKV_UNROLL
+            for (int i = 0; i < S::kVector; ++i)
+            {
+                out[i] = elementOf(v, i);
+            }
+        }
+    }
+
+    // With slotIndex: this lane's part of the slots of the warp's entries from `base` on, -1 where there is none. One lane
+    // looks up one entry; the lanes that load its row get the slot from there.
+    __device__ __forceinline__ int slotsFrom(int base) const
+    {
+        if (plan.call.slotIndex == nullptr)
+        {
+            return 0;
+        }
+        int const offset = static_cast<int>(threadIdx.x) % 32;
+        return offset < S::kWarpSlots && base + offset < end ? slotOfEntry(plan, head, length, base + offset) : -1;
+    }
+
+    // Slot of the entry base + offset, negative where there is none. All lanes of the warp take part.
+    __device__ __forceinline__ int slotAt(int base, int slots, int offset) const
+    {
+        if (plan.call.slotIndex != nullptr)
+        {
+            return __shfl_sync(kFullWarp, slots, offset);
+        }
+        return base + offset < end ? base + offset : -1;
+    }
+
     // Slots below `length` are read from the cache; the new ones from the call's own rows, because another block may be
-    // writing them to the cache at this moment. Out of range reads nothing and gives zeros.
+    // writing them to the cache at this moment (a quantised cache has them already). No slot reads nothing and gives
+    // zeros.
     __device__ __forceinline__ void load(
-        Vector<T> (&rows)[S::kUnroll][S::kPerLane], void const* cache, void const* fresh, int base) const
+        Vector<T> (&rows)[S::kUnroll][S::kPerLane], void const* cache, void const* fresh, int base, int slots) const
     {
         T const* old = static_cast<T const*>(cache) + head * plan.call.capacity * kHeadSize;
-        T const* added = static_cast<T const*>(fresh) + (head * plan.call.rows - length) * kHeadSize;
+        T const* added
+            = kIsCode<T> ? old : static_cast<T const*>(fresh) + (head * plan.call.rows - length) * kHeadSize;
         SEMKV_UNROLL
         for (int u = 0; u < S::kUnroll; ++u)
         {
-            int const slot = base + u * S::kGroups + group;
+            int const slot = slotAt(base, slots, u * S::kGroups + group);
             T const* row = (slot < length ? old : added) + static_cast<int64_t>(slot) * kHeadSize;
             SEMKV_UNROLL
             for (int c = 0; c < S::kPerLane; ++c)
             {
                 int const piece = lane + c * S::kLanes;
                 rows[u][c]
-                    = slot < end && piece < S::kPieces ? loadVector(row + piece * S::kVector) : zeroVector<T>();
+                    = slot >= 0 && piece < S::kPieces ? loadVector(row + piece * S::kVector) : zeroVector<T>();
             }
         }
     }
 
-    // The slot whose logits this lane ends up with after `dotProducts`.
-    __device__ __forceinline__ int ownSlot(int base) const
+    // The entry, from `base` on, whose logits this lane ends up with after `dotProducts`.
+    __device__ __forceinline__ int ownOffset() const
     {
-        return base + lane / S::kReplicas * S::kGroups + group;
+        return lane / S::kReplicas * S::kGroups + group;
     }
 
-    __device__ __forceinline__ float biasOf(int slot) const
+    __device__ __forceinline__ float scaleOf(float const* scales, int slot) const
     {
-        return slot < min(length, end) ? plan.call.slotBias[head * plan.call.capacity + slot] * kLog2E : 0.0F;
+        if constexpr (kIsCode<T>)
+        {
+            return slot >= 0 ? scales[head * plan.call.capacity + slot] * kCodeFactor<T> : 0.0F;
+        }
+        static_cast<void>(scales);
+        static_cast<void>(slot);
+        return 1.0F;
     }
 
     __device__ __forceinline__ void dotProducts(
@@ -143,21 +193,32 @@ struct Walker
         }
     }
 
+    // For the attention mass. Before masks and bias, because here there are registers for it; massKernel adds those.
+    __device__ __forceinline__ void keepProducts(float const (&product)[kRows], int entry, float keyScale) const
+    {
+        if (plan.products == nullptr || lane % S::kReplicas != 0 || entry >= end)
+        {
+            return;
+        }
+        int const firstRow = static_cast<int>(blockIdx.y) / plan.call.kvHeads * kRows;
+        SEMKV_UNROLL
+        for (int r = 0; r < kRows; ++r)
+        {
+            if (position[r] >= 0)
+            {
+                plan.products[(head * plan.queries + firstRow + r) * plan.entries + entry]
+                    = kIsCode<T> ? product[r] * keyScale : product[r];
+            }
+        }
+    }
+
     // Logits to weights; rescales what was summed before when a new maximum is found.
-    __device__ __forceinline__ void softmaxStep(float (&logit)[kRows], int slot, float bias)
+    __device__ __forceinline__ void softmaxStep(float (&logit)[kRows], int slot, float bias, float keyScale)
     {
         SEMKV_UNROLL
         for (int r = 0; r < kRows; ++r)
         {
-            float x = logit[r];
-            if (plan.cap > 0.0F)
-            {
-                x = plan.cap * tanhf(x);
-            }
-            int const distance = position[r] - slot;
-            bool const seen = slot < end && position[r] >= 0 && (plan.call.causal == 0 || distance >= 0)
-                && (plan.call.window <= 0 || distance < plan.call.window) && bias > minusInfinity();
-            x = seen ? x + bias : minusInfinity();
+            float const x = maskedLogit(plan, kIsCode<T> ? logit[r] * keyScale : logit[r], position[r], slot, bias);
             float highest = x;
             SEMKV_UNROLL
             for (int offset = S::kLanes / 2; offset >= S::kReplicas; offset /= 2)
@@ -189,14 +250,14 @@ struct Walker
 
     // Hands each slot's weights to all lanes of the group. `shared` is the group's own part of shared memory.
     __device__ __forceinline__ void accumulate(
-        Vector<T> const (&values)[S::kUnroll][S::kPerLane], float const (&own)[kRows], float* shared)
+        Vector<T> const (&values)[S::kUnroll][S::kPerLane], float const (&own)[kRows], float valueScale, float* shared)
     {
         if (lane % S::kReplicas == 0)
         {
             SEMKV_UNROLL
             for (int r = 0; r < kRows; ++r)
             {
-                shared[lane / S::kReplicas * kRows + r] = own[r];
+                shared[lane / S::kReplicas * kRows + r] = kIsCode<T> ? own[r] * valueScale : own[r];
             }
         }
         __syncwarp();

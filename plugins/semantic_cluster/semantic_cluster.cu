@@ -21,19 +21,13 @@ cudaError_t run(SemanticClusterParams const& params, Scratch const& scratch, cud
     SEMKV_LAUNCH(dim3(groups, batch), dim3(kThreads), sizeof(int) * (kThreads / 32 + 1), stream, (placeKernel),
         params, scratch);
     SEMKV_LAUNCH(dim3(slotBlocks, heads, batch), dim3(kThreads), 0, stream, (weightKernel), params, scratch);
-    size_t const biasBytes = sizeof(float) * static_cast<size_t>(params.batch) * static_cast<size_t>(params.heads)
-        * static_cast<size_t>(params.capacity);
-    cudaError_t error
-        = cudaMemcpyAsync(params.slotBiasOut, scratch.bias, biasBytes, cudaMemcpyDeviceToDevice, stream);
-    RowMove move{params.keyCache, params.keyCacheOut, nullptr, scratch.source, scratch.members, scratch.weight,
+    cudaError_t const error
+        = copyBias(params.slotBiasOut, scratch.bias, params.batch, params.heads, params.capacity, stream);
+    RowMove const move{params.keyCache, params.keyCacheOut, nullptr, scratch.source, scratch.members, scratch.weight,
         scratch.count, nullptr, params.heads, params.groups, params.capacity, params.headSize};
-    if (error == cudaSuccess)
-    {
-        error = moveRows<T>(move, params.batch, stream);
-    }
-    move.from = params.valueCache;
-    move.to = params.valueCacheOut;
-    return error != cudaSuccess ? error : moveRows<T>(move, params.batch, stream);
+    return error != cudaSuccess
+        ? error
+        : moveCaches(move, params.valueCache, params.valueCacheOut, params.element, params.batch, stream);
 }
 } // namespace cluster
 
@@ -61,12 +55,7 @@ cudaError_t semanticCluster(SemanticClusterParams const& params, cudaStream_t st
     }
     cluster::Scratch scratch{};
     cluster::carve(params, scratch);
-    switch (params.element)
-    {
-    case Element::kFloat32: return cluster::run<float>(params, scratch, stream);
-    case Element::kFloat16: return cluster::run<__half>(params, scratch, stream);
-    case Element::kBFloat16: return cluster::run<__nv_bfloat16>(params, scratch, stream);
-    }
-    return cudaErrorInvalidValue;
+    return forElement(
+        params.element, [&](auto type) { return cluster::run<decltype(type)>(params, scratch, stream); });
 }
 } // namespace semkv

@@ -50,23 +50,6 @@ OperatorContract const& SemanticClusterPlugin::contract()
     return instance;
 }
 
-SemanticClusterPlugin::SemanticClusterPlugin()
-    : OperatorPlugin(contract())
-{
-}
-
-IPluginV3* SemanticClusterPlugin::clone() noexcept
-{
-    try
-    {
-        return new SemanticClusterPlugin(*this);
-    }
-    catch (std::exception const&)
-    {
-        return nullptr;
-    }
-}
-
 bool SemanticClusterPlugin::attributesValid() const
 {
     double const span = attribute(0);
@@ -76,26 +59,16 @@ bool SemanticClusterPlugin::attributesValid() const
 
 bool SemanticClusterPlugin::sizesSupported(Sizes const& sizes) const
 {
-    int64_t const headSize = sizes.at("D");
     int64_t const capacity = sizes.at("C");
-    int64_t const groups = sizes.at("G");
-    int64_t const heads = sizes.at("H");
     int64_t const span = static_cast<int64_t>(attribute(0));
-    if (headSize >= 0 && (headSize == 0 || headSize % 8 != 0))
-    {
-        return reject("input key_cache dimension D", "a multiple of 8", std::to_string(headSize));
-    }
     if (capacity > kSemanticClusterMaxCapacity || (capacity >= 0 && capacity % span != 0))
     {
         return reject("input key_cache dimension C",
             "a multiple of span = " + std::to_string(span) + ", at most " + std::to_string(kSemanticClusterMaxCapacity),
             std::to_string(capacity));
     }
-    if (groups >= 0 && heads >= 0 && groups != 1 && groups != heads)
-    {
-        return reject("input chunk_id dimension G", "1 or H = " + std::to_string(heads), std::to_string(groups));
-    }
-    return sizes.at("L") != 0 || reject("input thresholds dimension L", "1 or more", "0");
+    return headSizeSupported(sizes, "key_cache") && groupsSupported(sizes, "chunk_id")
+        && (sizes.at("L") != 0 || reject("input thresholds dimension L", "1 or more", "0"));
 }
 
 size_t SemanticClusterPlugin::workspaceBytes(Sizes const& sizes, Element element) const

@@ -5,12 +5,10 @@
 
 namespace semkv
 {
-class SemanticClusterPlugin final : public OperatorPlugin
+class SemanticClusterPlugin final : public OperatorPluginOf<SemanticClusterPlugin>
 {
 public:
-    SemanticClusterPlugin();
     static OperatorContract const& contract();
-    nvinfer1::IPluginV3* clone() noexcept override;
 
 private:
     bool attributesValid() const override;

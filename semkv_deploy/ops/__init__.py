@@ -7,7 +7,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from semkv_deploy.ops import compact_cache, nexus_attention, semantic_cluster
+from semkv_deploy.ops import (
+    compact_cache,
+    nexus_attention,
+    semantic_block_map,
+    semantic_block_select,
+    semantic_cluster,
+)
 from semkv_deploy.ops.spec import DOMAIN, OPSET, VERSION, OperatorSpec, TensorSpec
 
 if TYPE_CHECKING:
@@ -15,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DOMAIN", "OPSET", "SPECS", "VERSION", "OperatorSpec", "TensorSpec", "function_protos", "register_torch"]
 
-_MODULES = (nexus_attention, semantic_cluster, compact_cache)
+_MODULES = (nexus_attention, semantic_cluster, semantic_block_map, semantic_block_select, compact_cache)
 
 SPECS: dict[str, OperatorSpec] = {module.OP.name: module.OP for module in _MODULES}
 """Every operator's spec, by operator name."""

@@ -23,6 +23,23 @@ Query head h uses key/value head h // (Hq/Hkv). Slots at and above length + S ar
 there, and any bias, changes nothing; so does a slot below length whose bias is -inf. Logits, softmax and the weighted
 sum are float32; the output is cast to T.
 
+Options, each a further attribute of its name on the node (`OP.with_options`), in any combination but int8 with fp8:
+    indexed  input slot_index [B,Hkv,W] int64: of the slots below `length` only those named here are attended to, in any
+             order; negative entries name none, and a slot named twice counts twice. New rows are attended to as ever,
+             nothing else is read. An entry of `length` or more is an error (the body takes it as naming none).
+    int8     key_cache and value_cache are int8, with inputs key_scale, value_scale and outputs key_scale_out,
+             value_scale_out [B,Hkv,C] float32. A cached row is code * scale of its slot; a new row x is stored with
+             scale = max|x| / 127 (float32 division) and code = x / scale rounded half to even (a row of zeros: scale 0,
+             code 0), and attended to as stored, so that a prompt gives the same in one piece and in several.
+    fp8      the same in float8e4m3fn, with 448 for 127 and the type's own rounding.
+    mass     output attention_mass [B,Hkv,C] float32: the softmax weight that each slot got, summed over the S rows and
+             the Hq/Hkv query heads of its KV head. It sums to S * Hq/Hkv over the slots; 0 where none was attended to.
+
+A scale for each slot and KV head, not for each channel: a row is quantised when it is appended and never again for the
+sake of its neighbours; `CompactCache` moves a scale as it moves a bias; a merged row gets its own from its own largest
+value, however the clusters fall; and an engine carries it as it carries slot_bias. A scale per channel would need
+calibration or a rewrite of the cache whenever a channel grows. It costs 4 bytes in D + 4.
+
 Source: proportional attention of SemantiCache (arXiv 2603.14303, eq. 4: softmax(q.K/sqrt(d) + log s) V) and the Nexus
 tokens of SONIC, on a cache whose shape never changes.
 """
@@ -31,14 +48,27 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from semkv_deploy.errors import SemkvError
-from semkv_deploy.ops.spec import OperatorSpec, parse_function, register_torch_op, sizes, tensors
+from semkv_deploy.ops.nexus_attention_body import CODE_LIMIT, body
+from semkv_deploy.ops.spec import OperatorSpec, Option, parse_function, register_torch_op, sizes, tensors
 
 if TYPE_CHECKING:
     import onnx
     from torch import Tensor
+
+
+def _quantized(name: str, dtype: str, other: str) -> Option:
+    caches = ("key_cache", "value_cache")
+    return Option(
+        name,
+        inputs=tensors("key_scale B,Hkv,C float32", "value_scale B,Hkv,C float32"),
+        outputs=tensors("key_scale_out B,Hkv,C float32", "value_scale_out B,Hkv,C float32"),
+        dtypes={tensor: dtype for cache in caches for tensor in (cache, f"{cache}_out")},
+        excludes=(other,),
+    )
+
 
 OP = OperatorSpec(
     name="NexusAttention",
@@ -53,7 +83,25 @@ OP = OperatorSpec(
     ),
     outputs=tensors("output B,Hq,S,D T", "key_cache_out B,Hkv,C,D T", "value_cache_out B,Hkv,C,D T"),
     attributes={"scale": 0.0, "causal": 1, "softcap": 0.0, "window": 0},
+    options=(
+        Option("indexed", inputs=tensors("slot_index B,Hkv,W int64")),
+        _quantized("int8", "int8", "fp8"),
+        _quantized("fp8", "float8e4m3fn", "int8"),
+        Option("mass", outputs=tensors("attention_mass B,Hkv,C float32")),
+    ),
 )
+
+
+def quantize(rows: Tensor, option: str) -> tuple[Tensor, Tensor]:
+    """Rows [...,D] as codes [...,D] of "int8" or "fp8" and their scales [...], float32; the arithmetic is float32."""
+    import torch
+
+    rows, limit = rows.to(torch.float32), CODE_LIMIT[option]
+    scale = rows.abs().amax(-1) / limit
+    ratio = rows / torch.where(scale > 0, scale, 1.0)[..., None]
+    if option == "int8":
+        return ratio.round().clamp(-limit, limit).to(torch.int8), scale
+    return ratio.clamp(-limit, limit).to(torch.float8_e4m3fn), scale
 
 
 def reference(
@@ -68,15 +116,29 @@ def reference(
     causal: int = 1,
     softcap: float = 0.0,
     window: int = 0,
-) -> tuple[Tensor, Tensor, Tensor]:
+    *,
+    slot_index: Tensor | None = None,
+    key_scale: Tensor | None = None,
+    value_scale: Tensor | None = None,
+    mass: bool = False,
+) -> tuple[Tensor, ...]:
     """The contract, one batch row and one query head at a time; float64 inputs are computed in float64.
 
-    Raises SemkvError when shapes disagree, Hq is not a multiple of Hkv, or length + S > C.
+    The caches' type says whether they are quantised; `mass` asks for the output of that option.
+
+    Raises SemkvError when shapes disagree, Hq is not a multiple of Hkv, length + S > C, slot_index names a slot that is
+    not there, or scales come without a quantised cache or the other way round.
     """
     import torch
 
-    inputs = (query, key, value, key_cache, value_cache, slot_bias, length)
-    dim = sizes([(spec.shape, t.shape) for spec, t in zip(OP.inputs, inputs, strict=True)])
+    quantized = {torch.int8: "int8", torch.float8_e4m3fn: "fp8"}.get(key_cache.dtype)
+    if (quantized is None) != (key_scale is None) or (key_scale is None) != (value_scale is None):
+        raise SemkvError("scales belong to int8 and fp8 caches", where=OP.name, got=key_cache.dtype)
+    given = {"indexed": slot_index is not None, quantized: True}
+    spec = OP.with_options(*(option.name for option in OP.options if given.get(option.name)))
+    optional = [t for t in (slot_index, key_scale, value_scale) if t is not None]
+    inputs = (query, key, value, key_cache, value_cache, slot_bias, length, *optional)
+    dim = sizes([(tensor.shape, t.shape) for tensor, t in zip(spec.inputs, inputs, strict=True)])
     rows, capacity = dim["S"], dim["C"]
     if dim["Hq"] % dim["Hkv"]:
         raise SemkvError(
@@ -89,132 +151,82 @@ def reference(
             expected=f"length + {rows} <= {capacity}",
             got=length.tolist(),
         )
+    if slot_index is not None and bool((slot_index >= length[:, None, None]).any()):
+        raise SemkvError(
+            "slot_index names slots that are not there",
+            where=OP.name,
+            expected=f"less than length {length.tolist()}",
+            got=slot_index.amax((1, 2)).tolist(),
+        )
     group = dim["Hq"] // dim["Hkv"]
     factor = scale or 1.0 / math.sqrt(dim["D"])
     accumulate = torch.float64 if query.dtype == torch.float64 else torch.float32
     output = torch.empty_like(query)
-    keys, values = key_cache.clone(), value_cache.clone()
+    received = torch.zeros(slot_bias.shape, dtype=accumulate, device=query.device)
+    caches = [key_cache.clone(), value_cache.clone()]
+    scales = [t.clone() for t in (key_scale, value_scale) if t is not None]
+    for i, new in enumerate((key, value)):
+        codes, steps = quantize(new, quantized) if quantized else (new, None)
+        for b, start in enumerate(length.tolist()):
+            caches[i][b, :, start : start + rows] = codes[b]
+            if steps is not None:
+                scales[i][b, :, start : start + rows] = steps[b]
     slots = torch.arange(capacity, device=query.device)
     for b, start in enumerate(length.tolist()):
-        keys[b, :, start : start + rows] = key[b]
-        values[b, :, start : start + rows] = value[b]
         position = torch.arange(start, start + rows, device=query.device)[:, None]
-        visible = slots[None, :] <= position if causal else (slots < start + rows).expand(rows, capacity)
-        if window > 0:
-            visible = visible & (position - slots[None, :] < window)
         for h in range(dim["Hq"]):
-            k, v = keys[b, h // group].to(accumulate), values[b, h // group].to(accumulate)
-            bias = torch.where(slots < start, slot_bias[b, h // group].to(accumulate), 0.0)
+            kv, slot = h // group, slots
+            if slot_index is not None:
+                named = slot_index[b, kv]
+                slot = torch.cat([named[named >= 0], slots[start : start + rows]])
+            read = slice(None) if slot_index is None else slot
+            visible = slot <= position if causal else (slot < start + rows).expand(rows, len(slot))
+            if window > 0:
+                visible = visible & (position - slot < window)
+            k, v = (cache[b, kv][read].to(accumulate) for cache in caches)
+            if scales:
+                k, v = (t * s[b, kv][read, None].to(accumulate) for t, s in zip((k, v), scales, strict=True))
+            bias = torch.where(slot < start, slot_bias[b, kv][read].to(accumulate), 0.0)
             logits = factor * (query[b, h].to(accumulate) @ k.T)
             if softcap > 0:
                 logits = softcap * torch.tanh(logits / softcap)
             seen = visible & (bias > -math.inf)
-            logits = torch.where(seen, logits + bias, -math.inf)
-            output[b, h] = (torch.softmax(logits, dim=-1) @ v).to(query.dtype)
-    return output, keys, values
+            weights = torch.softmax(torch.where(seen, logits + bias, -math.inf), dim=-1)
+            output[b, h] = (weights @ v).to(query.dtype)
+            received[b, kv].index_add_(0, slot, weights.sum(0))
+    return (output, *caches, *scales, *([received] if mass else []))
 
 
-def fake(
-    query: Tensor, key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, *_: object
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Shapes and types only, for `torch.export`."""
+def _register_torch(spec: OperatorSpec) -> None:
+    """`torch.ops.semkv.nexus_attention` with the options of `spec`."""
     import torch
 
-    return torch.empty_like(query), torch.empty_like(key_cache), torch.empty_like(value_cache)
+    names = [*spec.input_names, *OP.attributes]
+
+    def run(*values: Any, **named: Any) -> tuple[Tensor, ...]:
+        return reference(**dict(zip(names, values, strict=False)), **named, mass="mass" in spec.attributes)
+
+    def trace(*values: Any, **named: Any) -> tuple[Tensor, ...]:
+        inputs = dict(zip(names, values, strict=False)) | named
+        like = {f"{name}_out": tensor for name, tensor in inputs.items()} | {"output": inputs["query"]}
+        like["attention_mass"] = inputs["slot_bias"]
+        return tuple(torch.empty_like(like[output.name]) for output in spec.outputs)
+
+    register_torch_op(spec, run, trace)
 
 
 @functools.cache
 def register_torch() -> None:
-    """Register `torch.ops.semkv.nexus_attention`; further calls do nothing."""
-    register_torch_op(OP, reference, fake)
+    """Register `torch.ops.semkv.nexus_attention` and an overload for each set of options; further calls do nothing."""
+    for spec in OP.variants():
+        _register_torch(spec)
 
 
-# Query heads that share a KV head become rows of one matrix, so the cache is never repeated. The scale (and the soft
-# cap's division) go into the query, which is smaller than the logits. Masked logits are replaced, never added to: with
-# large garbage in a dead slot q.k may be inf or NaN.
-_BODY = """
-  key_cache_out = TensorScatter <axis = -2, mode = "linear"> (key_cache, key, length)
-  value_cache_out = TensorScatter <axis = -2, mode = "linear"> (value_cache, value, length)
+def function_proto(*options: str) -> onnx.FunctionProto:
+    """The operator's body in standard operators, for nodes with these options: TensorScatter, two float32 MatMuls and a
+    float32 Softmax; with "indexed" GatherND reads the named rows only.
 
-  zero = Constant <value_int = 0> ()
-  one = Constant <value_int = 1> ()
-  before_first = Constant <value_int = -1> ()
-  off = Constant <value_float = 0.0> ()
-  unit = Constant <value_float = 1.0> ()
-  minus_infinity = Constant <value_float = -inf> ()
-  rest = Constant <value_ints = [-1]> ()
-  batch = Shape <start = 0, end = 1> (query)
-  kv_heads = Shape <start = 1, end = 2> (key)
-  rows = Shape <start = 2, end = 3> (query)
-  head_size = Shape <start = 3, end = 4> (query)
-  capacity = Shape <start = 2, end = 3> (key_cache)
-  query_shape = Shape (query)
-  folded_shape = Concat <axis = 0> (batch, kv_heads, rest, head_size)
-  logits_shape = Concat <axis = 0> (batch, kv_heads, rest, rows, capacity)
-  weights_shape = Concat <axis = 0> (batch, kv_heads, rest, capacity)
-
-  scale_given = Constant <value_float: float = @scale> ()
-  head_size_f = Cast <to = 1> (head_size)
-  head_size_root = Sqrt (head_size_f)
-  scale_default = Reciprocal (head_size_root)
-  scale_is_default = Equal (scale_given, off)
-  scale_used = Where (scale_is_default, scale_default, scale_given)
-  softcap_given = Constant <value_float: float = @softcap> ()
-  softcap_on = Greater (softcap_given, off)
-  softcap_used = Where (softcap_on, softcap_given, unit)
-  query_factor = Div (scale_used, softcap_used)
-
-  query_f = Cast <to = 1> (query)
-  query_scaled = Mul (query_f, query_factor)
-  query_folded = Reshape (query_scaled, folded_shape)
-  key_f = Cast <to = 1> (key_cache_out)
-  key_transposed = Transpose <perm = [0, 1, 3, 2]> (key_f)
-  products = MatMul (query_folded, key_transposed)
-  products_squashed = Tanh (products)
-  products_chosen = Where (softcap_on, products_squashed, products)
-  products_capped = Mul (products_chosen, softcap_used)
-  logits = Reshape (products_capped, logits_shape)
-
-  capacity_scalar = Squeeze (capacity)
-  rows_scalar = Squeeze (rows)
-  slot = Range (zero, capacity_scalar, one)
-  row = Range (zero, rows_scalar, one)
-  row_axes = Constant <value_ints = [1]> ()
-  row_column = Unsqueeze (row, row_axes)
-  length_axes = Constant <value_ints = [1, 2, 3, 4]> ()
-  start = Unsqueeze (length, length_axes)
-  position = Add (start, row_column)
-  position_end = Add (position, one)
-  append_end = Add (start, rows)
-  causal_given = Constant <value_int: int = @causal> ()
-  causal_on = Greater (causal_given, zero)
-  visible_end = Where (causal_on, position_end, append_end)
-  window_given = Constant <value_int: int = @window> ()
-  window_on = Greater (window_given, zero)
-  window_edge = Sub (position, window_given)
-  visible_after = Where (window_on, window_edge, before_first)
-  before_end = Less (slot, visible_end)
-  inside_window = Greater (slot, visible_after)
-  visible = And (before_end, inside_window)
-
-  bias_axes = Constant <value_ints = [2, 3]> ()
-  slot_bias_5d = Unsqueeze (slot_bias, bias_axes)
-  is_old = Less (slot, start)
-  bias = Where (is_old, slot_bias_5d, off)
-  is_live = Greater (bias, minus_infinity)
-  seen = And (visible, is_live)
-  logits_biased = Add (logits, bias)
-  logits_masked = Where (seen, logits_biased, minus_infinity)
-  weights = Softmax <axis = -1> (logits_masked)
-
-  weights_folded = Reshape (weights, weights_shape)
-  value_f = Cast <to = 1> (value_cache_out)
-  output_folded = MatMul (weights_folded, value_f)
-  output_f = Reshape (output_folded, query_shape)
-  output = CastLike (output_f, query)
-"""
-
-
-def function_proto() -> onnx.FunctionProto:
-    """The operator's body in standard operators: TensorScatter, two float32 MatMuls and a float32 Softmax."""
-    return parse_function(OP, _BODY)
+    ONNX Runtime 1.32 has no TensorScatter of float8e4m3fn, ONNX no GatherND of it: with "fp8" the caches are cast to
+    float32 and back around them, which loses nothing, but is a copy of the whole cache and never in place.
+    """
+    return parse_function(OP.with_options(*options), body(*options))

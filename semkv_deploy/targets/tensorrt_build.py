@@ -53,7 +53,7 @@ class TensorRTOptions(pydantic.BaseModel):
         plugins: operators that are plugins ("none", "auto": all that the library has, or names).
         plugin_library: `libsemkv_plugins.so`; it is embedded in the engines.
         memory_limit: bytes the builder may use as workspace; None: no limit.
-        engine_cache: folder of engines built before; None: none is kept.
+        engine_cache: folder of engines built before, and of TensorRT's kernel timings; None: none is kept.
         engines: False writes the graphs and the contract, and builds nothing.
     """
 
@@ -297,6 +297,8 @@ def _engine(
     from semkv_deploy.targets.tensorrt_engine_build import EngineRequest, build_engine
 
     plan = path.with_suffix(".plan")
+    if options.engine_cache is not None:
+        options.engine_cache.mkdir(parents=True, exist_ok=True)
     capabilities = parse_compute_capabilities(options.compute_capabilities, target)
     used = {promise.node for promise in graph.lowered.promises if promise.kind == "PLUGIN_V3"}
     result = build_engine(
@@ -312,7 +314,7 @@ def _engine(
             promised=list(graph.lowered.promises),
             aliases=graph.lowered.aliases,
             memory_limit=options.memory_limit,
-            timing_cache=None,
+            timing_cache=options.engine_cache / "timing.cache" if options.engine_cache else None,
             engine_cache=options.engine_cache,
         ),
         lambda what, share: progress(f"{target}: {path.stem}: {what}", share),

@@ -290,7 +290,8 @@ def test_a_node_carries_every_attribute() -> None:
 
 def test_the_functions_match_their_specs() -> None:
     functions = {f.name: f for f in ops.function_protos()}
-    assert list(functions) == list(ops.SPECS) == ["NexusAttention", "SemanticCluster", "CompactCache"]
+    expected = ["NexusAttention", "SemanticCluster", "SemanticBlockMap", "SemanticBlockSelect", "CompactCache"]
+    assert list(functions) == list(ops.SPECS) == expected
     for name, spec in ops.SPECS.items():
         f = functions[name]
         assert (f.domain, [(o.domain, o.version) for o in f.opset_import]) == ("semkv", [("", 24)])

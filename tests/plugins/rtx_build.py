@@ -14,8 +14,14 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.inliner
 import tensorrt_rtx_bindings as trt
 from onnx import TensorProto, helper
+
+from semkv_deploy import ops
+from semkv_deploy.ops import nexus_attention
+
+OVERLOADS = ("indexed", "mass", "int8", "fp8", "indexed_int8_mass", "indexed_fp8_mass")
 
 TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
 
@@ -74,6 +80,29 @@ def attention_model(dtype: str, layers: int, head_size: int = 64, capacity: int 
     return finish(nodes, inputs, outputs)
 
 
+def option_model(overload: str, with_body: bool = False) -> onnx.ModelProto:
+    """One NexusAttention node with options, float16; with its body as a local function, too, where asked for."""
+    sizes = {"B": 2, "Hq": 9, "Hkv": 3, "S": 1, "C": 256, "D": 64, "W": 64}
+    elements = {
+        "T": TensorProto.FLOAT16,
+        "float32": TensorProto.FLOAT,
+        "int64": TensorProto.INT64,
+        "int8": TensorProto.INT8,
+        "float8e4m3fn": TensorProto.FLOAT8E4M3FN,
+    }
+    spec = ops.SPECS["NexusAttention"].with_options(*overload.split("_"))
+    inputs, outputs = (
+        [value(t.name, elements[t.dtype], [sizes[d] for d in t.dims]) for t in tensors]
+        for tensors in (spec.inputs, spec.outputs)
+    )
+    node = plugin_node(spec.name, list(spec.input_names), list(spec.output_names), **spec.attributes)
+    node.overload = spec.overload
+    model = finish([node], inputs, outputs)
+    if with_body:
+        model.functions.append(nexus_attention.function_proto(*overload.split("_")))
+    return model
+
+
 def cluster_model(dtype: str) -> onnx.ModelProto:
     t, cache, bias = TYPES[dtype], [2, 3, 256, 64], [2, 3, 256]
     inputs = [value("kc", t, cache), value("vc", t, cache), value("sb", TensorProto.FLOAT, bias)]
@@ -94,6 +123,45 @@ def compact_model(dtype: str) -> onnx.ModelProto:
     outputs.append(value("lo", TensorProto.INT64, [2]))
     node = plugin_node("CompactCache", [v.name for v in inputs], [v.name for v in outputs])
     return finish([node], inputs, outputs)
+
+
+def block_map_model(dtype: str) -> onnx.ModelProto:
+    t, blocks = TYPES[dtype], [2, "blocks"]
+    inputs = [value("kc", t, [2, 3, 256, 64])]
+    inputs += [value(n, TensorProto.INT64, blocks) for n in ("start", "length")]
+    outputs = [value("r", t, [2, 3, "blocks", 2, 64]), value("slots", TensorProto.INT64, [2, "blocks", 40])]
+    node = plugin_node(
+        "SemanticBlockMap", [v.name for v in inputs], [v.name for v in outputs], vectors=2, max_block_length=40
+    )
+    return finish([node], inputs, outputs)
+
+
+def block_select_model(dtype: str) -> onnx.ModelProto:
+    t = TYPES[dtype]
+    inputs = [value("q", t, [2, 9, 1, 64]), value("r", t, [2, 3, 32, 2, 64])]
+    inputs += [value("slots", TensorProto.INT64, [2, 32, 40]), value("count", TensorProto.INT64, [2])]
+    inputs.append(value("pinned", TensorProto.INT64, [2, 32]))
+    outputs = [value("index", TensorProto.INT64, [2, 3, 256])]
+    node = plugin_node(
+        "SemanticBlockSelect", [v.name for v in inputs], [v.name for v in outputs], width=256, reduce_max=0
+    )
+    return finish([node], inputs, outputs)
+
+
+def portable(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with its plugin nodes replaced by their operators' bodies in standard operators."""
+    for node in without_plugin(model).graph.node:
+        model.functions.extend(f for f in ops.function_protos() if f.name == node.op_type)
+    return onnx.inliner.inline_local_functions(model)
+
+
+def without_plugin(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with nodes that name no plugin: the importer takes their local functions, overloads included."""
+    for node in model.graph.node:
+        attributes = [a for a in node.attribute if not a.name.startswith("plugin_")]
+        del node.attribute[:]
+        node.attribute.extend(attributes)
+    return model
 
 
 def finish(
@@ -146,6 +214,16 @@ def main() -> None:
         results[f"attention {dtype}"] = build(logger, attention_model(dtype, 1), library, False)
         results[f"cluster {dtype}"] = build(logger, cluster_model(dtype), library, False)
         results[f"compact {dtype}"] = build(logger, compact_model(dtype), library, False)
+        results[f"block map {dtype}"] = build(logger, block_map_model(dtype), library, False)
+        results[f"block select {dtype}"] = build(logger, block_select_model(dtype), library, False)
+        for name, model in (("block map", block_map_model(dtype)), ("block select", block_select_model(dtype))):
+            results[f"{name} body {dtype}"] = build(logger, portable(model), library, False)
+    for overload in OVERLOADS:
+        results[f"attention {overload}"] = build(logger, option_model(overload), library, False)
+    for overload in ("indexed", "mass"):
+        model = without_plugin(option_model(overload, True))
+        results[f"attention {overload} body"] = build(logger, model, library, False)
+    results["attention indexed, body beside it"] = build(logger, option_model("indexed", True), library, False)
     results["attention embedded"] = build(logger, attention_model("float16", 3), library, True)
     results["head size 72"] = build(logger, attention_model("float16", 1, head_size=72), library, False)
     print("RESULT " + json.dumps(results))

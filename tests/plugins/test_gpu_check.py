@@ -44,6 +44,9 @@ def test_dry_run_fills_every_field(emulated_kernels: Path, tmp_path: Path) -> No
     assert report["sweep"]["cases"] == 8 and report["sweep"]["failures"] == []
     assert len(report["decode"]) == 2
     for row in report["decode"]:
-        assert {"ms_1", "ms_0.5", "ms_0.2", "share_1", "ms_flash"} <= set(row)
+        assert {"ms_1", "ms_0.5", "ms_0.2", "share_1", "ms_flash", "ms_flashinfer"} <= set(row)
     assert report["compaction"]["cluster_length"] <= 128 and report["compaction"]["cluster_level"] >= 0
+    assert {"map_ms", "select_ms", "map_floor_ms", "select_floor_ms"} <= set(report["blocks"])
+    for variant in ("plain", "mass", "int8", "fp8", "indexed 0.2", "indexed 0.2 int8"):
+        assert {f"ms {variant}", f"share {variant}"} <= set(report["options"])
     assert "copy bandwidth" in done.stdout

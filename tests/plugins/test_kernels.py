@@ -31,7 +31,15 @@ def worker(library: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("operator", "cases"),
     # 120 cases of NexusAttention are every head size, element type and GQA group of 1 to 8 once.
-    [("nexus_attention", 168), ("compact_cache", 24), ("semantic_cluster", 16)],
+    [
+        ("nexus_attention", 168),
+        # Eleven sets of options, in turn.
+        ("nexus_attention_options", 132),
+        ("compact_cache", 24),
+        ("semantic_cluster", 16),
+        ("semantic_block_map", 60),
+        ("semantic_block_select", 96),
+    ],
 )
 def test_kernels_equal_the_reference(emulated_kernels: Path, operator: str, cases: int) -> None:
     done = worker(emulated_kernels, operator, str(cases))
@@ -40,6 +48,11 @@ def test_kernels_equal_the_reference(emulated_kernels: Path, operator: str, case
     result = json.loads(lines[0].removeprefix("RESULT "))
     assert result["cases"] == cases
     assert not result["failures"], "\n".join(result["failures"])
+
+
+def test_blocks_from_map_to_attention(emulated_kernels: Path) -> None:
+    done = worker(emulated_kernels, "blocks")
+    assert done.returncode == 0, done.stderr[-4000:]
 
 
 def test_the_sanitizer_watches_the_kernels(emulated_kernels: Path) -> None:

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from semkv_deploy.ops import SPECS
+
 HERE = Path(__file__).parent
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -46,15 +48,42 @@ def results(environment: dict[str, str], cuda_build: Path) -> dict[str, Any]:
 
 def test_library_registers(results: dict[str, Any]) -> None:
     assert results["loaded"]
-    assert results["creators"] == ["CompactCache", "NexusAttention", "SemanticCluster"]
+    assert results["creators"] == sorted(SPECS)
 
 
-@pytest.mark.parametrize("operator", ["attention", "cluster", "compact"])
+@pytest.mark.parametrize("operator", ["attention", "cluster", "compact", "block map", "block select"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_engine_has_the_plugin(results: dict[str, Any], operator: str, dtype: str) -> None:
     built = results[f"{operator} {dtype}"]
     assert built["parsed"] and built["layers"] == ["PLUGIN_V3"], built["log"]
     assert built["bytes"] > 0, built["log"]
+
+
+@pytest.mark.parametrize("operator", ["block map", "block select"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_engine_without_the_plugin(results: dict[str, Any], operator: str, dtype: str) -> None:
+    """The same operators from their bodies in standard operators: no custom library."""
+    built = results[f"{operator} body {dtype}"]
+    assert built["parsed"] and built["layers"] == [] and built["bytes"] > 0, built["log"]
+
+
+@pytest.mark.parametrize("overload", ["indexed", "mass", "int8", "fp8", "indexed_int8_mass", "indexed_fp8_mass"])
+def test_engine_has_the_plugin_with_options(results: dict[str, Any], overload: str) -> None:
+    built = results[f"attention {overload}"]
+    assert built["parsed"] and built["layers"] == ["PLUGIN_V3"], built["log"]
+    assert built["bytes"] > 0, built["log"]
+
+
+def test_the_plugin_wins_over_an_overloaded_function(results: dict[str, Any]) -> None:
+    built = results["attention indexed, body beside it"]
+    assert built["parsed"] and built["layers"] == ["PLUGIN_V3"] and built["bytes"] > 0, built["log"]
+
+
+@pytest.mark.parametrize("overload", ["indexed", "mass"])
+def test_an_overloaded_function_needs_no_plugin(results: dict[str, Any], overload: str) -> None:
+    """Named slots, or the mass, in standard operators. Both together, and quantised caches, the importer refuses."""
+    built = results[f"attention {overload} body"]
+    assert built["parsed"] and built["layers"] == [] and built["bytes"] > 0, built["log"]
 
 
 def test_library_is_embedded_in_the_plan(results: dict[str, Any]) -> None:
@@ -87,7 +116,7 @@ registry = trt.get_plugin_registry()
 names = lambda: sorted(c.name for c in registry.all_creators if c.plugin_namespace == "semkv")
 before = names()
 second = registry.load_library({str(copy)!r})
-print(before == names() == ["CompactCache", "NexusAttention", "SemanticCluster"], second)
+print(before == names() == {sorted(SPECS)!r}, second)
 print([line for line in logger.lines if "NexusAttention exists already" in line])
 """
     first, log = child(environment, ["-c", script]).splitlines()[:2]

@@ -1,0 +1,18 @@
+// SemanticBlockMap as a TensorRT plugin. See README.md.
+#pragma once
+
+#include "../common/operator_plugin.h"
+
+namespace semkv
+{
+class SemanticBlockMapPlugin final : public OperatorPluginOf<SemanticBlockMapPlugin>
+{
+public:
+    static OperatorContract const& contract();
+
+private:
+    bool attributesValid() const override;
+    bool sizesSupported(Sizes const& sizes) const override;
+    cudaError_t run(Call const& call) const override;
+};
+} // namespace semkv

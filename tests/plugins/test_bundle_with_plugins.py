@@ -1,0 +1,54 @@
+"""A bundle of SmolLM2 whose operators are the plugins: in the decoder and the compressor, embedded in the plans."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import onnx
+import pytest
+
+from semkv_deploy.build import build_bundle
+from semkv_deploy.bundle import TensorRTRecord
+from semkv_deploy.methods import SemantiCache
+from semkv_deploy.targets.tensorrt_build import TensorRTOptions
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt_rtx_bindings") is None, reason="TensorRT-RTX is not installed (extra `rtx`)"
+)
+
+
+def test_smollm2_with_plugins(smollm2_export: Path, cuda_build: Path, tmp_path: Path) -> None:
+    library = cuda_build / "libsemkv_plugins.so"
+    options = TensorRTOptions(compute_capabilities="86", layout="split", plugins=("auto",), plugin_library=library)
+    bundle = build_bundle(
+        str(smollm2_export / "decoder.onnx"),
+        tmp_path / "bundle",
+        budgets=[0.2],
+        method=SemantiCache(),
+        max_context=2048,
+        target="tensorrt-rtx",
+        tensorrt=options,
+    )
+    record = bundle.target("tensorrt-rtx")
+    assert isinstance(record, TensorRTRecord)
+    assert record.plugins == ["CompactCache", "NexusAttention", "SemanticCluster"]
+    assert record.plugin_library == library.name
+    prefill, decode, compressor = record.budgets[0].engines
+    # Prompts go through native fused attention, on the same caches.
+    assert prefill.layers == {"ATTENTION_INPUT": 30, "KV_CACHE_UPDATE": 60}
+    assert decode.layers == {"PLUGIN_V3": 30} and compressor.layers == {"PLUGIN_V3": 2}
+    for engine in (decode, compressor):
+        assert engine.plan is not None and engine.bytes > library.stat().st_size
+        assert library.read_bytes()[:4096] in (bundle.root / engine.plan).read_bytes()
+        graph = onnx.load(bundle.root / engine.onnx, load_external_data=False)
+        assert not graph.functions
+    folded, plain, _ = record.budgets[0].contract.graphs
+    shapes = [{tensor.name: tensor.shape for tensor in graph.inputs} for graph in (folded, plain)]
+    assert shapes[0]["past_key_values.00.key"] == (3, 1, 448, 64) and shapes[1]["past_key_values.00.key"] == (
+        1,
+        3,
+        448,
+        64,
+    )
+    assert folded.aliases == plain.aliases and len(plain.aliases) == 60
