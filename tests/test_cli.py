@@ -220,7 +220,13 @@ def test_debug_shows_the_traceback(tmp_path: Path):
 def test_interrupted_build_leaves_nothing(tiny_checkpoint: Path, tmp_path: Path, number: signal.Signals):
     """The signal comes while the bundle is half written."""
     command = [sys.executable, "-m", "semkv_deploy.cli", "build", str(tiny_checkpoint), "--budget", "0.5"]
-    process = subprocess.Popen([*command, "-o", str(tmp_path / "b")], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*command, "-o", str(tmp_path / "b")],
+        stderr=subprocess.PIPE,
+        text=True,
+        # A background job ignores interrupts, and so would what it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 60
     while not list(tmp_path.iterdir()):
         assert process.poll() is None and time.monotonic() < deadline
