@@ -228,23 +228,6 @@ class Bundle:
             )
         return profiles[budget]
 
-    def onnxruntime(self, name: str) -> TargetRecord:
-        """What was built for an `onnxruntime-*` target.
-
-        Raises:
-            SemkvError: when the bundle was not built for it, or it is not one that runs in ONNX Runtime.
-        """
-        record = self.target(name)
-        if not isinstance(record, TargetRecord):
-            raise SemkvError(
-                "engines of this target are run by a C++ or Triton host, not by this command",
-                where=f"--target {name}",
-                expected=" or ".join(n for n, r in self.manifest.targets.items() if isinstance(r, TargetRecord))
-                or None,
-                fix="build the bundle with --target onnxruntime-cpu as well",
-            )
-        return record
-
     def target(self, name: str) -> TargetRecord | TensorRTRecord:
         """What was built for a target.
 

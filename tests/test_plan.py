@@ -123,7 +123,7 @@ def near(measured: float) -> Any:
 
 
 def test_onnxruntime_weights_are_those_of_the_bundle(export: Path, bundle: Bundle):
-    assert row(export, 0.25, weights="fp32").weight_bytes == near(bundle.onnxruntime("onnxruntime-cpu").weight_bytes)
+    assert row(export, 0.25, weights="fp32").weight_bytes == near(bundle.target("onnxruntime-cpu").weight_bytes)
 
 
 @pytest.mark.parametrize("weights", ["fp32", "int8", "int4"])

@@ -73,7 +73,8 @@ def _ratios(results: dict[str, dict[str, Any]]) -> dict[str, float]:
         for name, result in results.items():
             if name.startswith("budget") and result is not full:
                 ratios[f"decode: budget 1 / {name}"] = full["decode_ms"] / result["decode_ms"]
-                ratios[f"peak memory: budget 1 / {name}"] = full["peak_mib"] / result["peak_mib"]
+                if "peak_mib" in result:
+                    ratios[f"peak memory: budget 1 / {name}"] = full["peak_mib"] / result["peak_mib"]
     peer = results.get("onnxruntime-genai")
     if peer:
         for name, result in results.items():
@@ -101,7 +102,7 @@ def _draw(output: dict[str, Any], path: Path) -> None:
         labels = [f"{value:.0f}" if value else "not measured" for value in values]
         panel.bar_label(panel.barh(names, values, color=colours), labels, padding=3)
         panel.set_xlabel(label)
-        panel.set_xlim(0, max(values) * 1.15)
+        panel.set_xlim(0, max(values) * 1.15 or 1)
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].invert_yaxis()
     figure.suptitle(f"{output['bundle']}, {output['context']} tokens of context", fontsize=11)

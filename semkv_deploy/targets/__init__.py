@@ -76,3 +76,16 @@ def require_available(target: str, *, engines: bool = True) -> None:
     missing = TARGETS[target]()
     if missing:
         raise SemkvError("not available on this machine", where=f"--target {target}", fix=missing)
+
+
+def require_runnable(target: str) -> None:
+    """Fails unless what was built for `target` runs on this machine.
+
+    Raises:
+        SemkvError: for an unknown target, or one that does not run here, with what is missing.
+    """
+    if target not in TO_RUN:
+        require_available(target)
+    missing = TO_RUN[target]()
+    if missing:
+        raise SemkvError("does not run on this machine", where=f"--target {target}", fix=missing)

@@ -35,7 +35,9 @@ class Compressed(NamedTuple):
 
 
 @dataclass
-class _Layer:
+class Layer:
+    """A layer's `key` and `value` `[B,H,C,D]` and slot `bias` `[B,H,C]`."""
+
     key: NDArray[Any]
     value: NDArray[Any]
     bias: NDArray[np.float32]
@@ -123,13 +125,13 @@ class OnnxRuntimeEngine:
         self._spare = [self._new_layer() for _ in range(self._workers if compressor else 0)]
         self._decode: _Binding | None = None
 
-    def _new_layer(self) -> _Layer:
+    def _new_layer(self) -> Layer:
         shape = (self.batch, self.facts.kv_heads, self.capacity)
         rows = (*shape, self.facts.head_dim)
-        return _Layer(np.zeros(rows, self._dtype), np.zeros(rows, self._dtype), np.zeros(shape, np.float32))
+        return Layer(np.zeros(rows, self._dtype), np.zeros(rows, self._dtype), np.zeros(shape, np.float32))
 
     @property
-    def layers(self) -> list[_Layer]:
+    def layers(self) -> list[Layer]:
         """The live buffers, for inspection; `key` and `value` `[B,H,C,D]`, `bias` `[B,H,C]`."""
         return self._layers
 

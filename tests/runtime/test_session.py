@@ -119,7 +119,7 @@ def test_full_method_and_quantised_weights(weights: Any, tiny_export: Path, bund
 
     decoder = str(tiny_export / "decoder.onnx")
     built = build_bundle(decoder, tmp_path / "bundle", budgets=[1.0], method=Full(), weights=weights)
-    assert built.onnxruntime("onnxruntime-cpu").compressor is None
+    assert built.target("onnxruntime-cpu").compressor is None
     ids = text(4, 100)
     ours, exact = (open_session(each, budget=1.0).prefill(ids, all_logits=True) for each in (built, bundle))
     cost = mean_kl(exact, ours)

@@ -195,9 +195,25 @@ def test_8_bit_caches_have_no_native_path(dtype: str, tiny_export: Path, tmp_pat
     )
 
 
-def test_commands_that_run_ask_for_another_target(tiny_export: Path, tmp_path: Path):
+def test_a_bundle_without_engines_does_not_run(tiny_export: Path, tmp_path: Path):
     from semkv_deploy.runtime.open import open_session
 
     build(tiny_export, tmp_path / "b")
-    with pytest.raises(SemkvError, match="engines of this target are run by a C\\+\\+ or Triton host"):
+    with pytest.raises(SemkvError, match=r"no engines were built\. Build the bundle without --no-engines"):
         open_session(Bundle.open(tmp_path / "b"), target="tensorrt-rtx")
+
+
+@pytest.mark.parametrize("command", ["generate", "bench"])
+def test_commands_that_run_say_what_is_missing_here(tiny_export: Path, tmp_path: Path, command: str):
+    from click.testing import CliRunner
+
+    from semkv_deploy.cli import main
+    from semkv_deploy.targets.tensorrt_api import missing_to_run
+
+    if missing_to_run("tensorrt-rtx") is None:
+        pytest.skip("engines run on this machine")
+    build(tiny_export, tmp_path / "b")
+    prompt = ["--prompt", "x"] if command == "generate" else []
+    done = CliRunner().invoke(main, [command, str(tmp_path / "b"), "--target", "tensorrt-rtx", *prompt])
+    assert done.exit_code == 1
+    assert "--target tensorrt-rtx: does not run on this machine" in done.output
