@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from semkv_deploy.targets.onnxruntime_engine import onnxruntime
 from semkv_deploy.validate.compare import Tolerance, difference, live_rows
@@ -45,6 +45,8 @@ class Bisection(BaseModel):
         call: which call of the event, such as "prefill of 32 rows at position 96".
         max_absdiff: of that tensor.
     """
+
+    model_config = ConfigDict(ser_json_inf_nan="strings")
 
     layer: int | None
     what: str

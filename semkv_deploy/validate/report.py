@@ -47,8 +47,8 @@ def write(report: Report, folder: Path) -> tuple[Path, Path]:
 
 
 def as_json(report: Report) -> str:
-    """The report and its verdict as JSON."""
-    return json.dumps({"passed": report.passed, **report.model_dump(mode="json")}, indent=1)
+    """The report and its verdict as JSON; infinite differences are the string "Infinity"."""
+    return json.dumps({"passed": report.passed, **json.loads(report.model_dump_json())}, indent=1)
 
 
 def as_page(report: Report) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from semkv_deploy.validate.bisect import Bisection
 from semkv_deploy.validate.compare import TOLERANCES, Tolerance
@@ -21,6 +21,8 @@ class Failure(BaseModel):
         max_absdiff, tolerance: of the whole tensor.
         message: what the target said when it raised instead.
     """
+
+    model_config = ConfigDict(ser_json_inf_nan="strings")
 
     event: str
     tensor: str
@@ -57,6 +59,8 @@ class CheckResult(BaseModel):
         compressions, evicted: of the target.
         seconds: that the target's own graphs took.
     """
+
+    model_config = ConfigDict(ser_json_inf_nan="strings")
 
     target: str
     budget: float

@@ -23,7 +23,7 @@ from semkv_deploy.methods import Full, SemantiCache, StreamingLLM
 from semkv_deploy.targets.onnxruntime_engine import Compressed, inference_session
 from semkv_deploy.validate.checks import Graphs, open_session, reference_graphs
 from semkv_deploy.validate.compare import FLOAT16, INT8, TOLERANCES, CompareState, difference
-from semkv_deploy.validate.report import as_page
+from semkv_deploy.validate.report import as_json, as_page
 from semkv_deploy.validate.results import CheckResult, Report
 from semkv_deploy.validate.run import validate
 from semkv_deploy.validate.runner import StatefulRunner
@@ -167,10 +167,14 @@ def test_an_overflow_in_float16_fails(both_targets: Path, tmp_path: Path):
     graph.sort()
     graph.save()
     write_manifest(bundle, Bundle.open(both_targets).manifest)
-    results = {result.name: result for result in validate(bundle, targets=["tensorrt-rtx"]).results}
+    report = validate(bundle, targets=["tensorrt-rtx"])
+    results = {result.name: result for result in report.results}
     assert results["decoder graph in float32"].status == "passed"
     failure = results["decoder graph in float16"].failure
     assert failure is not None and failure.tensor == "key.00" and failure.got is not None and np.isinf(failure.got)
+    # JSON knows no infinity.
+    written = json.loads(as_json(report), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert Report.model_validate({key: value for key, value in written.items() if key != "passed"}) == report
 
 
 def test_a_distribution_far_off_after_a_compression_fails(both_targets: Path, tmp_path: Path):
