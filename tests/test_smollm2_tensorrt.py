@@ -66,7 +66,7 @@ def lowered(smollm2_export: Path, tmp_path_factory: pytest.TempPathFactory) -> B
 
 
 def test_lowered_graphs_agree_with_pytorch_over_three_turns(lowered: Bundle, smollm2_model: Any, tmp_path: Path):
-    """The graphs TensorRT gets, computed in float32: logits within 2e-3, the same greedy tokens, the same slots.
+    """The graphs TensorRT gets, computed in float32: logits and caches within 2e-3, the same greedy tokens and slots.
 
     The cache is compressed in between. PyTorch gets the same rounded weights; norms are float32 in both.
     """
@@ -94,5 +94,11 @@ def test_lowered_graphs_agree_with_pytorch_over_three_turns(lowered: Bundle, smo
             logits, expected = ours.step(token), theirs.step(token)
         np.testing.assert_array_equal(ours.length, theirs.length)
         np.testing.assert_array_equal(ours.slot_position, theirs.slot_position)
+        for layer, buffers in enumerate(ours.engine.layers):
+            live = int(ours.length[layer, 0])
+            kept = (array[:, :, :live] for array in (buffers.key, buffers.value, buffers.bias))
+            reference = (array[:, :, :live] for array in theirs.engine.layer(layer))
+            for got, wanted, limit in zip(kept, reference, (2e-3, 2e-3, 1e-4), strict=True):
+                assert got.shape == wanted.shape and np.abs(got - wanted).max() <= limit, f"layer {layer}"
     assert ours.stats.runs == theirs.stats.runs >= 3
     assert ours.stats.levels == theirs.stats.levels and ours.stats.evicted == theirs.stats.evicted

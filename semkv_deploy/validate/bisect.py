@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from semkv_deploy.targets.onnxruntime_engine import onnxruntime
 from semkv_deploy.validate.compare import Tolerance, difference, live_rows
@@ -45,6 +45,8 @@ class Bisection(BaseModel):
         call: which call of the event, such as "prefill of 32 rows at position 96".
         max_absdiff: of that tensor.
     """
+
+    model_config = ConfigDict(ser_json_inf_nan="strings")
 
     layer: int | None
     what: str
@@ -110,7 +112,7 @@ class _Probe:
     ) -> None:
         self._runner, self._facts, self._tolerance = runner, facts, tolerance
         self._reference, self._candidate = reference, candidate
-        self._decoders: tuple[_Exposed, _Exposed] | None = None
+        self._decoders: dict[Path, tuple[_Exposed, _Exposed]] = {}
 
     def __call__(self, kind: str, call: dict[str, Any]) -> None:
         if kind == "run":
@@ -126,16 +128,20 @@ class _Probe:
         length: NDArray[np.int64],
         row: int | None,
     ) -> None:
-        if self._decoders is None:
-            self._decoders = expose(self._reference, self._candidate)
+        candidate = self._candidate
+        if row is not None and candidate.prefill is not None:
+            candidate = candidate._replace(decoder=candidate.prefill)
+        if candidate.decoder not in self._decoders:
+            self._decoders[candidate.decoder] = expose(self._reference, candidate)
+        decoders = self._decoders[candidate.decoder]
         rows = slice(None) if row is None else slice(row, row + 1)
         small = {"input_ids": tokens, "position_ids": positions, "logits_index": logits_index, "length": length}
         caches = [(layer.key[rows], layer.value[rows], layer.bias[rows]) for layer in self._runner.engine.layers]
-        ours, theirs = (graph.run(small, caches) for graph in self._decoders)
+        ours, theirs = (graph.run(small, caches) for graph in decoders)
         count = tokens.shape[1]
         name = f"prefill of {count} rows" if count > 1 else "decode"
         after = length + count
-        for place in places(self._decoders[0], self._decoders[1]):
+        for place in places(*decoders):
             expected, got = ours[place.reference], theirs[place.candidate]
             if place.cache:
                 layer = place.layer or 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from semkv_deploy.bundle import TensorRTRecord
 from semkv_deploy.errors import SemkvError
@@ -14,9 +14,12 @@ from semkv_deploy.runtime.session import Session
 from semkv_deploy.runtime.tokens import delimiter_table
 from semkv_deploy.targets.onnxruntime_engine import OnnxRuntimeEngine
 from semkv_deploy.validate import weights
+from semkv_deploy.validate.compare import FLOAT16, INT8
+from semkv_deploy.validate.split import SplitEngine
 
 if TYPE_CHECKING:
-    from semkv_deploy.bundle import BuiltProfile, Bundle, TargetRecord
+    from semkv_deploy.bundle import BuiltProfile, Bundle, TargetRecord, TensorRTBudget
+    from semkv_deploy.contract import Phase
 
 PORTABLE = "onnx/decoder.onnx"
 
@@ -27,11 +30,16 @@ BATCH = 2
 
 
 class Graphs(NamedTuple):
-    """A decoder, its compressor (None: the profile never compresses), and how the decoder's caches are bound."""
+    """A decoder, its compressor (None: the profile never compresses), and how the decoder's caches are bound.
+
+    Attributes:
+        prefill: graph of prompts, where the decoder is one of steps only.
+    """
 
     decoder: Path
     compressor: Path | None
     in_place: bool
+    prefill: Path | None = None
 
 
 @dataclass
@@ -45,7 +53,7 @@ class Check:
         reference: the decoder it is compared with, when that is not the portable one.
         pair: names of two other checks of the target whose runs are compared with each other.
         batch: rows.
-        prefill_chunk: rows of a prefill run at most, where that is not the profile's.
+        ran: the bundle's files that run, and what was done to them.
         optional: a graph that this machine has no kernels for is skipped, not failed.
         failed: why it fails without being run.
         skipped: why it is not run.
@@ -59,7 +67,7 @@ class Check:
     reference: Path | None = None
     pair: tuple[str, str] | None = None
     batch: int = BATCH
-    prefill_chunk: int | None = None
+    ran: str = ""
     optional: bool = False
     failed: str | None = None
     skipped: str | None = None
@@ -70,14 +78,17 @@ def open_session(bundle: Bundle, profile: BuiltProfile, graphs: Graphs, batch: i
     """The session that `runtime.open.open_session` gives, on graphs of our choice."""
     manifest = bundle.manifest
     facts, method = manifest.model, manifest.method
-    engine = OnnxRuntimeEngine(
-        graphs.decoder,
-        graphs.compressor,
-        facts=facts,
-        batch=batch,
-        capacity=profile.capacity,
-        groups=method.groups(facts.kv_heads),
-        in_place=graphs.in_place,
+    options: dict[str, Any] = {
+        "facts": facts,
+        "batch": batch,
+        "capacity": profile.capacity,
+        "groups": method.groups(facts.kv_heads),
+        "in_place": graphs.in_place,
+    }
+    engine = (
+        SplitEngine(graphs.prefill, graphs.decoder, graphs.compressor, **options)
+        if graphs.prefill
+        else OnnxRuntimeEngine(graphs.decoder, graphs.compressor, **options)
     )
     delimiters = json.loads((bundle.root / "delimiters.json").read_text(encoding="utf-8"))
     return Session(
@@ -122,63 +133,63 @@ def _onnxruntime(bundle: Bundle, profile: BuiltProfile, target: str, record: Tar
         found += [
             Check(target, "weights", passed=f"{record.weights} weights are the model's, rounded"),
             Check(target, "float32 activations", STRICT, exact, reference),
-            Check(target, "in place", "as shipped", in_place, reference),
-            Check(target, "copying", "as shipped", copying, reference),
+            Check(target, "in place", INT8, in_place, reference),
+            Check(target, "copying", INT8, copying, reference),
         ]
     return [*found, Check(target, "in place = copying", "same arithmetic", pair=("in place", "copying"))]
 
 
 def _tensorrt(bundle: Bundle, profile: BuiltProfile, target: str, record: TensorRTRecord, folder: Path) -> list[Check]:
-    """Lowered graphs, run in ONNX Runtime; engines need a GPU."""
+    """The graphs that engines were built from, run in ONNX Runtime as a host runs the engines; then the engines."""
     built = next((built for built in record.budgets if built.contract.budget == profile.budget), None)
     if built is None:
         return [Check(target, "graphs", skipped="not run: the target was not built for this budget")]
-    graphs = {engine.phase: bundle.root / engine.onnx for engine in built.engines}
-    contracts = {graph.phase: graph.aliases for graph in built.contract.graphs}
-    decoders = {phase: path for phase, path in graphs.items() if phase != "compressor"}
-    plans = sum(engine.plan is not None for engine in built.engines)
-    run_elsewhere = f"not run: {plans} engines need a GPU; the graphs they were built from are checked here"
-    engines = Check(target, "engines", skipped=run_elsewhere if plans else "not run: no engines were built")
-    found = [_aliases(target, f"{phase} aliases", path, contracts.get(phase, {})) for phase, path in decoders.items()]
-    if record.plugins:
-        skipped = f"not run: plugin nodes ({', '.join(record.plugins)}) need a GPU"
-        return [*found, Check(target, "graphs", skipped=skipped), engines]
-    compressor, reference = graphs.get("compressor"), None
-    shipped = record.dtype == "float16"
+    paths: dict[Phase, Path] = {engine.phase: bundle.root / engine.onnx for engine in built.engines}
+    aliases = {graph.phase: graph.aliases for graph in built.contract.graphs}
+    decoders = {phase: path for phase, path in paths.items() if phase != "compressor"}
+    found = [_aliases(target, f"{phase} aliases", path, aliases.get(phase, {})) for phase, path in decoders.items()]
+    reference: Path | None = None
     if record.dtype != "float32":
         try:
             reference = weights.with_target_weights(bundle.root / PORTABLE, next(iter(decoders.values())), folder)
         except SemkvError as error:
-            return [*found, Check(target, "weights", failed=str(error)), engines]
+            return [*found, Check(target, "weights", failed=str(error))]
         found.append(Check(target, "weights", passed=f"{record.dtype} weights are the model's, rounded"))
-    for phase, decoder in decoders.items():
-        name = f"{phase} graph in float32" if reference else f"{phase} graph"
-        exact = Graphs(decoder, compressor, in_place=True)
-        if reference:
-            exact = exact._replace(
-                decoder=weights.in_float32(decoder, folder),
-                compressor=weights.in_float32(compressor, folder) if compressor else None,
-            )
-        batch = 1 if phase == "prefill" else built.contract.batch
-        # A decode graph takes one row at a time, prompts too; of a batch it cannot take one row alone.
-        rows = 1 if phase == "decode" else None
-        if phase != "decode" and compressor is not None and built.contract.batch != batch:
-            skipped = f"not run: the compressor takes {built.contract.batch} rows, the {phase} graph {batch}"
-            found.append(Check(target, name, skipped=skipped))
-            continue
-        if phase == "decode" and batch > 1:
-            found.append(
-                Check(target, name, skipped=f"not run: it takes {batch} rows at once, prompts come one by one")
-            )
-            continue
-        found.append(Check(target, name, STRICT, exact, reference, batch=batch, prefill_chunk=rows))
-        if shipped:
-            as_built = Graphs(decoder, compressor, in_place=True)
-            name = f"{phase} graph in {record.dtype}"
-            found.append(
-                Check(target, name, "as shipped", as_built, reference, batch=batch, prefill_chunk=rows, optional=True)
-            )
-    return [*found, engines]
+    ran = ", ".join(path.relative_to(bundle.root).as_posix() for path in paths.values())
+    if record.plugins:
+        ran += f"; plugin nodes ({', '.join(record.plugins)}) as their operators' bodies, the plugins are not run"
+        paths = {phase: weights.with_function_bodies(path, folder) for phase, path in paths.items()}
+    shipped = _host(paths)
+    name, batch = f"{' and '.join(decoders)} graph{'s' if len(decoders) > 1 else ''}", built.contract.batch
+    if reference is None:
+        found.append(Check(target, name, STRICT, shipped, batch=batch, ran=ran))
+    else:
+        exact = _host({phase: weights.in_float32(path, folder) for phase, path in paths.items()})
+        found.append(
+            Check(target, f"{name} in float32", STRICT, exact, reference, batch=batch, ran=f"{ran}; all in float32")
+        )
+    if record.dtype == "float16":
+        found.append(
+            Check(target, f"{name} in float16", FLOAT16, shipped, reference, batch=batch, ran=ran, optional=True)
+        )
+    return [*found, *_engines(target, record, built)]
+
+
+def _host(paths: dict[Phase, Path]) -> Graphs:
+    """The graphs of all phases as a host runs them: caches in place, prompts by the prefill graph if there is one."""
+    decoder = paths.get("decoder") or paths["decode"]
+    return Graphs(decoder, paths.get("compressor"), in_place=True, prefill=paths.get("prefill"))
+
+
+def _engines(target: str, record: TensorRTRecord, built: TensorRTBudget) -> list[Check]:
+    """The engines themselves."""
+    plans = sum(engine.plan is not None for engine in built.engines)
+    if not plans:
+        return [Check(target, "engines", skipped="not run: no engines were built")]
+    skipped = f"not run: {plans} engines need a GPU; the graphs they were built from are checked here"
+    if record.plugins:
+        skipped += f", with the bodies of {', '.join(record.plugins)} in place of the plugins"
+    return [Check(target, "engines", skipped=skipped)]
 
 
 def _aliases(target: str, name: str, decoder: Path, aliases: dict[str, str]) -> Check:

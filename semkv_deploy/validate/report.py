@@ -47,8 +47,8 @@ def write(report: Report, folder: Path) -> tuple[Path, Path]:
 
 
 def as_json(report: Report) -> str:
-    """The report and its verdict as JSON."""
-    return json.dumps({"passed": report.passed, **report.model_dump(mode="json")}, indent=1)
+    """The report and its verdict as JSON; infinite differences are the string "Infinity"."""
+    return json.dumps({"passed": report.passed, **json.loads(report.model_dump_json())}, indent=1)
 
 
 def as_page(report: Report) -> str:
@@ -76,12 +76,14 @@ def as_page(report: Report) -> str:
             cells.append(f"<td class='{result.status}'>{result.status}</td>")
             cells += [f"<td class='number'>{text(value)}</td>" for value in _numbers(result)]
             detail = result.detail + (f"; {result.bisection.sentence()}" if result.bisection else "")
+            detail += f". Run: {result.ran}" if result.ran else ""
             cells.append(f"<td>{text(detail)}</td>")
             parts.append(f"<tr>{''.join(cells)}</tr>")
         parts.append("</table>")
-    parts += ["<h2>Tolerances</h2><table>", _page_row("th", ("check", "logits", "key, value", "bias", "KL", "why"))]
+    parts += ["<h2>Tolerances</h2><table>", _page_row("th", _LIMITS)]
     for name, tolerance in report.tolerances.items():
-        limits = (tolerance.logits, tolerance.cache, tolerance.bias, tolerance.kl)
+        share = None if tolerance.exact_slots else tolerance.relative
+        limits = (tolerance.logits, tolerance.cache, tolerance.bias, share, tolerance.first_kl, tolerance.kl)
         cells = [name, *("not bounded" if limit is None else f"{limit:g}" for limit in limits), tolerance.why]
         parts.append(_page_row("td", cells))
     parts.append("</table><h2>The same files in stock Polygraphy</h2><p>Run in the bundle's directory:</p>")
@@ -103,6 +105,17 @@ _HEADINGS = (
     "compressions",
     "tokens × rows",
     "detail",
+)
+
+_LIMITS = (
+    "check",
+    "logits",
+    "key, value",
+    "bias",
+    "share of the largest, until compressed",
+    "KL until compressed",
+    "KL",
+    "why",
 )
 
 
@@ -182,4 +195,4 @@ def run(
     if failed:
         raise SemkvError(f"validation failed: {failed[0].sentence()}", where=bundle)
     if not report.passed:
-        raise SemkvError("nothing of the bundle can be validated on this machine", where=bundle)
+        raise SemkvError("nothing was compared: the bundle has no target", where=bundle, fix="build it again")

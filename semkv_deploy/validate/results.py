@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from semkv_deploy.validate.bisect import Bisection
 from semkv_deploy.validate.compare import TOLERANCES, Tolerance
@@ -22,6 +22,8 @@ class Failure(BaseModel):
         message: what the target said when it raised instead.
     """
 
+    model_config = ConfigDict(ser_json_inf_nan="strings")
+
     event: str
     tensor: str
     where: tuple[int, ...] | None = None
@@ -36,7 +38,8 @@ class Failure(BaseModel):
             return f"{self.event}: {self.message}"
         place = f"[{', '.join(map(str, self.where))}]" if self.where is not None else ""
         values = f": {self.got:g}, expected {self.reference:g}" if self.got is not None else ""
-        apart = f" (at most {self.max_absdiff:.3g} apart, tolerance {self.tolerance:g})" if self.max_absdiff else ""
+        limit = f", tolerance {self.tolerance:g}" if self.tolerance is not None else ""
+        apart = f" (at most {self.max_absdiff:.3g} apart{limit})" if self.max_absdiff else ""
         return f"{self.event}: {self.tensor}{place} differs{values}{apart}"
 
 
@@ -46,6 +49,7 @@ class CheckResult(BaseModel):
     Attributes:
         status: "skipped" says in `detail` why it was not run.
         detail: one sentence.
+        ran: files that were run; "" where nothing was.
         max_absdiff: of logits, key, value and slot_bias over the whole scenario (up to the failure).
         greedy_same, greedy_total: next tokens chosen alike, and chosen in all.
         slots_same: share of live slots that stand for the same token.
@@ -56,11 +60,14 @@ class CheckResult(BaseModel):
         seconds: that the target's own graphs took.
     """
 
+    model_config = ConfigDict(ser_json_inf_nan="strings")
+
     target: str
     budget: float
     name: str
     status: Literal["passed", "failed", "skipped"]
     detail: str
+    ran: str = ""
     against: str | None = None
     tolerance: str | None = None
     batch: int | None = None
@@ -103,6 +110,5 @@ class Report(BaseModel):
 
     @property
     def passed(self) -> bool:
-        """Whether nothing failed and something was checked."""
-        states = {result.status for result in self.results}
-        return "failed" not in states and "passed" in states
+        """Whether nothing failed and something was compared."""
+        return not any(result.status == "failed" for result in self.results) and any(r.events for r in self.results)

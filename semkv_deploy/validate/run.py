@@ -59,7 +59,7 @@ def validate(
         for profile in profiles:
             with tempfile.TemporaryDirectory() as folder:
                 found = checks(bundle, profile, target, Path(folder))
-                results += _run(bundle, profile, text, found, tokens, progress)
+                results += _run(bundle, profile, target, text, found, tokens, progress)
     return Report(
         bundle=str(root),
         model=manifest.model.source,
@@ -71,27 +71,37 @@ def validate(
 
 
 def _run(
-    bundle: Bundle, profile: BuiltProfile, text: list[int], found: list[Check], tokens: int | None, progress: Progress
+    bundle: Bundle,
+    profile: BuiltProfile,
+    target: str,
+    text: list[int],
+    found: list[Check],
+    tokens: int | None,
+    progress: Progress,
 ) -> list[CheckResult]:
-    """Results of one target's checks, in their order."""
+    """Results of one target's checks, in their order; a failure more where none of them compared anything."""
     results: dict[str, CheckResult] = {}
-    groups: dict[tuple[Path | None, int, int | None], list[Check]] = {}
+    groups: dict[tuple[Path | None, int], list[Check]] = {}
     for check in found:
         if check.graphs is not None:
-            groups.setdefault((check.reference, check.batch, check.prefill_chunk), []).append(check)
+            groups.setdefault((check.reference, check.batch), []).append(check)
         elif check.pair is None:
             status: Any = "failed" if check.failed else "skipped" if check.skipped else "passed"
             detail = check.failed or check.skipped or check.passed or ""
             results[check.name] = _result(check, profile, status=status, detail=detail)
-    for (decoder, batch, chunk), group in groups.items():
+    for (decoder, batch), group in groups.items():
         names = {check.name for check in group}
         group += [check for check in found if check.pair is not None and set(check.pair) <= names]
         reference = reference_graphs(bundle, profile)
         reference = reference._replace(decoder=decoder) if decoder else reference
-        used = profile.model_copy(update={"prefill_chunk": chunk}) if chunk else profile
-        for check, result in _Comparison(bundle, used, text, reference, group, batch, tokens, progress).run():
+        for check, result in _Comparison(bundle, profile, text, reference, group, batch, tokens, progress).run():
             results[check.name] = result
-    return [results[check.name] for check in found if check.name in results]
+    ordered = [results[check.name] for check in found if check.name in results]
+    if not any(result.events or result.status == "failed" for result in ordered):
+        reasons = "; ".join(f"{result.name} {result.detail}" for result in ordered if result.status == "skipped")
+        nothing = Check(target, "comparison", failed=f"nothing was compared: {reasons}; build the bundle again")
+        ordered.append(_result(nothing, profile, status="failed", detail=nothing.failed or ""))
+    return ordered
 
 
 class _Comparison:
@@ -272,7 +282,7 @@ class _Tally:
     def _logits(self, event: Event, reference: Any, got: Any) -> None:
         apart = kl(reference, got)
         self._kl += apart
-        if self._compressions == 0:
+        if not self._compare.compressed:
             self._first_kl += apart
         for row in np.flatnonzero(np.any(reference != 0, axis=-1)):
             expected, chosen = int(reference[row].argmax()), int(got[row].argmax())
@@ -289,17 +299,18 @@ class _Tally:
 
     def result(self, profile: BuiltProfile) -> CheckResult:
         mean, first = (float(np.mean(values)) if values else None for values in (self._kl, self._first_kl))
-        bound = self.tolerance.kl
-        if self.failure is None and self.skipped is None and bound is not None and not (first or 0.0) <= bound:
-            message = f"mean KL of the next-token distribution {first:.3g} (at most {bound:g})"
-            self.failure = Failure(event="before any compression", tensor="next-token distribution", message=message)
-            self.failing = None
+        bounds = (("before any compression", first, self.tolerance.first_kl), ("all turns", mean, self.tolerance.kl))
+        for when, value, bound in bounds:
+            if self.failure is None and self.skipped is None and bound is not None and not (value or 0.0) <= bound:
+                message = f"mean KL of the next-token distribution {value:.3g} (at most {bound:g})"
+                self.failure = Failure(event=when, tensor="next-token distribution", message=message)
         status: Any = "skipped" if self.skipped else "failed" if self.failure else "passed"
         result = _result(self.check, profile, status=status, detail=self.skipped or "")
         result.against = self.check.pair[0] if self.check.pair else "reference"
         result.tolerance = self.check.tolerance
         result.events, result.compressions, result.evicted = self._events, self._compressions, self._evicted
         result.max_absdiff, result.failure = self._max, self.failure
+        result.ran = self.check.ran
         result.mean_kl, result.first_kl = mean, first
         result.greedy_same, result.greedy_total = self._greedy
         result.slots_same = self._slots[0] / self._slots[1] if self._slots[1] else None
@@ -312,7 +323,10 @@ class _Tally:
     def _summary(self, result: CheckResult) -> str:
         tokens = f"{result.greedy_same} of {result.greedy_total} greedy tokens alike"
         if self.tolerance.kl is not None:
-            return f"mean KL {result.first_kl:.2g} before any compression (at most {self.tolerance.kl:g}), {tokens}"
+            return (
+                f"mean KL {result.first_kl:.2g} before any compression (at most {self.tolerance.first_kl:g}), "
+                f"{result.mean_kl:.2g} in all (at most {self.tolerance.kl:g}), {tokens}"
+            )
         apart = max(self._max.values(), default=0.0)
         return f"{apart:.2g} apart at most, {tokens}, {result.compressions} compressions"
 

@@ -2,7 +2,7 @@
 
 A bundle holds float32 weights in the portable decoder and rounded ones in a target. Three rewrites make them equal:
 the portable decoder with the target's weights (after each was shown to be the portable one rounded), the target with
-float32 activations, and a float16 or bfloat16 graph in float32.
+float32 activations, and a float16 or bfloat16 graph in float32. A fourth makes plugin nodes run anywhere.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from semkv_deploy.errors import SemkvError
+from semkv_deploy.ops import DOMAIN, function_protos
 
 if TYPE_CHECKING:
     import onnx
@@ -103,6 +104,22 @@ def in_float32(path: Path, folder: Path) -> Path:
                 if node.op_type == "Cast" and attribute.name == "to" and attribute.i in halves:
                     attribute.i = TensorProto.FLOAT
     return _save(model, folder, f"{path.stem}.float32.onnx")
+
+
+def with_function_bodies(path: Path, folder: Path) -> Path:
+    """A graph whose plugin nodes are calls of their operators' portable bodies, as TensorRT falls back to them."""
+    import onnx
+
+    model = onnx.load(path)
+    names = set()
+    for node in model.graph.node:
+        if node.domain == DOMAIN:
+            names.add(node.op_type)
+            kept = [attribute for attribute in node.attribute if not attribute.name.startswith("plugin_")]
+            del node.attribute[:]
+            node.attribute.extend(kept)
+    model.functions.extend(function for function in function_protos() if function.name in names)
+    return _save(model, folder, f"{path.stem}.bodies.onnx")
 
 
 def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:

@@ -1,7 +1,8 @@
 """One mistake at a time, made in a target's graphs: what an exporter, a lowering or a kernel could get wrong.
 
 Every mistake is made in layer 1 where a layer can be chosen, so that a bisection that always says "layer 0" fails.
-The same list is made in ONNX Runtime's graph and in TensorRT's; where the two differ, so does the edit.
+The same list is made in ONNX Runtime's graph and in TensorRT's, in float16 with fused attention as it ships; where the
+two differ, so does the edit. No weight is touched: rounded weights have a check of their own, which would stop there.
 """
 
 from __future__ import annotations
@@ -69,10 +70,16 @@ class Graph:
                 for index, name in enumerate(values):
                     values[index] = names.get(name, name)
 
-    def weight(self, name: str, change: Callable[[Any], Any]) -> None:
-        (tensor,) = [tensor for tensor in self.graph.initializer if tensor.name == name]
-        changed = np.ascontiguousarray(change(numpy_helper.to_array(tensor)))
-        tensor.CopyFrom(numpy_helper.from_array(changed, name))
+    def permute_weight(self, product: str, order: Any, *, axis: int) -> None:
+        """Rows (axis 0) or columns of a product's weight in another order; the stored weight stays the model's."""
+        node = self.node(f"{LAYER}.{product}/MatMul")
+        node.input[1] = self.add("Gather", [node.input[1], self.constant(order, np.int64)], axis=axis)
+
+    def replace_output(self, name: str, make: Callable[[str], str]) -> None:
+        """The graph's output `name` is what `make` adds, given the name of what it was."""
+        maker, old = self.maker(name), f"right.{name}"
+        maker.output[list(maker.output).index(name)] = old
+        self.graph.node.append(helper.make_node("Identity", [make(old)], [name], name=f"mutant.{name}"))
 
     def sort(self) -> None:
         """Nodes after what they read."""
@@ -100,9 +107,12 @@ class Graph:
         return self.attention.op_type == "GroupQueryAttention"
 
     def mask(self) -> onnx.NodeProto:
-        """The `Where(hidden, floor, bias)` of TensorRT's graph."""
-        node = self._reader(self._reader(self.attention.output[0]).output[0])
-        node = self.maker(node.input[1])
+        """The `Where(hidden, floor, bias)` of TensorRT's graph, fused attention or decomposed."""
+        if self.attention.op_type == "Attention":
+            node = self.maker(self.attention.input[3])
+        else:
+            node = self._reader(self._reader(self.attention.output[0]).output[0])
+            node = self.maker(node.input[1])
         while node.op_type != "Where":
             node = self.maker(node.input[0])
         return node
@@ -132,7 +142,8 @@ def mask_dropped(graph: Graph) -> None:
         # Not taken by the kernel together.
         graph.attention.input[16] = ""
     else:
-        graph.mask().input[0] = graph.constant([[[[False]]]], np.bool_)
+        mask = graph.mask()
+        mask.input[0] = graph.add("And", [mask.input[0], graph.constant(False, np.bool_)])
 
 
 def length_ignored(graph: Graph) -> None:
@@ -174,7 +185,7 @@ def reader_after_updater(graph: Graph) -> None:
 
 
 def scale_changed(graph: Graph) -> None:
-    if graph.is_gqa:
+    if graph.attention.op_type != "MatMul":
         for attribute in graph.attention.attribute:
             if attribute.name == "scale":
                 attribute.f = 0.5
@@ -191,17 +202,14 @@ def key_not_rotated(graph: Graph) -> None:
 
 
 def layer_scrambled(graph: Graph) -> None:
-    graph.weight(f"{LAYER}.mlp.up_proj.weight", lambda weight: weight[::-1])
+    graph.permute_weight("mlp.up_proj", np.arange(64)[::-1], axis=0)
 
 
 def head_mapping_wrong(graph: Graph) -> None:
     """Query heads interleaved over KV heads (0, 1, 0, 1) where they come in groups (0, 0, 1, 1)."""
-
-    def columns(weight: Any) -> Any:
-        return weight.reshape(64, 4, 16)[:, [0, 2, 1, 3]].reshape(64, 64)
-
-    graph.weight(f"{LAYER}.self_attn.q_proj.weight", columns)
-    graph.weight(f"{LAYER}.self_attn.o_proj.weight", lambda weight: columns(weight.T).T)
+    order = np.arange(64).reshape(4, 16)[[0, 2, 1, 3]].ravel()
+    graph.permute_weight("self_attn.q_proj", order, axis=1)
+    graph.permute_weight("self_attn.o_proj", order, axis=0)
 
 
 def input_of_another_layer(graph: Graph) -> None:
@@ -232,12 +240,35 @@ def chunks_ignored(graph: Graph) -> None:
     graph.replace(chunk, graph.add("Sub", [chunk, chunk]))
 
 
+def sinks_ignored(graph: Graph) -> None:
+    graph.replace("sinks", graph.add("Sub", ["sinks", "sinks"]))
+
+
 def cluster_size_lost(graph: Graph) -> None:
     """Cores count as one token."""
-    maker = graph.maker("slot_bias_out")
-    maker.output[list(maker.output).index("slot_bias_out")] = "lost"
-    zeros = graph.add("Sub", ["slot_bias", "slot_bias"])
-    graph.graph.node.append(helper.make_node("Identity", [zeros], ["slot_bias_out"], name="mutant.out"))
+    graph.replace_output("slot_bias_out", lambda right: graph.add("Sub", ["slot_bias", "slot_bias"]))
+
+
+def length_out_off_by_one(graph: Graph) -> None:
+    one = graph.constant([1], np.int64)
+    graph.replace_output("length_out", lambda right: graph.add("Sub", [right, one]))
+
+
+def window_dropped(graph: Graph) -> None:
+    """A layer with a sliding window sees everything."""
+    if graph.is_gqa:
+        for attribute in graph.attention.attribute:
+            if attribute.name == "local_window_size":
+                attribute.i = -1
+    else:
+        mask = graph.mask()
+        mask.input[0] = graph.maker(mask.input[0]).input[0]
+
+
+def logits_index_wrong(graph: Graph) -> None:
+    """Logits of the row before the one that was asked for."""
+    before = graph.add("Sub", ["logits_index", graph.constant([[1]], np.int64)])
+    graph.replace("logits_index", graph.add("Max", [before, graph.constant([[0]], np.int64)]))
 
 
 @dataclass(frozen=True)
@@ -245,8 +276,11 @@ class Mutation:
     """A mistake, where validation must say it is, and what it may call it.
 
     Attributes:
-        layer: that the bisection names; None: before the layers.
+        layer: that the bisection names; None: before the layers, or after them.
         what: words of which the bisection's `what` has one; for "aliases", of the alias check's sentence.
+        as_shipped: the check of TensorRT's float16 graph, as it is, must fail too. Not where a mistake shows only once
+            something is merged, and then moves the next token's distribution less than rounding may.
+        bundle: fixture of the bundle that is broken.
     """
 
     make: Callable[[Graph], None]
@@ -254,12 +288,16 @@ class Mutation:
     what: tuple[str, ...]
     graph: str = "decoder"
     aliases: bool = False
+    as_shipped: bool = True
+    bundle: str = "both_targets"
 
+
+_CHOICE = ("level", "length", "slots", "evicted")
 
 MUTATIONS = {
     mutation.make.__name__: mutation
     for mutation in (
-        Mutation(bias_not_added, 1, ("attention output",)),
+        Mutation(bias_not_added, 1, ("attention output",), as_shipped=False),
         Mutation(mask_dropped, 1, ("attention output",)),
         Mutation(length_ignored, 1, ("cache append (key)",)),
         Mutation(write_index_off_by_one, 1, ("cache append (key)",)),
@@ -273,11 +311,15 @@ MUTATIONS = {
         Mutation(layer_scrambled, 1, ("output of mlp.up_proj",)),
         Mutation(head_mapping_wrong, 1, ("output of self_attn.q_proj",)),
         Mutation(input_of_another_layer, 1, ("value", "output of self_attn.v_proj")),
-        Mutation(thresholds_ignored, 0, ("level", "length", "slots", "evicted"), "compressor"),
-        Mutation(window_ignored, 0, ("level", "length", "slots", "evicted"), "compressor"),
+        Mutation(window_dropped, 1, ("attention output",), bundle="windowed"),
+        Mutation(logits_index_wrong, None, ("logits", "output of lm_head")),
+        Mutation(thresholds_ignored, 0, _CHOICE, "compressor"),
+        Mutation(window_ignored, 0, _CHOICE, "compressor"),
         Mutation(evicts_the_newest, 0, ("slots",), "compressor"),
-        Mutation(chunks_ignored, 0, ("level", "length", "slots", "evicted"), "compressor"),
-        Mutation(cluster_size_lost, 0, ("bias",), "compressor"),
+        Mutation(chunks_ignored, 0, _CHOICE, "compressor"),
+        Mutation(sinks_ignored, 0, _CHOICE, "compressor"),
+        Mutation(cluster_size_lost, 0, ("bias",), "compressor", as_shipped=False),
+        Mutation(length_out_off_by_one, 0, ("length",), "compressor"),
     )
 }
 """By name."""
