@@ -143,6 +143,33 @@ def test_memory_is_what_the_contract_says(built: Bundle, gpu: FakeTensorRT):
     assert held == session.engine.cache_bytes()  # nothing else until something runs
 
 
+def test_validate_runs_the_engines_where_they_run(built: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """And one that computes something else fails."""
+    import onnx
+
+    from semkv_deploy.targets import TO_RUN
+    from semkv_deploy.validate.run import validate
+
+    monkeypatch.setitem(TO_RUN, TARGET, lambda: None)
+    module = fake(monkeypatch, built)
+    (result,) = (each for each in validate(built.root).results if each.name == "engines")
+    assert result.status == "passed" and result.events > 20 and result.compressions >= 3, result.sentence()
+    assert {phase for phase, _ in module.runs} == {graph.phase for graph in contract_of(built).graphs}
+    for key, (contract, path) in module.graphs.items():
+        if contract.phase == "compressor":
+            continue
+        wrong = onnx.load(path, load_external_data=False)
+        for node in wrong.graph.node:
+            if "position_ids" in node.input:
+                node.input[list(node.input).index("position_ids")] = "late"
+        wrong.graph.node.insert(0, onnx.helper.make_node("Add", ["position_ids", "position_ids"], ["late"]))
+        broken = path.with_name(f"broken.{path.name}")
+        onnx.save(wrong, broken)
+        module.graphs[key] = (contract, broken)
+    report = validate(built.root)
+    assert [each.name for each in report.results if each.status == "failed"] == ["engines"]
+
+
 def test_refusals(built: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     batch = contract_of(built).batch
     fake(monkeypatch, built)
