@@ -21,7 +21,7 @@ from semkv_deploy.errors import SemkvError
 from semkv_deploy.facts import ModelFacts
 from semkv_deploy.methods import AnyMethod
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MANIFEST = "bundle.json"
 
 

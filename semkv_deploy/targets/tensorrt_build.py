@@ -138,7 +138,6 @@ def build_tensorrt(
             batch=options.batch,
             dtype=options.dtype,
             layout=options.layout,
-            levels=len(profile.thresholds[0]),
             graphs=tuple(
                 graph_contract(each.model, each.phase, each.lowered.aliases, each.profiles) for each in graphs
             ),
