@@ -21,7 +21,7 @@ from semkv_deploy.errors import SemkvError
 from semkv_deploy.facts import ModelFacts
 from semkv_deploy.methods import AnyMethod
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MANIFEST = "bundle.json"
 
 
@@ -61,8 +61,14 @@ class EngineRecord(BaseModel):
         onnx: the lowered graph, relative to the bundle; its weights lie in `TensorRTRecord.weights`.
         plan: the engine; None when engines were not built (`--no-engines`).
         bytes: of the engine.
-        layers: how many layers of each promised kind TensorRT's network had, each found by name.
+        layers: how many layers of each kind the lowering promised; with a plan also proved: each was found by name in
+            TensorRT's network.
         seconds: it took to build; 0 when it came from the engine cache.
+        weight_bytes: weights that the plan holds, as the builder counts; no engine shares those of another, because
+            TensorRT-RTX makes no weight-stripped or refittable plan without a GPU. None without a plan, or not said.
+        peak_rss: most bytes of memory of the process that built it; None: not built by this build.
+        timing_cache: what became of the kernel timings; "" without a plan.
+        warnings: of TensorRT's builder, each once.
     """
 
     phase: Phase
@@ -70,7 +76,11 @@ class EngineRecord(BaseModel):
     plan: str | None
     bytes: int
     layers: dict[str, int]
-    seconds: float
+    seconds: float = 0
+    weight_bytes: int | None = None
+    peak_rss: int | None = None
+    timing_cache: str = ""
+    warnings: list[str] = []
 
 
 class TensorRTBudget(BaseModel):

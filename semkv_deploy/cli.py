@@ -23,21 +23,29 @@ METHOD_NAMES = ["semanticache", "streaming-llm", "full"]
 
 
 class _Commands(click.Group):
-    """Turns a `SemkvError` into one sentence and exit code 1, unless --debug asks for the traceback."""
+    """Turns a `SemkvError` or `OSError` into one sentence and exit code 1, unless --debug asks for the traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
         # A terminated build cleans up like an interrupted one.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             return super().invoke(ctx)
-        except SemkvError as error:
-            if ctx.params.get("debug"):
+        except (SemkvError, OSError) as error:
+            # A reader of standard output that is gone (`| head`) is click's to handle.
+            if ctx.params.get("debug") or isinstance(error, BrokenPipeError):
                 raise
-            click.echo(f"error: {error}", err=True)
+            click.echo(f"error: {_sentence(error)}", err=True)
             ctx.exit(1)
         except KeyboardInterrupt:
             click.echo("interrupted: nothing was written", err=True)
             ctx.exit(130)
+
+
+def _sentence(error: SemkvError | OSError) -> str:
+    """An error as one line: of the system's errors, the file and why."""
+    if isinstance(error, SemkvError) or error.strerror is None:
+        return " ".join(str(error).split())
+    return f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -156,10 +164,7 @@ TENSORRT_OPTIONS = [
 ]
 
 
-def _tensorrt_options(values: dict[str, Any]) -> Any:
-    from semkv_deploy.targets.tensorrt_build import TensorRTOptions
-
-    dtype = values["dtype"]
+def _check_dtype(dtype: str) -> None:
     if dtype not in ("float16", "bfloat16", "float32"):
         eight = dtype in ("int8", "fp8")
         raise SemkvError(
@@ -169,6 +174,12 @@ def _tensorrt_options(values: dict[str, Any]) -> Any:
             got=dtype,
             fix="use --dtype float16; 8-bit caches are for hosts of the NexusAttention plugin" if eight else None,
         )
+
+
+def _tensorrt_options(values: dict[str, Any]) -> Any:
+    from semkv_deploy.targets.tensorrt_build import TensorRTOptions
+
+    _check_dtype(values["dtype"])
     limit = values["memory_limit"]
     if limit is not None:
         from semkv_deploy.plan import parse_size
@@ -297,7 +308,15 @@ def build(
     if calibration_text is not None:
         if not calibration_text.is_file():
             raise SemkvError("no such file", where=f"--calibration-text {calibration_text}")
-        text = calibration_text.read_text(encoding="utf-8")
+        try:
+            text = calibration_text.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise SemkvError(
+                "not UTF-8 text",
+                where=f"--calibration-text {calibration_text}",
+                got=f"byte {calibration_text.read_bytes()[error.start]:#04x} at offset {error.start}",
+                fix="convert the file, or give another",
+            ) from None
     with _progress() as progress:
         bundle = build_bundle(
             source,
@@ -327,10 +346,10 @@ def build(
 )
 @click.option(
     "--dtype",
-    type=click.Choice(["float16", "bfloat16", "float32"]),
     default="float16",
     show_default=True,
-    help="TensorRT: type of weights and caches.",
+    metavar="TYPE",
+    help="TensorRT: type of weights and caches: float16, bfloat16 or float32.",
 )
 @click.option(
     "--layout", type=click.Choice(["dual", "single", "split"]), default="dual", show_default=True, help="TensorRT."
@@ -364,6 +383,7 @@ def plan(
     from semkv_deploy.budget import parse_budget
     from semkv_deploy.plan import make_plan, parse_size
 
+    _check_dtype(dtype)
     found = make_plan(
         source,
         budgets=[parse_budget(budget) for budget in budgets],

@@ -20,7 +20,10 @@ PROVED = {
     "MATRIX_MULTIPLY": "unfused",
     "PLUGIN_V3": "plugin",
 }
-"""How a table calls the layers found in an engine's network: appends in place, attention fused or not, plugins."""
+"""How a table calls the layers of an engine's network: appends in place, attention fused or not, plugins."""
+
+WARNINGS = 3
+"""Of each engine, the builder's first ones are shown."""
 
 
 def summary(bundle: Bundle) -> None:
@@ -83,16 +86,34 @@ def _tensorrt(console: Console, name: str, record: TensorRTRecord) -> None:
     if record.compute_capabilities:
         console.print(f", for compute capability {', '.join(map(str, record.compute_capabilities))}", end="")
     console.print()
+    engines = [engine for budget in record.budgets for engine in budget.engines]
+    # Without an engine there was no network to look layers up in.
+    layers = "proved" if all(engine.plan for engine in engines) else "promised"
     table = Table()
-    for column in ("budget", "engine", "slots", "cache MiB", "engine MiB", "proved"):
-        table.add_column(column, no_wrap=True, justify="left" if column in ("engine", "proved") else "right")
+    for column in ("budget", "engine", "slots", "cache MiB", "engine MiB", layers):
+        table.add_column(column, no_wrap=True, justify="left" if column in ("engine", layers) else "right")
     for budget in record.budgets:
         contract = budget.contract
         for engine in budget.engines:
-            proved = " + ".join(f"{count} {PROVED[kind]}" for kind, count in engine.layers.items())
+            kinds = " + ".join(f"{count} {PROVED[kind]}" for kind, count in engine.layers.items())
             cache = f"{contract.cache_bytes / MIB:.1f}" if engine.phase != "compressor" else ""
             size = f"{engine.bytes / MIB:.1f}" if engine.plan else "-"
-            table.add_row(f"{contract.budget:g}", engine.phase, str(contract.capacity), cache, size, proved or "-")
+            table.add_row(f"{contract.budget:g}", engine.phase, str(contract.capacity), cache, size, kinds or "-")
     console.print(table)
+    weights = sum(engine.weight_bytes or 0 for engine in engines)
+    if weights:
+        stored = f"{record.weight_bytes / MIB:.1f} MiB of weights in one file that the graphs share"
+        console.print(f"{name}: {stored}; {weights / MIB:.1f} MiB in the engines, each its own")
+    if built_now := [engine.peak_rss for engine in engines if engine.peak_rss is not None]:
+        seconds, timings = sum(engine.seconds for engine in engines), {engine.timing_cache for engine in engines}
+        console.print(
+            f"{name}: built in {seconds:.0f} s with {max(built_now) / 1024**3:.1f} GiB of memory at most; ", end=""
+        )
+        console.print(f"kernel timings {'; '.join(sorted(timings))}")
+    for engine in engines:
+        for warning in engine.warnings[:WARNINGS]:
+            console.print(f"{engine.phase}: TensorRT warns: {' '.join(warning.split())[:200]}", markup=False)
+        if len(engine.warnings) > WARNINGS:
+            console.print(f"{engine.phase}: {len(engine.warnings) - WARNINGS} more warnings are in bundle.json")
     for finding in record.lint:
         console.print(f"{name}: {finding}")

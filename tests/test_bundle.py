@@ -69,7 +69,7 @@ def test_other_schema_version(copy: Path):
     raw = json.loads((copy / "bundle.json").read_text())
     raw["schema_version"] = 99
     (copy / "bundle.json").write_text(json.dumps(raw))
-    with pytest.raises(SemkvError, match=r"bundle of another schema version \(expected 2, got 99\)"):
+    with pytest.raises(SemkvError, match=r"bundle of another schema version \(expected 3, got 99\)"):
         Bundle.open(copy)
 
 

@@ -236,3 +236,62 @@ def test_interrupted_build_leaves_nothing(tiny_checkpoint: Path, tmp_path: Path,
     assert process.returncode != 0
     assert "interrupted" in stderr and "Traceback" not in stderr
     nothing_left(tmp_path)
+
+
+@pytest.mark.parametrize("command", ["build", "plan"])
+@pytest.mark.parametrize("dtype, words", [("int8", "takes no 8-bit cache"), ("float15", "unknown element type")])
+def test_unknown_element_type(command: str, dtype: str, words: str, tiny_export: Path, tmp_path: Path):
+    output = ["-o", tmp_path / "b"] if command == "build" else []
+    options = ["--budget", "0.5", "--target", "tensorrt-rtx", "--dtype", dtype, *output]
+    result = cli(command, tiny_export / "decoder.onnx", *options)
+    refused(result, "--dtype", words, "expected float16, bfloat16 or float32", f"got {dtype}")
+    assert result.returncode == 1
+    nothing_left(tmp_path)
+
+
+def test_compute_capability_is_checked_without_engines(tiny_export: Path, tmp_path: Path):
+    options = ["--budget", "0.5", "--target", "tensorrt-rtx", "--no-engines", "--compute-capability", "90"]
+    refused(
+        cli("build", tiny_export / "decoder.onnx", *options, "-o", tmp_path / "b"), "--compute-capability", "Hopper"
+    )
+    nothing_left(tmp_path)
+
+
+def test_calibration_text_that_is_no_utf_8(tiny_export: Path, tmp_path: Path):
+    text = tmp_path / "text.txt"
+    text.write_bytes("Frühling".encode("latin-1"))
+    options = ["--budget", "0.5", "--calibration-text", text, "-o", tmp_path / "b"]
+    result = cli("build", tiny_export / "decoder.onnx", *options)
+    refused(result, f"--calibration-text {text}: not UTF-8 text (got byte 0xfc at offset 2)")
+
+
+def test_engine_cache_that_is_a_file(tiny_export: Path, tmp_path: Path):
+    pytest.importorskip("tensorrt_rtx_bindings")
+    (tmp_path / "cache").touch()
+    (tmp_path / "out").mkdir()
+    options = ["--budget", "0.5", "--target", "tensorrt-rtx", "--engine-cache", tmp_path / "cache"]
+    result = cli("build", tiny_export / "decoder.onnx", *options, "-o", tmp_path / "out" / "b")
+    refused(result, f"--engine-cache {tmp_path / 'cache'}: cannot be a folder of engines: File exists")
+    nothing_left(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "error, line",
+    [
+        (PermissionError(13, "Permission denied", "reports"), "error: reports: Permission denied"),
+        (OSError(28, "No space left on device"), "error: No space left on device"),
+    ],
+)
+def test_error_of_the_system_is_one_sentence(error: OSError, line: str, monkeypatch: pytest.MonkeyPatch):
+    from click.testing import CliRunner
+
+    from semkv_deploy import doctor
+    from semkv_deploy.cli import main
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(doctor, "report", fail)
+    result = CliRunner().invoke(main, ["doctor"])
+    assert (result.exit_code, result.output.strip()) == (1, line)
+    assert CliRunner().invoke(main, ["--debug", "doctor"]).exception is error

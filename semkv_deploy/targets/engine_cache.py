@@ -17,14 +17,16 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
+from semkv_deploy import __version__
 from semkv_deploy.bundle import sha256
 from semkv_deploy.targets.tensorrt_api import find_gpu
 
 if TYPE_CHECKING:
     from semkv_deploy.targets.tensorrt_engine_build import EngineRequest, EngineResult
 
-_FORMAT = "1"
-"""Of keys and records, and of what the builder is told beyond the request; another one makes every entry a miss."""
+_CODE = ("tensorrt_worker.py", "proof.py", "engine_cache.py")
+"""What tells the builder more than the request does, what proves, and what writes records: an edit makes every entry a
+miss."""
 
 
 def key_parts(request: EngineRequest, version: str, external: list[Path]) -> dict[str, object]:
@@ -37,7 +39,7 @@ def key_parts(request: EngineRequest, version: str, external: list[Path]) -> dic
     gpu, _ = find_gpu()
     library = request.plugin_library
     return {
-        "format": _FORMAT,
+        "tool": [__version__, *(_sha256(Path(__file__).with_name(name)) for name in _CODE)],
         "runtime": request.runtime,
         "version": version,
         "gpu": gpu if request.runtime == "tensorrt" else None,

@@ -75,7 +75,8 @@ def check_plan_version(recorded: str, runtime: Runtime, *, where: object = None)
         SemkvError: saying which version to install.
     """
     installed = installed_version(runtime)
-    if installed == recorded:
+    # A plan has four numbers, and so has TensorRT's own version; a wheel may be a post-release of it.
+    if installed is not None and installed.split(".")[:4] == recorded.split(".")[:4]:
         return
     packages = " ".join(f"{package}=={recorded}" for package in _PACKAGES[runtime])
     raise SemkvError(

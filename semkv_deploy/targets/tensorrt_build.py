@@ -21,8 +21,8 @@ from semkv_deploy.contract import (
     static_budget_contract,
 )
 from semkv_deploy.errors import SemkvError
-from semkv_deploy.ops import SPECS
 from semkv_deploy.targets import TensorRTTarget
+from semkv_deploy.targets.plugin_choice import check_asked_are_used, choose_plugins
 from semkv_deploy.targets.tensorrt_lower import WEIGHTS, Lowered, lower_compressor, lower_decoder, write_weights
 
 if TYPE_CHECKING:
@@ -37,9 +37,6 @@ Progress = Callable[[str, float | None], None]
 
 SCHEMA_FILE = "contract.schema.json"
 
-OPERATORS = ("NexusAttention", "SemanticCluster", "CompactCache")
-"""Operators of a bundle's graphs, and so what can be a plugin in them."""
-
 
 class TensorRTOptions(pydantic.BaseModel):
     """How to build for TensorRT.
@@ -50,7 +47,7 @@ class TensorRTOptions(pydantic.BaseModel):
         batch: rows the decode profile and the compressor take.
         compute_capabilities: GPUs to build for, such as "86,89,120"; None: for `tensorrt-rtx` all from Ampere on, for
             `tensorrt` the GPU of this machine.
-        plugins: operators that are plugins ("none", "auto": all that the library has, or names).
+        plugins: operators that are plugins ("none", "auto": all that the library registers, or names).
         plugin_library: `libsemkv_plugins.so`; it is embedded in the engines.
         memory_limit: bytes the builder may use as workspace; None: no limit.
         engine_cache: folder of engines built before, and of TensorRT's kernel timings; None: none is kept.
@@ -82,6 +79,12 @@ class _Graph(NamedTuple):
     model: onnx.ModelProto
     profiles: tuple[ProfileContract, ...]
 
+    @property
+    def plugins(self) -> set[str]:
+        """Operators that are plugins in it, by its promises."""
+        nodes = {promise.node for promise in self.lowered.promises if promise.kind == "PLUGIN_V3"}
+        return {node.op_type for node in self.model.graph.node if node.name in nodes}
+
 
 def build_tensorrt(
     root: Path,
@@ -100,7 +103,8 @@ def build_tensorrt(
     """
     from semkv_deploy.passes.lint_tensorrt import lint_tensorrt
 
-    plugins = chosen_plugins(options)
+    choice = choose_plugins(options.plugins, options.plugin_library, target)
+    plugins = choice.operators
     folder = root / "targets" / target
     folder.mkdir(parents=True)
     bias: BiasMode = "none" if not method.merges else "layer" if method.groups(facts.kv_heads) == 1 else "head"
@@ -111,9 +115,16 @@ def build_tensorrt(
     budgets: list[TensorRTBudget] = []
     version: str | None = None
     capabilities: list[int] = []
+    lowered = []
     for profile in profiles:
         progress(f"{target}: lowering budget {profile.budget:g}", None)
-        graphs = _lower(graph, folder, facts, method, profile, bias, options, plugins)
+        lowered.append(_lower(graph, folder, facts, method, profile, bias, options, plugins))
+    in_budgets = [set().union(*(each.plugins for each in graphs)) for graphs in lowered]
+    used = set().union(*in_budgets)
+    for profile, graphs, here in zip(profiles, lowered, in_budgets, strict=True):
+        compresses = any(each.phase == "compressor" for each in graphs)
+        check_asked_are_used(choice, here, profile.budget, compresses=compresses, elsewhere=used)
+    for profile, graphs in zip(profiles, lowered, strict=True):
         for each in graphs:
             found = lint_tensorrt(each.model, folder=folder, plugins=plugins, profiles=bool(each.profiles))
             for finding in found:
@@ -127,17 +138,16 @@ def build_tensorrt(
             batch=options.batch,
             dtype=options.dtype,
             layout=options.layout,
-            levels=len(profile.thresholds[0]),
             graphs=tuple(
                 graph_contract(each.model, each.phase, each.lowered.aliases, each.profiles) for each in graphs
             ),
         )
         records = []
         for each in graphs:
-            record, version, capabilities = _engine(root, target, each, options, plugins, progress)
+            record, version, capabilities = _engine(root, target, each, options, progress)
             records.append(record)
         budgets.append(TensorRTBudget(contract=contract, engines=records))
-    library = _keep_library(folder, options) if plugins else None
+    library = _keep_library(folder, options) if used else None
     return TensorRTRecord(
         runtime=target,
         version=version,
@@ -146,7 +156,7 @@ def build_tensorrt(
         layout=options.layout,
         weights=(folder / WEIGHTS).relative_to(root).as_posix(),
         weight_bytes=weight_bytes,
-        plugins=sorted(plugins),
+        plugins=sorted(used),
         plugin_library=library,
         budgets=budgets,
         lint=sorted(set(findings)),
@@ -157,44 +167,22 @@ def check_options(target: TensorRTTarget, options: TensorRTOptions) -> None:
     """Fails early on options that cannot be built, before minutes of work.
 
     Raises:
-        SemkvError: see `chosen_plugins` and `tensorrt_api.parse_compute_capabilities`.
+        SemkvError: see `choose_plugins` and `tensorrt_api.parse_compute_capabilities`.
     """
-    chosen_plugins(options)
-    if options.engines:
-        from semkv_deploy.targets.tensorrt_api import parse_compute_capabilities
+    from semkv_deploy.targets.tensorrt_api import parse_compute_capabilities
 
-        parse_compute_capabilities(options.compute_capabilities, target)
-
-
-def chosen_plugins(options: TensorRTOptions) -> frozenset[str]:
-    """Operators that become plugins.
-
-    Raises:
-        SemkvError: on a name that is no operator, or plugins without their library.
-    """
-    names = {name.replace("_", "").lower(): name for name in OPERATORS}
-    asked = [name.replace("_", "").lower() for name in options.plugins]
-    library = options.plugin_library
-    if library is not None and not library.is_file():
-        raise SemkvError("no such file", where=f"--plugin-library {library}", fix="build it: scripts/build_plugins.sh")
-    if asked == ["none"]:
-        return frozenset()
-    if asked == ["auto"]:
-        return frozenset(OPERATORS) if library is not None else frozenset()
-    unknown = [name for name, key in zip(options.plugins, asked, strict=True) if key not in names]
-    if unknown:
-        snake = [SPECS[name].torch_name for name in OPERATORS]
-        raise SemkvError(
-            "unknown plugin", where="--plugins", expected=f"none, auto, or of {', '.join(snake)}", got=unknown[0]
-        )
-    if library is None:
-        raise SemkvError(
-            "plugins were asked for without their library",
-            where="--plugins",
-            expected="--plugin-library libsemkv_plugins.so",
-            fix="build it with scripts/build_plugins.sh, or use --plugins none",
-        )
-    return frozenset(names[name] for name in asked)
+    parse_compute_capabilities(options.compute_capabilities, target)
+    choose_plugins(options.plugins, options.plugin_library, target)
+    cache = options.engine_cache
+    if options.engines and cache is not None:
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SemkvError(
+                f"cannot be a folder of engines: {error.strerror}",
+                where=f"--engine-cache {cache}",
+                fix="give a folder, which is made where it is missing",
+            ) from None
 
 
 def _lower(
@@ -210,7 +198,8 @@ def _lower(
     import onnx
 
     found = []
-    tag = f"{profile.budget:g}"
+    # All its digits: budgets that print alike are still two.
+    tag = repr(profile.budget).removesuffix(".0")
     fixed = {"capacity": profile.capacity}
     one_row = {**fixed, "batch": 1}
     chunk, batch = profile.prefill_chunk, options.batch
@@ -277,7 +266,6 @@ def _engine(
     target: TensorRTTarget,
     graph: _Graph,
     options: TensorRTOptions,
-    plugins: frozenset[str],
     progress: Progress,
 ) -> tuple[EngineRecord, str | None, list[int]]:
     """Builds one engine; returns its record, the runtime's version and the compute capabilities built for."""
@@ -290,17 +278,14 @@ def _engine(
             plan=None,
             bytes=0,
             layers=dict(sorted(kinds.items())),
-            seconds=0,
         )
         return record, None, []
     from semkv_deploy.targets.tensorrt_api import parse_compute_capabilities
     from semkv_deploy.targets.tensorrt_engine_build import EngineRequest, build_engine
 
     plan = path.with_suffix(".plan")
-    if options.engine_cache is not None:
-        options.engine_cache.mkdir(parents=True, exist_ok=True)
     capabilities = parse_compute_capabilities(options.compute_capabilities, target)
-    used = {promise.node for promise in graph.lowered.promises if promise.kind == "PLUGIN_V3"}
+    plugins = sorted(graph.plugins)
     result = build_engine(
         EngineRequest(
             runtime=target,
@@ -308,9 +293,9 @@ def _engine(
             plan=plan,
             profiles=[profile.shapes for profile in graph.profiles],
             compute_capabilities=capabilities,
-            plugin_library=options.plugin_library if used else None,
-            embed_plugins=bool(used),
-            plugins=sorted(plugins) if used else [],
+            plugin_library=options.plugin_library if plugins else None,
+            embed_plugins=bool(plugins),
+            plugins=plugins,
             promised=list(graph.lowered.promises),
             aliases=graph.lowered.aliases,
             memory_limit=options.memory_limit,
@@ -326,6 +311,10 @@ def _engine(
         bytes=result.bytes,
         layers=dict(sorted(result.proved.kinds.items())),
         seconds=0 if result.from_cache else round(result.seconds, 1),
+        weight_bytes=result.weight_bytes,
+        peak_rss=None if result.from_cache else result.peak_rss,
+        timing_cache=result.timing_cache,
+        warnings=result.warnings,
     )
     return record, result.version, capabilities
 

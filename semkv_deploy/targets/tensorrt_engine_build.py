@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -88,6 +89,7 @@ class EngineResult(BaseModel):
         from_cache: the plan was found in the engine cache.
         peak_rss: most bytes of memory of the child process.
         timing_cache: what became of it.
+        weight_bytes: in the plan, as the builder's log says; None: it does not.
     """
 
     bytes: int
@@ -99,6 +101,7 @@ class EngineResult(BaseModel):
     from_cache: bool = False
     peak_rss: int
     timing_cache: str
+    weight_bytes: int | None = None
 
 
 def build_engine(request: EngineRequest, progress: Progress = lambda what, share: None) -> EngineResult:
@@ -232,7 +235,8 @@ class _Child:
             )
             assert child.stdin is not None and child.stdout is not None
             try:
-                with child.stdin:
+                # A child that is dead already says why on standard error.
+                with contextlib.suppress(BrokenPipeError), child.stdin:
                     child.stdin.write(json.dumps(self.task).encode())
                 for line in child.stdout:
                     self._event(json.loads(line))

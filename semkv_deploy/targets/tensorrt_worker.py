@@ -31,11 +31,14 @@ from semkv_deploy.targets.tensorrt_engine_build import EngineRequest, EngineResu
 Emit = Callable[[dict[str, Any]], None]
 
 CHATTER = re.compile(
-    r"Make sure input .* has Int64 binding"
+    r"Make sure (input|output) .* has Int64 binding"
     # A machine without a driver says this of every library it loads; TensorRT-RTX needs none to build.
     r"|catchCudaError.*cudaError 35"
 )
 """Lines of TensorRT's log that say nothing of the graph."""
+
+WEIGHTS = re.compile(r"Total Weights Memory: (\d+) bytes")
+"""What the builder says of the weights in the plan, on a line that is no warning."""
 
 UNUSED_INPUT = re.compile(r"Unused Input: (.+)")
 
@@ -125,6 +128,7 @@ def build(request: EngineRequest, emit: Emit) -> EngineResult:
         version=trt.__version__,
         peak_rss=_peak_rss(),
         timing_cache=timing.save(),
+        weight_bytes=logger.weight_bytes,
     )
 
 
@@ -141,15 +145,18 @@ def creators(runtime: Runtime, library: Path, emit: Emit) -> list[str]:
 
 
 def make_logger(trt: ModuleType, emit: Emit) -> Any:
-    """A `trt.ILogger` with lists `warnings` and `errors`, chatter left out."""
+    """A `trt.ILogger` with lists `warnings` and `errors`, chatter left out, and the plan's `weight_bytes`."""
 
     class Logger(trt.ILogger):  # type: ignore[name-defined]
         def __init__(self) -> None:
             super().__init__()
             self.warnings: list[str] = []
             self.errors: list[str] = []
+            self.weight_bytes: int | None = None
 
         def log(self, severity: Any, message: str) -> None:
+            if found := WEIGHTS.match(message):
+                self.weight_bytes = int(found[1])
             if severity > trt.ILogger.WARNING or CHATTER.search(message):
                 return
             (self.warnings if severity == trt.ILogger.WARNING else self.errors).append(message)

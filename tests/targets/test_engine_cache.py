@@ -131,7 +131,7 @@ CHANGES: dict[str, Callable[[EngineRequest], EngineRequest]] = {
 }
 
 
-@pytest.mark.parametrize("part", [*CHANGES, "version", "gpu", "format"])
+@pytest.mark.parametrize("part", [*CHANGES, "version", "gpu", "tool"])
 def test_every_part_makes_another_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str) -> None:
     gpu = Gpu("NVIDIA L4", 89)
     monkeypatch.setattr(engine_cache, "find_gpu", lambda: (gpu, None))
@@ -155,8 +155,11 @@ def test_every_part_makes_another_key(tmp_path: Path, monkeypatch: pytest.Monkey
     elif part == "gpu":
         monkeypatch.setattr(engine_cache, "find_gpu", lambda: (gpu._replace(name="NVIDIA L40"), None))
         assert key_of(request) != before
-    elif part == "format":
-        monkeypatch.setattr(engine_cache, "_FORMAT", "2")
+    elif part == "tool":
+        monkeypatch.setattr(engine_cache, "__version__", "0")
+        assert key_of(request) != before
+        monkeypatch.undo()
+        monkeypatch.setattr(engine_cache, "_CODE", ("proof.py",))
         assert key_of(request) != before
     else:
         assert key_of(CHANGES[part](request)) != before

@@ -144,6 +144,14 @@ def test_engine_of_this_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         check_plan_version("10.3.0.26", "tensorrt")
 
 
+def test_engine_of_a_post_release(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan's version has four numbers; the wheel's may have more words."""
+    monkeypatch.setattr(plan_file, "installed_version", lambda runtime: "10.13.3.9.post1")
+    check_plan_version("10.13.3.9", "tensorrt")
+    with pytest.raises(SemkvError, match=r"got 10\.13\.3\.9\.post1"):
+        check_plan_version("10.13.3.8", "tensorrt")
+
+
 @pytest.mark.parametrize("runtime, tag", [("tensorrt", b"vtrt"), ("tensorrt-rtx", b"ftrt")])
 def test_engine_of_the_other_runtime(tmp_path: Path, runtime: Runtime, tag: bytes) -> None:
     with pytest.raises(SemkvError, match="built by another runtime"):

@@ -13,6 +13,7 @@ from semkv_deploy.build import build_bundle
 from semkv_deploy.bundle import Bundle, TensorRTRecord
 from semkv_deploy.contract import StaticBudgetContract
 from semkv_deploy.errors import SemkvError
+from semkv_deploy.inspection import summary
 from semkv_deploy.methods import Full, SemantiCache, StreamingLLM
 from semkv_deploy.targets.tensorrt_build import SCHEMA_FILE, TensorRTOptions
 
@@ -117,6 +118,56 @@ def test_other_types(tiny_export: Path, tmp_path: Path, dtype: Any, attention: s
     assert record.budgets[0].engines[0].layers == {"KV_CACHE_UPDATE": 4, attention: 2}
 
 
+def test_budgets_that_print_alike_have_files_of_their_own(tiny_export: Path, tmp_path: Path):
+    record = build(tiny_export, tmp_path / "b", budgets=(0.30000001, 0.30000002, 1.0))
+    names = [Path(engine.onnx).name for budget in record.budgets for engine in budget.engines]
+    assert len(set(names)) == 5 and "decoder.0.30000002.onnx" in names and "decoder.1.onnx" in names
+
+
+def shown(folder: Path, capsys: Any) -> str:
+    capsys.readouterr()
+    summary(Bundle.open(folder))
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_graphs_without_engines_are_promises_only(tiny_export: Path, tmp_path: Path, capsys: Any):
+    build(tiny_export, tmp_path / "b")
+    text = shown(tmp_path / "b", capsys)
+    assert "┃ promised" in text and "┃ proved" not in text and "2 fused + 4 append" in text, text
+    assert "built in" not in text
+
+
+@RTX
+def test_what_the_builder_says_is_recorded(tiny_export: Path, tmp_path: Path, capsys: Any):
+    """Weights of its own in each plan, memory, kernel timings; an engine from the cache was built by nobody now."""
+    options = {"engines": True, "compute_capabilities": "86", "engine_cache": tmp_path / "cache", "layout": "split"}
+    record = build(tiny_export, tmp_path / "b", **options)
+    prefill, decode, compressor = record.budgets[0].engines
+    for engine in (prefill, decode, compressor):
+        assert engine.peak_rss is not None and 100 << 20 < engine.peak_rss < 4 << 30
+        assert engine.timing_cache == "not used: TensorRT-RTX times no kernels when it builds"
+    for engine in (prefill, decode):
+        assert engine.weight_bytes == pytest.approx(record.weight_bytes, rel=0.05) and not engine.warnings
+        assert engine.bytes > engine.weight_bytes
+    assert compressor.weight_bytes is not None and compressor.weight_bytes < 50_000
+    assert all(not engine.warnings for engine in (prefill, decode, compressor))
+    text = shown(tmp_path / "b", capsys)
+    assert "┃ proved" in text and "┃ promised" not in text and "TensorRT warns" not in text
+    assert "built in" in text and "GiB of memory at most; kernel timings not used: TensorRT-RTX times no" in text
+    assert "MiB in the engines, each its own" in text
+    again = build(tiny_export, tmp_path / "again", **options).budgets[0].engines
+    assert [engine.weight_bytes for engine in again] == [each.weight_bytes for each in (prefill, decode, compressor)]
+    assert [engine.peak_rss for engine in again] == [None] * 3
+    assert "built in" not in shown(tmp_path / "again", capsys)
+    bundle = Bundle.open(tmp_path / "b")
+    warned = bundle.manifest.targets["tensorrt-rtx"].budgets[0].engines[0]
+    warned.warnings += [f"note [{number}]" for number in range(5)]
+    capsys.readouterr()
+    summary(bundle)
+    text = capsys.readouterr().out
+    assert "prefill: TensorRT warns: note [2]" in text and "note [3]" not in text and "prefill: 2 more warnings" in text
+
+
 @RTX
 def test_engine_cache(tiny_export: Path, tmp_path: Path):
     options = {"engines": True, "compute_capabilities": "86", "engine_cache": tmp_path / "cache"}
@@ -141,7 +192,8 @@ def test_refusals(tiny_export: Path, tmp_path: Path):
     assert "--compute-capability" in text and "Hopper" in text and "use target tensorrt" in text.lower()
     text = refused(tiny_export, tmp_path, plugins=("nexus_attention",))
     assert text == (
-        "--plugins: plugins were asked for without their library (expected --plugin-library libsemkv_plugins.so). "
+        "--plugins nexus_attention: plugins were asked for without their library (expected --plugin-library "
+        "libsemkv_plugins.so). "
         "Build it with scripts/build_plugins.sh, or use --plugins none."
     )
     text = refused(tiny_export, tmp_path, plugins=("nexus",), plugin_library=tiny_export / "decoder.onnx")

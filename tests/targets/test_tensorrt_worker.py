@@ -45,6 +45,8 @@ def test_one_plan_for_three_gpus_is_built_and_proved(request_: EngineRequest) ->
     assert result.proved.aliases == ALIASES
     assert read_header(request_.plan) == ("tensorrt-rtx", result.version)
     assert result.version == installed_version("tensorrt-rtx")
+    assert result.weight_bytes == 0 and result.peak_rss > 100 << 20
+    assert result.timing_cache == "none asked for"
     assert result.warnings == [] and not result.from_cache and 0 < result.seconds < 60
     assert told[0] == ("parsing", None)
     shares = [share for what, share in told if what == "building" and share is not None]
@@ -204,6 +206,13 @@ def test_without_the_library_name_the_process_aborts_and_says_so(
     monkeypatch.setattr(module, "library_environment", lambda runtime: contextlib.nullcontext(dict(os.environ)))
     loaded = plugin_request.model_copy(update={"plugin_library": plugin_library})
     refused(loaded, "process died", "SIGABRT", "terminate called")
+
+
+def test_child_that_dies_before_it_reads(request_: EngineRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Larger than a pipe holds, so that writing to it fails."""
+    monkeypatch.setattr(module.sys, "executable", "/bin/false")
+    many = [("KV_CACHE_UPDATE", f"layers.{number}") for number in range(20000)]
+    refused(request_.model_copy(update={"promised": many}), "process died", "exit code 1")
 
 
 def kill_child(number: signal.Signals) -> None:
