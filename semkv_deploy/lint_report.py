@@ -35,14 +35,16 @@ def lint_file(path: Path, target: str, *, plugins: Collection[str] = (), profile
     """Findings of one ONNX file; its external data is looked at, not loaded.
 
     Raises:
-        SemkvError: when the file is missing or not ONNX, or the target has no rules.
+        SemkvError: when the file is missing, not ONNX or contradicts itself, or the target has no rules.
     """
     from semkv_deploy.passes.lint import lint_onnxruntime
     from semkv_deploy.passes.lint_tensorrt import lint_tensorrt
+    from semkv_deploy.passes.structure import check_structure
 
     if target not in LINTED:
         raise SemkvError("no lint rules for it", where=f"--target {target}", expected=" or ".join(LINTED))
     model = _load(path)
+    check_structure(model)
     if target.startswith("tensorrt"):
         return LintedGraph(path, target, lint_tensorrt(model, folder=path.parent, plugins=plugins, profiles=profiles))
     return LintedGraph(path, target, lint_onnxruntime(model))

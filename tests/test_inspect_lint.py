@@ -12,7 +12,8 @@ import onnx
 import onnx.parser
 import pytest
 
-from semkv_deploy.lint_report import lint_bundle, lint_file
+from semkv_deploy.errors import SemkvError
+from semkv_deploy.lint_report import LINTED, lint_bundle, lint_file
 
 APPEND = """
 <ir_version: 10, opset_import: ["" : 24]>
@@ -105,6 +106,150 @@ def test_bad_input(tmp_path: Path, content: bytes | None, arguments: tuple[str, 
         (tmp_path / "model.onnx").write_bytes(content)
     done = cli(tmp_path / "model.onnx", *arguments)
     assert done.returncode == 1 and words in done.stderr and "Traceback" not in done.stderr
+
+
+BRANCHES = (
+    "y = If(b) <then_branch: graph = t () => (float[4] z) { z = mine.Twice(x) }, "
+    "else_branch: graph = e () => (float[4] w) { w = Neg(x) }>"
+)
+FUNCTIONS = '<ir_version: 10, opset_import: ["" : 24, "mine" : 1]> g (float[4] x, bool b) => (float[4] y) { %s }'
+TWICE = '\n<opset_import: ["" : 24, "mine" : 1], domain: "mine"> Twice (x) => (y) { %s }'
+LOOP = "n = Constant<value = int64 {4}>() y = Loop(n, b, x) <body: graph = f (int64 j, bool c, float[4] s) => "
+LOOP += "(bool d, float[4] o) { d = Identity(c) o = Tanh(s) }>"
+
+
+def function_model(body: str, function: str = "y = Add(x, x)") -> onnx.ModelProto:
+    return onnx.parser.parse_model(FUNCTIONS % body + TWICE % function)
+
+
+def changed(change: str, model: onnx.ModelProto | None = None) -> onnx.ModelProto:
+    """The model, `APPEND` by default, after a statement on it, its graph g and its first and last nodes a and z."""
+    model = model or onnx.parser.parse_model(APPEND.format(capacity=8, length=""))
+    graph = model.graph
+    exec(change, {"model": model, "g": graph, "a": graph.node[0], "z": graph.node[-1]})
+    return model
+
+
+def with_external(**record: str) -> onnx.ModelProto:
+    model = onnx.parser.parse_model(FUNCTIONS % "y = Add(x, w)")
+    weight = model.graph.initializer.add(name="w", data_type=onnx.TensorProto.FLOAT, dims=[4])
+    weight.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in {"location": "w.bin", **record}.items():
+        weight.external_data.add(key=key, value=value)
+    return model
+
+
+MALFORMED = {
+    "element type of an input": (changed("g.input[0].type.tensor_type.elem_type = 99"), "q: an element type .*got 99"),
+    "element type of an output": (changed("g.output[0].type.tensor_type.elem_type = 99"), "y: an element type"),
+    "element type of a weight": (changed("g.initializer.add(name='w', data_type=99)"), "w: an element type"),
+    "element type of a constant": (
+        changed("a.attribute[0].t.data_type = 99", onnx.parser.parse_model(FUNCTIONS % LOOP)),
+        "value of Constant -> n: an element type",
+    ),
+    "function of itself": (
+        function_model("y = mine.Twice(x)", "y = mine.Twice(x)"),
+        "mine.Twice -> mine.Twice: functions",
+    ),
+    "function of itself in a branch": (
+        function_model("y = mine.Twice(x)", f"b = Not(x) {BRANCHES}"),
+        "call each other in a circle",
+    ),
+    "no inputs": (changed("del a.input[:]"), "TensorScatter has too few inputs .*at least 2, got 0"),
+    "no inputs of Attention": (changed("del z.input[:]"), "Attention has too few inputs"),
+    "no inputs of TensorRT's own": (
+        changed("a.op_type = 'TRT_KVCacheUpdate'; del a.input[:]"),
+        "TRT_KVCacheUpdate has too few inputs",
+    ),
+    "no outputs": (changed("del z.output[:]"), "Attention .*: a node makes nothing"),
+    "empty output": (changed("z.output[:] = ['']"), "a node makes nothing"),
+    "Loop without a body": (
+        changed("del z.attribute[:]", onnx.parser.parse_model(FUNCTIONS % LOOP)),
+        "Loop lacks its attribute body",
+    ),
+    "Loop with a number for a body": (
+        changed("z.attribute[0].ClearField('g'); z.attribute[0].i = 1", onnx.parser.parse_model(FUNCTIONS % LOOP)),
+        "Loop lacks its attribute body",
+    ),
+    "If without a branch": (
+        changed("del z.attribute[0]", function_model(BRANCHES)),
+        "If lacks its attribute then_branch",
+    ),
+    "cycle of Identity": (
+        changed(
+            "z.input[1] = 'r'; g.node.add(op_type='Identity', input=['s'], output=['r']); "
+            "g.node.add(op_type='Identity', input=['r'], output=['s'])"
+        ),
+        "the graph has a cycle",
+    ),
+    "Identity of itself": (
+        changed("z.input[1] = 'r'; g.node.add(op_type='Identity', input=['r'], output=['r'])"),
+        "Identity -> r -> Identity -> r: the graph has a cycle",
+    ),
+    "cycle in a branch": (
+        changed("z.attribute[0].g.node[0].input[0] = 'z'", function_model(BRANCHES)),
+        "the graph has a cycle",
+    ),
+    "unknown value": (
+        changed("z.input[1] = 'nothing'"),
+        "Attention -> y: a node reads what nothing makes .*got nothing",
+    ),
+    "unknown output": (changed("g.output[0].name = 'nothing'"), "an output is made by no node .*got nothing"),
+    "value made twice": (changed("z.output[0] = 'o'"), "make one value .*got o"),
+    "opset": (changed("model.opset_import[0].version = -1"), "an opset version that cannot be"),
+}
+"""A model that is none, and what is said of it."""
+
+
+@pytest.mark.parametrize(("model", "words"), MALFORMED.values(), ids=MALFORMED)
+@pytest.mark.parametrize("target", LINTED)
+def test_malformed_model_gets_a_sentence(tmp_path: Path, model: onnx.ModelProto, words: str, target: str):
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(SemkvError, match=words):
+        lint_file(tmp_path / "model.onnx", target)
+
+
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [
+        ({"offset": "abc"}, "offset 'abc', which is no number"),
+        ({"length": "-4"}, "length '-4', which is no number"),
+        ({"length": "1e3"}, "no number"),
+        ({"offset": "²"}, "no number"),
+        ({"location": ""}, "without a location"),
+    ],
+)
+def test_malformed_external_data_is_a_finding(tmp_path: Path, record: dict[str, str], words: str):
+    (tmp_path / "model.onnx").write_bytes(with_external(**record).SerializeToString())
+    (finding,) = lint_file(tmp_path / "model.onnx", "tensorrt-rtx").findings
+    assert finding.rule == "external_data" and words in finding.what
+
+
+def test_malformed_model_on_the_command_line(tmp_path: Path):
+    (tmp_path / "model.onnx").write_bytes(MALFORMED["cycle of Identity"][0].SerializeToString())
+    done = cli(tmp_path / "model.onnx")
+    assert done.returncode == 1 and "the graph has a cycle" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_unsorted_graph_is_taken(tmp_path: Path):
+    """Every runtime sorts; only a cycle has no order."""
+    model = changed("nodes = list(g.node); del g.node[:]; g.node.extend(reversed(nodes))")
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    assert lint_file(tmp_path / "model.onnx", "tensorrt-rtx").findings == []
+
+
+FUZZ = Path(__file__).parent / "passes" / "lint_fuzz_worker.py"
+
+
+def test_damaged_models_get_findings_or_a_sentence():
+    """Several hundred models with random damage, in one child process: no traceback, no crash, no hang."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, str(FUZZ), "400"], capture_output=True, text=True, env=environment, timeout=120, check=False
+    )
+    assert done.returncode == 0, f"{done.stdout[-500:]}\n{done.stderr[-2000:]}"
+    counts = json.loads(done.stdout.splitlines()[-1])
+    assert sum(counts.values()) == 400 and counts["sentence"] > 40 and counts["findings"] > 40
 
 
 def test_bundle(tiny_bundle: Path):

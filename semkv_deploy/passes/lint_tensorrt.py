@@ -14,10 +14,10 @@ from pathlib import Path
 import onnx
 
 from semkv_deploy.passes.lint import Finding
-from semkv_deploy.passes.tensorrt_rules import attention, cache, files, operators
+from semkv_deploy.passes.tensorrt_rules import attention, cache, files, operators, own_operators
 from semkv_deploy.passes.tensorrt_rules.view import Rule, View
 
-RULES: list[Rule] = [*cache.RULES, *attention.RULES, *operators.RULES, *files.RULES]
+RULES: list[Rule] = [*cache.RULES, *attention.RULES, *own_operators.RULES, *operators.RULES, *files.RULES]
 
 
 def lint_tensorrt(

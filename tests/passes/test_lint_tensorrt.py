@@ -20,10 +20,15 @@ from semkv_deploy.passes.tensorrt_rules.attention import FLOAT, FLOAT16, kernel_
 from semkv_deploy.passes.tensorrt_rules.operators import UNKNOWN_STANDARD
 from semkv_deploy.targets.tensorrt_api import library_environment, missing
 
+from .tensorrt_cache_cases import CACHE_CASES
 from .tensorrt_lint_cases import CASES, Case, attend
+from .tensorrt_own_cases import OWN, OWN_CASES, attended
+from .tensorrt_rows import IMPORTER, KERNELS, ROW_CASES, Row
 
 WORKER = Path(__file__).with_name("rtx_lint_worker.py")
-UNIQUE = {f"{number:03d} {case.name}": case for number, case in enumerate(CASES)}
+EVERY = [*CASES, *CACHE_CASES, *OWN_CASES, *ROW_CASES]
+UNIQUE = {f"{number:03d} {case.name}": case for number, case in enumerate(EVERY)}
+ROWS = [*IMPORTER, *KERNELS]
 
 
 def found(rule: str, findings: list[Finding]) -> list[Finding]:
@@ -40,10 +45,18 @@ def test_rule(case: Case):
 
 
 def test_every_rule_has_both_cases():
-    triggered = {case.rule for case in CASES if case.verdict} | {"external_data"}
-    silent = {case.rule for case in CASES if case.verdict is None} | {"external_data"}
+    triggered = {case.rule for case in EVERY if case.verdict} | {"external_data"}
+    silent = {case.rule for case in EVERY if case.verdict is None} | {"external_data"}
     assert {rule.__name__ for rule in RULES} == triggered == silent
     assert len({rule.__name__ for rule in RULES}) == len(RULES) and all(rule.__doc__ for rule in RULES)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=[row.construct for row in ROWS])
+def test_row_of_the_tables(row: Row):
+    """Each measured construct is known by its rules and no others; what is fine is found fine."""
+    assert row.cases
+    fatal = {finding.rule for case in row.cases for finding in lint_tensorrt(case.model()) if finding.fatal}
+    assert fatal == set(row.rules)
 
 
 def test_inputs_that_plugins_and_functions_have_are_seen_inside_functions():
@@ -121,7 +134,7 @@ def profile(case: Case, model: onnx.ModelProto) -> dict[str, list[list[int]]] | 
 
 
 def grid(count: int) -> dict[str, tuple[onnx.ModelProto, str | None]]:
-    """Random Attention shapes, and what `kernel_refusal` says of each."""
+    """Random shapes of Attention, and of TRT_Attention with lengths, and what `kernel_refusal` says of each."""
     choose = random.Random(0)
     cases = {}
     for number in range(count):
@@ -134,17 +147,25 @@ def grid(count: int) -> dict[str, tuple[onnx.ModelProto, str | None]]:
         size = choose.choice([4, 8, 10, 16, 20, 40, 64, 64, 80, 96, 100, 128, 256, 264])
         dtype, mask = choose.choice(["float16", "float16", "float"]), choose.choice(["", "bool", "same"])
         heads = kv_heads * group
-        text = attend(
-            inputs="q, k, v, m" if mask else "q, k, v",
+        lengths = choose.choice([False, False, True])
+        operands, more = "q, k, v", []
+        if mask:
+            operands, more = "q, k, v, m", [f"{dtype if mask == 'same' else mask}[{rows},{slots}] m"]
+        if lengths:
+            operands += ",, n" if mask else ",,, n"
+            more.append(f"int32[{batch}] n")
+        text = (attended if lengths else attend)(
+            inputs=operands,
             query=f"{batch},{heads},{rows},{size}",
             keys=f"{batch},{kv_heads},{slots},{size}",
             dtype=dtype,
-            more=f"{dtype if mask == 'same' else mask}[{rows},{slots}] m" if mask else "",
+            more=", ".join(more),
         )
         element = FLOAT if dtype == "float" else FLOAT16
-        refusal = kernel_refusal(batch, heads, rows, size, element, bool(mask), mask == "bool")
-        cases[f"grid {number}: {batch}x{heads}/{kv_heads}x{rows}x{size} over {slots} {dtype} {mask}"] = (
-            Case("attention_kernel", None, text).model(),
+        refusal = kernel_refusal(batch, heads, rows, size, element, bool(mask), mask == "bool", lengths)
+        kind = f"{dtype} {mask}{' lengths' if lengths else ''}"
+        cases[f"grid {number}: {batch}x{heads}/{kv_heads}x{rows}x{size} over {slots} {kind}"] = (
+            Case("attention_kernel", None, text, domains=OWN).model(),
             refusal,
         )
     return cases

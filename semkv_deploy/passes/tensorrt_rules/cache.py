@@ -1,16 +1,18 @@
-"""Rules about appends to a cache in place (`TensorScatter`) and about who reads the cache when."""
+"""Rules about appends to a cache in place and about who reads the cache when.
+
+`TensorScatter` and TensorRT's own `TRT_KVCacheUpdate` become the same layer, with the same conditions.
+"""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 
 import onnx
 
 from semkv_deploy.errors import SemkvError
-from semkv_deploy.passes.aliases import UPDATERS, check_alias_safety
+from semkv_deploy.passes.aliases import appends, check_read_order, colliding_names
 from semkv_deploy.passes.lint import Finding
-from semkv_deploy.passes.tensorrt_rules.view import Placed, Rule, View, argument, at, number, subgraphs, text
+from semkv_deploy.passes.tensorrt_rules.view import Rule, View, argument, at, number, text
 
 CACHE_TYPES = {
     onnx.TensorProto.FLOAT: "float32",
@@ -20,21 +22,17 @@ CACHE_TYPES = {
 READ_TOO_LATE = "read the cache's output instead, or make the append depend on the reader"
 
 
-def _appends(view: View) -> Iterator[Placed]:
-    return view.of_type("TensorScatter")
-
-
 def append_mode(view: View) -> Iterator[Finding]:
     """Refused: "Only linear mode is supported for now"."""
-    for node, _ in _appends(view):
+    for node, _ in view.appends:
         if (mode := text(node, "mode", "linear")) != "linear":
-            what = f'TensorScatter in mode "{mode}" is refused'
+            what = f'{node.op_type} in mode "{mode}" is refused'
             yield at(node, what, 'use mode "linear" and compute the index modulo the capacity', "blocked")
 
 
 def append_rank(view: View) -> Iterator[Finding]:
     """Refused: "The past_cache tensor is required to be 4D"."""
-    for node, _ in _appends(view):
+    for node, _ in view.appends:
         shape = view.shape(node, 0)
         if shape is not None and len(shape) != 4:
             fix = "reshape outside the graph to [batch, heads, capacity, head size]"
@@ -43,7 +41,7 @@ def append_rank(view: View) -> Iterator[Finding]:
 
 def append_axis(view: View) -> Iterator[Finding]:
     """Refused: "Sequence dimension must be -2"; the axis may be written 2 or -2."""
-    for node, _ in _appends(view):
+    for node, _ in view.appends:
         if (axis := int(number(node, "axis", -2))) not in (-2, 2):
             yield at(
                 node,
@@ -55,7 +53,7 @@ def append_axis(view: View) -> Iterator[Finding]:
 
 def append_capacity(view: View) -> Iterator[Finding]:
     """Refused: "The KV cache tensor must have a static sequence length dimension"; the other three may be dynamic."""
-    for node, _ in _appends(view):
+    for node, _ in view.appends:
         shape = view.shape(node, 0)
         if shape is not None and len(shape) == 4 and not isinstance(shape[2], int):
             what = f"the capacity is dynamic ({shape[2] or 'unnamed'})"
@@ -64,7 +62,7 @@ def append_capacity(view: View) -> Iterator[Finding]:
 
 def append_type(view: View) -> Iterator[Finding]:
     """Refused: "must have type Float, Half, or BFloat16": integers, fp8 and bool are refused."""
-    for node, _ in _appends(view):
+    for node, _ in view.appends:
         element = view.element(node, 0)
         if element and element not in CACHE_TYPES and element != onnx.TensorProto.DOUBLE:
             name = onnx.TensorProto.DataType.Name(element).lower()
@@ -74,7 +72,7 @@ def append_type(view: View) -> Iterator[Finding]:
 
 def append_source(view: View) -> Iterator[Finding]:
     """Refused: "The cache tensor must be a network input"; not an Identity of it, nor another append."""
-    for node, inside in _appends(view):
+    for node, inside in view.appends:
         cache = argument(node, 0)
         if not inside and cache is not None and cache not in view.inputs:
             maker = view.producer.get(cache)
@@ -87,7 +85,7 @@ def append_source(view: View) -> Iterator[Finding]:
 
 def append_result(view: View) -> Iterator[Finding]:
     """Refused: "The output tensor must be a network output"."""
-    for node, inside in _appends(view):
+    for node, inside in view.appends:
         if not inside and node.output[0] not in view.outputs:
             yield at(node, "its result is not a graph output", "make the appended cache an output", "blocked")
 
@@ -95,7 +93,7 @@ def append_result(view: View) -> Iterator[Finding]:
 def append_once(view: View) -> Iterator[Finding]:
     """Two appends to one cache: "Input index already mapped to an output_index"."""
     seen: dict[str, str] = {}
-    for node, _ in _appends(view):
+    for node, _ in view.appends:
         cache = argument(node, 0)
         if cache in view.inputs and cache is not None:
             if cache in seen:
@@ -106,7 +104,7 @@ def append_once(view: View) -> Iterator[Finding]:
 
 def append_in_branch(view: View) -> Iterator[Finding]:
     """Inside If, Loop or Scan: "The cache tensor must be a network input"."""
-    for node, inside in _appends(view):
+    for node, inside in view.appends:
         if inside:
             what = f"an append inside {inside[-1]} is refused"
             yield at(node, what, "append outside, to a slot that the branch chooses", "blocked")
@@ -114,24 +112,18 @@ def append_in_branch(view: View) -> Iterator[Finding]:
 
 def cache_read_order(view: View) -> Iterator[Finding]:
     """A reader of the old cache that is no ancestor of its append: it builds, and reads whatever is there by then."""
-    graph = view.graph
     for source, result in _pairs(view):
         try:
-            check_alias_safety(graph, {source: result})
+            check_read_order(view.graph, {source: result})
         except SemkvError as error:
             yield Finding(source, str(error.what), READ_TOO_LATE, "wrong")
-        for node in graph.node:
-            if source in _captured(node) and result not in node.output:
-                what = f"{node.op_type} {node.name or node.output[0]} may read the cache after the append, in a branch"
-                yield Finding(source, what, READ_TOO_LATE, "wrong")
 
 
 def cache_name_prefix(view: View) -> Iterator[Finding]:
     """Builds; but servers that match state by prefix (Triton, issue 8586 of its server) swap the two."""
-    names = sorted({name for pair in _pairs(view) for name in pair})
-    for first, second in itertools.pairwise(names):
-        if second.startswith(first):
-            yield Finding(first, f"this cache name is a prefix of {second}", "pad numbers with zeros", "wrong")
+    pairs = _pairs(view)
+    for first, second in colliding_names(view.graph, dict(pairs)) if pairs else []:
+        yield Finding(first, f"this name is a prefix of {second}", "pad numbers with zeros", "wrong")
 
 
 def cache_copied(view: View) -> Iterator[Finding]:
@@ -141,7 +133,7 @@ def cache_copied(view: View) -> Iterator[Finding]:
         if not name.startswith("present") or past not in view.inputs:
             continue
         maker = view.producer.get(name)
-        if maker is None or (maker.domain, maker.op_type) not in UPDATERS:
+        if maker is None or (past, name) not in appends(maker):
             made = f"made by {maker.op_type}" if maker is not None else "its input"
             fix = "use a cache of static capacity and TensorScatter"
             yield Finding(name, f"{made}: the whole cache is copied every step", fix, "slow")
@@ -149,26 +141,7 @@ def cache_copied(view: View) -> Iterator[Finding]:
 
 def _pairs(view: View) -> list[tuple[str, str]]:
     """Cache input and output of every append to a graph input."""
-    found = []
-    for node in view.graph.node:
-        if (node.domain, node.op_type) == ("", "TensorScatter") and node.input[0] in view.inputs:
-            found.append((node.input[0], node.output[0]))
-        elif (
-            (node.domain, node.op_type) == ("semkv", "NexusAttention") and len(node.input) > 4 and len(node.output) > 2
-        ):
-            caches = zip(node.input[3:5], node.output[1:3], strict=True)
-            found += [pair for pair in caches if pair[0] in view.inputs and pair[1] in view.outputs]
-    return found
-
-
-def _captured(node: onnx.NodeProto) -> set[str]:
-    """Names that the subgraphs of a node read."""
-    names: set[str] = set()
-    for body in subgraphs(node):
-        for inner in body.node:
-            names.update(inner.input)
-            names |= _captured(inner)
-    return names
+    return [pair for node in view.graph.node for pair in appends(node) if pair[0] in view.inputs]
 
 
 RULES: list[Rule] = [

@@ -84,6 +84,10 @@ def _fault(record: dict[str, str], tensor: onnx.TensorProto, folder: Path | None
     size = BYTES.get(tensor.data_type, 1)
     for dim in tensor.dims:
         size *= dim
+    for key in ("offset", "length"):
+        given = record.get(key) or "0"
+        if not (given.isascii() and given.isdigit()):
+            return f"external data with {key} {given!r}, which is no number of bytes"
     offset, length = int(record.get("offset") or 0), int(record.get("length") or size)
     packed = tensor.data_type in (onnx.TensorProto.INT4, onnx.TensorProto.UINT4, onnx.TensorProto.FLOAT4E2M1)
     if not packed and length != size:

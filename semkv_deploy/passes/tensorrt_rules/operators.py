@@ -8,7 +8,8 @@ import onnx
 
 from semkv_deploy.ops import DOMAIN
 from semkv_deploy.passes.lint import Finding
-from semkv_deploy.passes.tensorrt_rules.view import STANDARD_DOMAINS, Rule, View, at, attribute, number, subgraphs, text
+from semkv_deploy.passes.reads import reads, subgraphs
+from semkv_deploy.passes.tensorrt_rules.view import STANDARD_DOMAINS, Rule, View, at, attribute, number, text
 
 _UNKNOWN = """
 AffineGrid Bernoulli BitCast BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor CenterCropPad Col2Im Compress
@@ -155,7 +156,7 @@ def loop_in_branch(view: View) -> Iterator[Finding]:
         own |= {output for inner in body.node for output in inner.output}
         constants = {placed.node.output[0] for placed in view.of_type("Constant")}
         work = [inner for inner in body.node if inner.op_type not in ("Constant", "Identity")]
-        outside = {name for inner in work[1:] for name in _reads(inner) if name and name not in own | constants}
+        outside = {name for inner in work[1:] for name in reads(inner) if name and name not in own | constants}
         if any(inner.op_type == "If" for inner in work):
             reason = "with an If inside"
         elif outside:
@@ -164,16 +165,6 @@ def loop_in_branch(view: View) -> Iterator[Finding]:
             continue
         what = f"a Loop inside an If, {reason}, ends in an internal error of the builder"
         yield at(node, what, "compute both sides and choose with Where", "blocked")
-
-
-def _reads(node: onnx.NodeProto) -> set[str]:
-    """Names that a node reads, its subgraphs' reads from around them included."""
-    names = set(node.input)
-    for body in subgraphs(node):
-        made = {value.name for value in body.input} | {tensor.name for tensor in body.initializer}
-        made |= {output for inner in body.node for output in inner.output}
-        names |= {name for inner in body.node for name in _reads(inner)} - made
-    return names
 
 
 def _nodes_before_inlining(view: View) -> Iterator[onnx.NodeProto]:

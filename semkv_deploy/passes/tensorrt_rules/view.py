@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import onnx
+import onnx.checker
 import onnx.inliner
 import onnx.shape_inference
+from google.protobuf.message import DecodeError
 
+from semkv_deploy.errors import SemkvError
 from semkv_deploy.passes.lint import Finding, Verdict, node_name
+from semkv_deploy.passes.reads import subgraphs
 
 INLINE_BYTES = 4096
 """Larger weights are left out of shape inference: no shape depends on them."""
@@ -56,9 +60,23 @@ class View:
         """All nodes, those of subgraphs included."""
         return list(_walk(self.graph, ()))
 
-    def of_type(self, *names: str, domains: Collection[str] = STANDARD_DOMAINS) -> Iterator[Placed]:
-        """Nodes of these operators."""
-        return (placed for placed in self.nodes if placed.node.op_type in names and placed.node.domain in domains)
+    def of_type(self, *names: str, domains: Collection[str] | None = STANDARD_DOMAINS) -> Iterator[Placed]:
+        """Nodes of these operators; of any domain where `domains` is None, as the importer takes TensorRT's own."""
+        return (
+            placed
+            for placed in self.nodes
+            if placed.node.op_type in names and (domains is None or placed.node.domain in domains)
+        )
+
+    @cached_property
+    def appends(self) -> list[Placed]:
+        """Nodes that become the layer that appends to a cache, standard ones and TensorRT's own."""
+        return [*self.of_type("TensorScatter"), *self.of_type("TRT_KVCacheUpdate", domains=None)]
+
+    @cached_property
+    def attentions(self) -> list[Placed]:
+        """Nodes that become the attention layer, standard ones and TensorRT's own."""
+        return [*self.of_type("Attention"), *self.of_type("TRT_Attention", domains=None)]
 
     @cached_property
     def producer(self) -> dict[str, onnx.NodeProto]:
@@ -115,14 +133,6 @@ def at(node: onnx.NodeProto, what: str, fix: str, verdict: Verdict) -> Finding:
     return Finding(node_name(node), what, fix, verdict)
 
 
-def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    """Bodies and branches of a node."""
-    for entry in node.attribute:
-        if entry.HasField("g"):
-            yield entry.g
-        yield from entry.graphs
-
-
 def _walk(graph: onnx.GraphProto, inside: tuple[str, ...]) -> Iterator[Placed]:
     for node in graph.node:
         yield Placed(node, inside)
@@ -154,13 +164,16 @@ def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _inlined(model: onnx.ModelProto, plugins: Collection[str]) -> onnx.ModelProto:
     kept = [(function.domain, function.name) for function in model.functions if function.name in plugins]
-    return onnx.inliner.inline_selected_functions(model, kept, exclude=True)
+    try:
+        return onnx.inliner.inline_selected_functions(model, kept, exclude=True)
+    except (RuntimeError, ValueError, DecodeError, onnx.checker.ValidationError) as error:
+        raise SemkvError("the model's functions cannot be inlined", got=str(error).strip()) from error
 
 
 def _inferred(model: onnx.ModelProto) -> onnx.ModelProto:
     try:
         return onnx.shape_inference.infer_shapes(model, data_prop=True)
-    except (onnx.shape_inference.InferenceError, RuntimeError):
+    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError, onnx.checker.ValidationError):
         # A graph that contradicts itself: rules go by what it declares.
         return model
 
