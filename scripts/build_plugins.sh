@@ -9,6 +9,7 @@
 #   --emulated       compile the kernels for the CPU (tests), --sanitize adds the address and undefined-behaviour sanitizers
 #   --target NAME    build one CMake target only
 #   --jobs N         parallel compilations (default 1)
+#   --no-werror      warnings of a compiler nobody has tried do not stop the build
 #   --print-headers  print the folder of the TensorRT headers and build nothing
 #
 # The full output, with every kernel's registers and spills, is in build.log in the build folder.
@@ -20,7 +21,7 @@
 set -euo pipefail
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-arch="" out="" kernels_only=0 emulated=0 sanitize=0 target="" jobs=1 print_headers=0
+arch="" out="" kernels_only=0 emulated=0 sanitize=0 target="" jobs=1 print_headers=0 werror=ON
 while [ $# -gt 0 ]; do
   case "$1" in
     --arch) arch="$2"; shift 2 ;;
@@ -30,8 +31,9 @@ while [ $# -gt 0 ]; do
     --sanitize) sanitize=1; shift ;;
     --target) target="$2"; shift 2 ;;
     --jobs) jobs="$2"; shift 2 ;;
+    --no-werror) werror=OFF; shift ;;
     --print-headers) print_headers=1; shift ;;
-    -h|--help) sed -n '2,20s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    -h|--help) sed -n '2,21s/^# \{0,1\}//p' "$0"; exit 0 ;;
     *) echo "build_plugins: unknown option '$1'; see --help" >&2; exit 2 ;;
   esac
 done
@@ -69,7 +71,7 @@ if [ "$print_headers" = 1 ]; then
   find_headers
   exit
 fi
-options=(-DCMAKE_BUILD_TYPE=Release)
+options=(-DCMAKE_BUILD_TYPE=Release "-DSEMKV_WERROR=$werror")
 if [ "$kernels_only" = 1 ]; then
   options+=(-DSEMKV_PLUGINS=OFF)
 else

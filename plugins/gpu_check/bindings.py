@@ -4,6 +4,7 @@ emulated build. Only torch and ctypes are needed."""
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from ctypes import c_float, c_int32, c_int64, c_size_t, c_uint64, c_void_p
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,32 @@ def pointer(tensor: torch.Tensor) -> int:
     return tensor.data_ptr()
 
 
+class Prepared:
+    """One call with all its buffers, to be launched any number of times: what is timed holds no allocation and no fill.
+
+    outputs: the operator's outputs, in its order; overwritten by every launch. buffers: what must live as long.
+    """
+
+    def __init__(
+        self,
+        kernels: Kernels,
+        name: str,
+        params: ctypes.Structure,
+        outputs: Sequence[torch.Tensor],
+        buffers: Sequence[torch.Tensor],
+    ) -> None:
+        self.kernels, self.name, self.params, self.outputs = kernels, name, params, tuple(outputs)
+        self.buffers = [*buffers]
+        self.device = outputs[0].device
+        if hasattr(params, "workspace"):
+            self.buffers.append(kernels.workspace(name, params, self.device))
+            params.workspace = pointer(self.buffers[-1])
+
+    def __call__(self) -> None:
+        """Launch on the current stream. Raises RuntimeError with the CUDA error code."""
+        self.kernels.call(self.name, self.params, self.device)
+
+
 def nexus_attention_params(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -128,75 +155,91 @@ def nexus_attention_params(
     )
 
 
+def prepare_nexus_attention(
+    kernels: Kernels,
+    inputs: tuple[torch.Tensor, ...],
+    options: dict[str, torch.Tensor] | None = None,
+    **attributes: Any,
+) -> Prepared:
+    """The operator on the given caches and scales, which it updates; output and mass start as NaN so that an element
+    nobody writes is seen.
+
+    options: slot_index, key_scale, value_scale where the case has them. With mass=True the mass is the last output.
+    """
+    query, _, _, key_cache, value_cache, slot_bias, _ = inputs
+    given = dict(options or {})
+    outputs = [_poisoned(query), key_cache, value_cache]
+    outputs += [given[name] for name in ("key_scale", "value_scale") if name in given]
+    if attributes.pop("mass", False):
+        given["mass"] = _poisoned(slot_bias)
+        outputs.append(given["mass"])
+    params = nexus_attention_params(*inputs, outputs[0], **given, **attributes)
+    return Prepared(kernels, "nexus_attention", params, outputs, [*inputs, *given.values()])
+
+
 def nexus_attention(
     kernels: Kernels,
     inputs: tuple[torch.Tensor, ...],
     options: dict[str, torch.Tensor] | None = None,
     **attributes: Any,
 ) -> tuple[torch.Tensor, ...]:
-    """The operator on copies of the caches; outputs start as NaN so that an element nobody writes is seen.
-
-    options: slot_index, key_scale, value_scale where the case has them. With mass=True the mass is the last output.
-    """
-    query, key, value, key_cache, value_cache, slot_bias, length = inputs
-    keys, values = key_cache.clone(), value_cache.clone()
-    output = torch.full_like(query, float("nan"))
+    """The operator on copies of the caches and scales; see `prepare_nexus_attention`."""
+    copies = tuple(t.clone() if i in (3, 4) else t for i, t in enumerate(inputs))
     given = {name: tensor.clone() for name, tensor in (options or {}).items()}
-    outputs = (output, keys, values, *(given[name] for name in ("key_scale", "value_scale") if name in given))
-    if attributes.pop("mass", False):
-        given["mass"] = torch.full_like(slot_bias, float("nan"))
-        outputs += (given["mass"],)
-    params = nexus_attention_params(query, key, value, keys, values, slot_bias, length, output, **given, **attributes)
-    scratch = kernels.workspace("nexus_attention", params, query.device)
-    params.workspace = pointer(scratch)
-    kernels.call("nexus_attention", params, query.device)
-    return outputs
+    prepared = prepare_nexus_attention(kernels, copies, given, **attributes)
+    prepared()
+    return prepared.outputs
 
 
 def _poisoned(like: torch.Tensor) -> torch.Tensor:
     return torch.full_like(like, float("nan"))
 
 
-def compact_cache(
-    kernels: Kernels, inputs: tuple[torch.Tensor, ...], in_place: bool
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+def _caches(inputs: Sequence[torch.Tensor], in_place: bool) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """key_cache, value_cache and slot_bias, and the outputs for them: the same buffers (copies), or buffers of NaN."""
+    caches = [t.clone() for t in inputs[:3]] if in_place else [*inputs[:3]]
+    return caches, caches if in_place else [_poisoned(t) for t in caches]
+
+
+def prepare_compact_cache(kernels: Kernels, inputs: tuple[torch.Tensor, ...], in_place: bool) -> Prepared:
     """The operator with outputs of its own, or on copies of the caches in place."""
-    key_cache, value_cache, slot_bias, keep_index = inputs
-    caches = [t.clone() for t in (key_cache, value_cache, slot_bias)]
-    outputs = caches if in_place else [_poisoned(t) for t in caches]
-    batch, heads, capacity, head_size = key_cache.shape
-    length_out = torch.full((batch,), -7, dtype=torch.int64, device=key_cache.device)
+    caches, outputs = _caches(inputs, in_place)
+    keep_index = inputs[3]
+    batch, heads, capacity, head_size = caches[0].shape
+    outputs = [*outputs, keep_index.new_full((batch,), -7)]
     params = CompactCacheParams(
-        *(pointer(t) for t in (*caches, keep_index, *outputs, length_out)),
+        *(pointer(t) for t in (*caches, keep_index, *outputs)),
         0,
         batch,
         heads,
         capacity,
         head_size,
         keep_index.shape[1],
-        ELEMENTS[key_cache.dtype],
+        ELEMENTS[caches[0].dtype],
     )
-    scratch = kernels.workspace("compact_cache", params, key_cache.device)
-    params.workspace = pointer(scratch)
-    kernels.call("compact_cache", params, key_cache.device)
-    return outputs[0], outputs[1], outputs[2], length_out
+    return Prepared(kernels, "compact_cache", params, outputs, [*caches, keep_index])
 
 
-def semantic_cluster(
-    kernels: Kernels, inputs: tuple[torch.Tensor, ...], span: int, in_place: bool
-) -> tuple[torch.Tensor, ...]:
+def compact_cache(
+    kernels: Kernels, inputs: tuple[torch.Tensor, ...], in_place: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """One call of `prepare_compact_cache`."""
+    prepared = prepare_compact_cache(kernels, inputs, in_place)
+    prepared()
+    keys, values, bias, length = prepared.outputs
+    return keys, values, bias, length
+
+
+def prepare_semantic_cluster(kernels: Kernels, inputs: tuple[torch.Tensor, ...], span: int, in_place: bool) -> Prepared:
     """The operator with outputs of its own, or on copies of the caches in place."""
-    key_cache, value_cache, slot_bias, length, chunk_id, thresholds, target = inputs
-    caches = [t.clone() for t in (key_cache, value_cache, slot_bias)]
-    outputs = caches if in_place else [_poisoned(t) for t in caches]
-    batch, heads, capacity, head_size = key_cache.shape
+    caches, outputs = _caches(inputs, in_place)
+    length, chunk_id, thresholds, target = inputs[3:]
+    batch, heads, capacity, head_size = caches[0].shape
     groups, levels = chunk_id.shape[1:3]
-    length_out = torch.full((batch,), -7, dtype=torch.int64, device=key_cache.device)
-    source_slot = torch.full((batch, groups, capacity), -7, dtype=torch.int64, device=key_cache.device)
-    level = torch.full((batch,), -7, dtype=torch.int64, device=key_cache.device)
-    tensors = (*caches, length, chunk_id, thresholds, target, *outputs, length_out, source_slot, level)
+    shapes = ((batch,), (batch, groups, capacity), (batch,))
+    outputs = [*outputs, *(length.new_full(shape, -7) for shape in shapes)]
     params = SemanticClusterParams(
-        *(pointer(t) for t in tensors),
+        *(pointer(t) for t in (*caches, length, chunk_id, thresholds, target, *outputs)),
         0,
         batch,
         heads,
@@ -205,25 +248,31 @@ def semantic_cluster(
         groups,
         levels,
         span,
-        ELEMENTS[key_cache.dtype],
+        ELEMENTS[caches[0].dtype],
     )
-    scratch = kernels.workspace("semantic_cluster", params, key_cache.device)
-    params.workspace = pointer(scratch)
-    kernels.call("semantic_cluster", params, key_cache.device)
-    return (*outputs, length_out, source_slot, level)
+    return Prepared(kernels, "semantic_cluster", params, outputs, [*caches, length, chunk_id, thresholds, target])
 
 
-def semantic_block_map(
+def semantic_cluster(
+    kernels: Kernels, inputs: tuple[torch.Tensor, ...], span: int, in_place: bool
+) -> tuple[torch.Tensor, ...]:
+    """One call of `prepare_semantic_cluster`."""
+    prepared = prepare_semantic_cluster(kernels, inputs, span, in_place)
+    prepared()
+    return prepared.outputs
+
+
+def prepare_semantic_block_map(
     kernels: Kernels, inputs: tuple[torch.Tensor, ...], vectors: int, max_block_length: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> Prepared:
     """The operator; outputs start as NaN and -7."""
-    key_cache, block_start, block_length = inputs
+    key_cache, block_start, _ = inputs
     batch, kv_heads, capacity, head_size = key_cache.shape
     blocks = block_start.shape[1]
     representatives = _poisoned(key_cache.new_empty((batch, kv_heads, blocks, vectors, head_size)))
     block_slots = block_start.new_full((batch, blocks, max_block_length), -7)
     params = SemanticBlockMapParams(
-        *(pointer(t) for t in (key_cache, block_start, block_length, representatives, block_slots)),
+        *(pointer(t) for t in (*inputs, representatives, block_slots)),
         batch,
         kv_heads,
         capacity,
@@ -233,13 +282,21 @@ def semantic_block_map(
         max_block_length,
         ELEMENTS[key_cache.dtype],
     )
-    kernels.call("semantic_block_map", params, key_cache.device)
-    return representatives, block_slots
+    return Prepared(kernels, "semantic_block_map", params, (representatives, block_slots), inputs)
 
 
-def semantic_block_select(
+def semantic_block_map(
+    kernels: Kernels, inputs: tuple[torch.Tensor, ...], vectors: int, max_block_length: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One call of `prepare_semantic_block_map`."""
+    prepared = prepare_semantic_block_map(kernels, inputs, vectors, max_block_length)
+    prepared()
+    return prepared.outputs[0], prepared.outputs[1]
+
+
+def prepare_semantic_block_select(
     kernels: Kernels, inputs: tuple[torch.Tensor, ...], width: int, reduce_max: int
-) -> tuple[torch.Tensor]:
+) -> Prepared:
     """The operator; its output starts as -7."""
     query, representatives, block_slots = inputs[:3]
     batch, query_heads, rows, head_size = query.shape
@@ -260,7 +317,13 @@ def semantic_block_select(
         reduce_max,
         ELEMENTS[query.dtype],
     )
-    scratch = kernels.workspace("semantic_block_select", params, query.device)
-    params.workspace = pointer(scratch)
-    kernels.call("semantic_block_select", params, query.device)
-    return (slot_index,)
+    return Prepared(kernels, "semantic_block_select", params, (slot_index,), inputs)
+
+
+def semantic_block_select(
+    kernels: Kernels, inputs: tuple[torch.Tensor, ...], width: int, reduce_max: int
+) -> tuple[torch.Tensor]:
+    """One call of `prepare_semantic_block_select`."""
+    prepared = prepare_semantic_block_select(kernels, inputs, width, reduce_max)
+    prepared()
+    return (prepared.outputs[0],)
