@@ -184,12 +184,9 @@ def _host(paths: dict[Phase, Path]) -> Graphs:
 def _engines(target: str, record: TensorRTRecord, built: TensorRTBudget) -> list[Check]:
     """The engines themselves."""
     plans = sum(engine.plan is not None for engine in built.engines)
-    if not plans:
-        return [Check(target, "engines", skipped="not run: no engines were built")]
-    skipped = f"not run: {plans} engines need a GPU; the graphs they were built from are checked here"
-    if record.plugins:
-        skipped += f", with the bodies of {', '.join(record.plugins)} in place of the plugins"
-    return [Check(target, "engines", skipped=skipped)]
+    why = f"{plans} engines need a GPU" if plans else "no engines were built"
+    bodies = f", with the bodies of {', '.join(record.plugins)} in place of the plugins" if record.plugins else ""
+    return [Check(target, "engines", skipped=f"not run: {why}; their graphs are checked here{bodies}")]
 
 
 def _aliases(target: str, name: str, decoder: Path, aliases: dict[str, str]) -> Check:
