@@ -129,6 +129,10 @@ def test_what_lies_around_plugins_is_compared(dtype: str, layout: str, tiny_expo
         assert "NexusAttention, SemanticCluster) as their operators' bodies, the plugins are not run" in result.ran
     assert compared[0].slots_same == 1.0 and compared[0].greedy_same == compared[0].greedy_total
     assert "the plugins are not run" in as_page(report)
+    (engines,) = [result for result in report.results if result.status == "skipped"]
+    assert engines.detail.endswith(
+        "with the bodies of CompactCache, NexusAttention, SemanticCluster in place of the plugins"
+    )
     decoder = "decoder" if layout == "dual" else "decode"
     for mutation, graph in (("layer_scrambled", decoder), ("sinks_ignored", "compressor")):
         path = broken(bundle, tmp_path / mutation, mutation, f"{graph}.0.25.onnx")
