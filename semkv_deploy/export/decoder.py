@@ -30,6 +30,7 @@ from semkv_deploy import ops
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.export.attention import LayerSpec, nexus_attention, probe, unsupported
 from semkv_deploy.export.tidy import tidy
+from semkv_deploy.facts import layer_tag
 from semkv_deploy.ops import nexus_attention as nexus
 
 LayerCache = tuple[Tensor, Tensor, Tensor]
@@ -42,15 +43,16 @@ STEP_INPUTS = ("input_ids", "position_ids", "logits_index", "length")
 """Names of the inputs that are not caches, in order."""
 
 
-def cache_names(layer: int) -> tuple[str, str, str]:
-    """Names of one layer's cache inputs: key, value, slot bias."""
-    past = f"past_key_values.{layer:02d}"
-    return f"{past}.key", f"{past}.value", f"slot_bias.{layer:02d}"
+def cache_names(layer: int, layers: int) -> tuple[str, str, str]:
+    """Names of the cache inputs of one layer of so many: key, value, slot bias."""
+    tag = layer_tag(layer, layers)
+    return f"past_key_values.{tag}.key", f"past_key_values.{tag}.value", f"slot_bias.{tag}"
 
 
-def present_names(layer: int) -> tuple[str, str]:
-    """Names of one layer's cache outputs: key, value."""
-    return f"present.{layer:02d}.key", f"present.{layer:02d}.value"
+def present_names(layer: int, layers: int) -> tuple[str, str]:
+    """Names of the cache outputs of one layer of so many: key, value."""
+    tag = layer_tag(layer, layers)
+    return f"present.{tag}.key", f"present.{tag}.value"
 
 
 class DecoderModule(nn.Module):
@@ -121,7 +123,7 @@ class ReferenceDecoder:
         """Zeroed cache inputs by name. dtype: of keys and values, the model's when None."""
         caches: dict[str, Tensor] = {}
         for layer, spec in enumerate(self.layers):
-            key, value, bias = cache_names(layer)
+            key, value, bias = cache_names(layer, len(self.layers))
             shape = (batch, spec.kv_heads, capacity, spec.head_dim)
             caches[key] = torch.zeros(shape, dtype=dtype or self.model.dtype)
             caches[value] = torch.zeros(shape, dtype=dtype or self.model.dtype)
@@ -134,7 +136,7 @@ class ReferenceDecoder:
         Raises:
             SemkvError: naming inputs that are missing, or when the new rows do not fit a cache.
         """
-        caches = [cache_names(layer) for layer in range(len(self.layers))]
+        caches = [cache_names(layer, len(self.layers)) for layer in range(len(self.layers))]
         missing = [name for name in (*STEP_INPUTS, *(n for names in caches for n in names)) if name not in inputs]
         if missing:
             raise SemkvError("decoder inputs are missing", where="ReferenceDecoder", got=", ".join(missing))
@@ -145,7 +147,7 @@ class ReferenceDecoder:
             )
         outputs = {"logits": logits}
         for layer, pair in enumerate(present):
-            outputs.update(zip(present_names(layer), pair, strict=True))
+            outputs.update(zip(present_names(layer, len(self.layers)), pair, strict=True))
         return outputs
 
 
@@ -198,8 +200,8 @@ def trace_decoder(model: PreTrainedModel) -> ir.Model:
                 program,
                 dynamo=True,
                 opset_version=ops.OPSET,
-                input_names=[*STEP_INPUTS, *(name for i in range(len(layers)) for name in cache_names(i))],
-                output_names=["logits", *(name for i in range(len(layers)) for name in present_names(i))],
+                input_names=[*STEP_INPUTS, *(name for i in range(len(layers)) for name in cache_names(i, len(layers)))],
+                output_names=["logits", *(name for i in range(len(layers)) for name in present_names(i, len(layers)))],
                 optimize=False,
                 verbose=False,
             )
@@ -225,13 +227,14 @@ def export_decoder(model: PreTrainedModel) -> ir.Model:
         SemkvError: when the architecture is not supported.
     """
     graph = trace_decoder(model)
+    layers = model.config.get_text_config().num_hidden_layers
     dims = {
         ("input_ids", 0): "batch",
         ("input_ids", 1): "sequence",
         ("logits_index", 1): "rows",
-        (cache_names(0)[0], 2): "capacity",
+        (cache_names(0, layers)[0], 2): "capacity",
     }
-    tidy(graph, dims, model.config.get_text_config().num_hidden_layers)
+    tidy(graph, dims, layers)
     return graph
 
 

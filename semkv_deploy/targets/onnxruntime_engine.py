@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from semkv_deploy.errors import SemkvError
+from semkv_deploy.facts import layer_tag
 from semkv_deploy.methods.base import STATE
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ class OnnxRuntimeEngine:
         self._workers = max(1, min(COMPRESSOR_WORKERS, threads or os.cpu_count() or 1))
         self._compressor = inference_session(compressor, threads=1) if compressor else None
         self._inputs = {value.name: value for value in self._decoder.get_inputs()}
-        cache = self._inputs["past_key_values.00.key"]
+        cache = self._inputs[f"past_key_values.{layer_tag(0, facts.layers)}.key"]
         # Lowered for TensorRT, heads lie in the batch axis: the same bytes in another shape.
         self._folded = cache.shape[1] == 1 != facts.kv_heads
         self._dtype = _numpy_type(cache.type)
@@ -250,7 +251,7 @@ class _Binding:
         bind("logits", self._logits, output=True)
         self._copies: list[tuple[NDArray[Any], NDArray[Any]]] = []
         for number, layer in enumerate(engine._layers):
-            tag = f"{number:02d}"
+            tag = layer_tag(number, facts.layers)
             if f"slot_bias.{tag}" in engine._inputs:
                 bind(f"slot_bias.{tag}", layer.bias[rows])
             for part, buffer in (("key", layer.key[rows]), ("value", layer.value[rows])):

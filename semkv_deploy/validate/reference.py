@@ -31,7 +31,9 @@ class ReferenceEngine:
         self.facts, self.method, self.batch, self.capacity = facts, method, batch, capacity
         self.groups = method.groups(facts.kv_heads)
         self._decoder = ReferenceDecoder(model)
-        self._names = [(cache_names(layer), present_names(layer)) for layer in range(facts.layers)]
+        self._names = [
+            (cache_names(layer, facts.layers), present_names(layer, facts.layers)) for layer in range(facts.layers)
+        ]
         self._caches = self._decoder.empty_caches(batch, capacity)
 
     def layer(self, number: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.float32]]:

@@ -18,8 +18,9 @@ import torch
 
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.export import export_checkpoint
-from semkv_deploy.export.decoder import ReferenceDecoder
+from semkv_deploy.export.decoder import ReferenceDecoder, cache_names, present_names
 from semkv_deploy.facts import ModelFacts
+from semkv_deploy.passes.aliases import prefixes
 
 ROOT = Path(__file__).parents[2]
 
@@ -53,6 +54,14 @@ def exported(tiny_checkpoint: Path, other_process: object, tmp_path_factory: pyt
 @pytest.fixture(scope="module")
 def model(exported: Path) -> onnx.ModelProto:
     return onnx.load(exported / "decoder.onnx", load_external_data=False)
+
+
+@pytest.mark.parametrize(("layers", "digits"), [(1, 2), (2, 2), (100, 2), (101, 3), (1000, 3), (1001, 4)])
+def test_no_state_name_is_a_prefix_of_another(layers: int, digits: int):
+    """Servers that match state by prefix would swap the two."""
+    names = [name for i in range(layers) for name in (*cache_names(i, layers), *present_names(i, layers))]
+    assert len(set(names)) == 5 * layers and not prefixes(names)
+    assert names[2] == "slot_bias." + "0" * digits
 
 
 def signature(values: Any) -> dict[str, list[str | int]]:

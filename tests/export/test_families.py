@@ -65,7 +65,9 @@ def test_onnx_agrees_with_transformers(subject: Subject, conversation: Any) -> N
         end = conversation.lengths[row] + conversation.steps
         for layer in range(len(subject.decoder.layers)):
             own = cache.layers[layer]
-            for name, kept in zip(cache_names(layer)[:2], (own.keys, own.values), strict=True):
+            for name, kept in zip(
+                cache_names(layer, len(subject.decoder.layers))[:2], (own.keys, own.values), strict=True
+            ):
                 tail = caches[name][row, :, end - kept.shape[2] : end]
                 assert kept.shape[2] > 1
                 assert (tail - kept[0]).abs().max() <= TOLERANCE
