@@ -15,6 +15,7 @@ import numpy as np
 from polygraphy import cuda
 
 from semkv_deploy.errors import SemkvError
+from semkv_deploy.facts import layer_tag
 from semkv_deploy.methods.base import STATE
 from semkv_deploy.targets.onnxruntime_engine import Compressed, Layer
 from semkv_deploy.targets.plan_file import check_plan
@@ -126,7 +127,7 @@ class TensorRTEngine:
         }
         buffers: dict[str, int] = {}
         for number, layer in enumerate(self._layers):
-            tag = f"{number:02d}"
+            tag = layer_tag(number, self.contract.layers)
             names = (f"past_key_values.{tag}.key", f"past_key_values.{tag}.value", f"slot_bias.{tag}")
             for name, buffer in zip(names, layer, strict=True):
                 # Rows of a batch lie one after the other, heads within them.
