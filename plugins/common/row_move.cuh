@@ -12,9 +12,9 @@ namespace semkv
 {
 struct RowMove
 {
-    void const* from;         // [B,H,C,D]
-    void* to;                 // [B,H,C,D]; may be `from`
-    void* staging;            // [B,H,C,D]; used in place of `to` where rows do not ascend in place
+    void const* from[2];      // [B,H,C,D] keys, values
+    void* to[2];              // [B,H,C,D] each; may be its `from`
+    void* staging;            // [B,H,C,D]; used in place of `to`, by one cache at a time, where rows do not ascend in place
     int32_t const* source;    // [B,G,C] row that each new row starts from
     uint64_t const* members;  // [B,G,C] bit d: row source + d belongs to the new row; null: the source row alone
     float const* weight;      // [B,H,C] share of each row in its new row; null with members
@@ -27,15 +27,33 @@ struct RowMove
 };
 
 constexpr int32_t kKeepAll = -1;
-constexpr int kMoveThreads = 256;
+constexpr int kMoveThreads = 512;
 constexpr int kSlicePieces = 2;
 constexpr int kMoveDepth = 4;
+constexpr int kMembersAtOnce = 4;
 
-__device__ __forceinline__ bool needsStaging(RowMove const& move, int64_t group)
+// Chosen, not indexed: an index that is not a constant would put the kernel's argument into local memory.
+__host__ __device__ __forceinline__ void const* fromOf(RowMove const& move, int cache)
 {
-    return move.from == move.to && move.ascending != nullptr && move.ascending[group] == 0;
+    return cache == 0 ? move.from[0] : move.from[1];
 }
 
+__host__ __device__ __forceinline__ void* toOf(RowMove const& move, int cache)
+{
+    return cache == 0 ? move.to[0] : move.to[1];
+}
+
+__host__ __device__ __forceinline__ bool mayNeedStaging(RowMove const& move, int cache)
+{
+    return fromOf(move, cache) == toOf(move, cache) && move.ascending != nullptr;
+}
+
+__device__ __forceinline__ bool needsStaging(RowMove const& move, int cache, int64_t group)
+{
+    return mayNeedStaging(move, cache) && move.ascending[group] == 0 && move.count[group] != kKeepAll;
+}
+
+// The weighted sum of the rows `source` + (each bit of `members`), in order; four of them are on their way at a time.
 template <typename T>
 __device__ __forceinline__ Vector<T> meanRow(
     RowMove const& move, T const* rows, float const* weight, int source, uint64_t members)
@@ -47,63 +65,88 @@ __device__ __forceinline__ Vector<T> meanRow(
     float sum[Vector<T>::kSize] = {};
     while (members != 0)
     {
-        int const slot = source + __ffsll(static_cast<long long>(members)) - 1;
-        members &= members - 1;
-        Vector<T> const v = loadVector(rows + static_cast<int64_t>(slot) * move.headSize);
-        float const w = weight[slot];
+        Vector<T> v[kMembersAtOnce];
+        float w[kMembersAtOnce];
+        bool there[kMembersAtOnce];
         SEMKV_UNROLL
-        for (int i = 0; i < Vector<T>::kSize; ++i)
+        for (int m = 0; m < kMembersAtOnce; ++m)
         {
-            sum[i] += w * elementOf(v, i);
+            there[m] = members != 0;
+            int const slot = source + (there[m] ? __ffsll(static_cast<long long>(members)) - 1 : 0);
+            members &= members - 1;
+            v[m] = loadVector(rows + static_cast<int64_t>(slot) * move.headSize);
+            w[m] = weight[slot];
+        }
+        SEMKV_UNROLL
+        for (int m = 0; m < kMembersAtOnce; ++m)
+        {
+            SEMKV_UNROLL
+            for (int i = 0; i < Vector<T>::kSize; ++i)
+            {
+                sum[i] = there[m] ? sum[i] + w[m] * elementOf(v[m], i) : sum[i];
+            }
         }
     }
     return packVector<T>(sum);
 }
 
-// Grid: column slices, heads, batch.
+// Moves the rows of both caches, but for values that need the staging buffer, which the keys may be in: these are left
+// to a second launch, `stagedValues`. Grid: column slices of the keys, then of the values (of the values only), heads,
+// batch.
 template <typename T>
-__global__ void __launch_bounds__(kMoveThreads) moveRowsKernel(RowMove const move)
+__global__ void __launch_bounds__(kMoveThreads) moveRowsKernel(RowMove const move, bool const stagedValues)
 {
     constexpr int kRowsPerPass = kMoveThreads / kSlicePieces;
+    int const slices = ceilDivide(move.headSize, Vector<T>::kSize * kSlicePieces);
+    int const cache = stagedValues ? 1 : static_cast<int>(blockIdx.x) / slices;
     int64_t const batch = blockIdx.z;
     int64_t const head = batch * move.heads + blockIdx.y;
     int64_t const group = batch * move.groups + (move.groups == 1 ? 0 : blockIdx.y);
-    int const column = (static_cast<int>(blockIdx.x) * kSlicePieces + static_cast<int>(threadIdx.x) % kSlicePieces)
+    int const column = (static_cast<int>(blockIdx.x) % slices * kSlicePieces
+                           + static_cast<int>(threadIdx.x) % kSlicePieces)
         * Vector<T>::kSize;
     bool const inside = column < move.headSize;
     int const count = move.count[group];
     bool const keepAll = count == kKeepAll;
-    if (keepAll && move.from == move.to)
+    bool const staged = needsStaging(move, cache, group);
+    if ((keepAll && fromOf(move, cache) == toOf(move, cache)) || (staged && cache == 1) != stagedValues)
     {
         return;
     }
-    bool const staged = needsStaging(move, group);
+    int const rowsRead = keepAll ? move.capacity : count;
     int64_t const offset = head * move.capacity * move.headSize + column;
-    T const* const from = static_cast<T const*>(move.from) + offset;
-    T* const to = static_cast<T*>(staged ? move.staging : move.to) + offset;
+    T const* const from = static_cast<T const*>(fromOf(move, cache)) + offset;
+    T* const to = static_cast<T*>(staged ? move.staging : toOf(move, cache)) + offset;
     int32_t const* const source = move.source + group * move.capacity;
     uint64_t const* const members = move.members != nullptr ? move.members + group * move.capacity : nullptr;
     float const* const weight = move.members != nullptr ? move.weight + head * move.capacity : nullptr;
 
     for (int base = 0; base < move.capacity; base += kRowsPerPass * kMoveDepth)
     {
+        int const first = base + static_cast<int>(threadIdx.x) / kSlicePieces;
+        int sources[kMoveDepth];
+        uint64_t memberBits[kMoveDepth];
+        SEMKV_UNROLL
+        for (int i = 0; i < kMoveDepth; ++i)
+        {
+            int const row = first + i * kRowsPerPass;
+            bool const read = inside && row < rowsRead;
+            sources[i] = read && !keepAll ? source[row] : row;
+            memberBits[i] = read && !keepAll && members != nullptr ? members[row] : uint64_t{1};
+        }
         Vector<T> rows[kMoveDepth];
         SEMKV_UNROLL
         for (int i = 0; i < kMoveDepth; ++i)
         {
-            int const row = base + i * kRowsPerPass + static_cast<int>(threadIdx.x) / kSlicePieces;
-            rows[i] = zeroVector<T>();
-            if (inside && row < (keepAll ? move.capacity : count))
-            {
-                rows[i] = meanRow(move, from, weight, keepAll ? row : source[row],
-                    keepAll || members == nullptr ? uint64_t{1} : members[row]);
-            }
+            rows[i] = inside && first + i * kRowsPerPass < rowsRead
+                ? meanRow(move, from, weight, sources[i], memberBits[i])
+                : zeroVector<T>();
         }
         __syncthreads();
         SEMKV_UNROLL
         for (int i = 0; i < kMoveDepth; ++i)
         {
-            int const row = base + i * kRowsPerPass + static_cast<int>(threadIdx.x) / kSlicePieces;
+            int const row = first + i * kRowsPerPass;
             if (inside && row < move.capacity)
             {
                 storeVector(to + static_cast<int64_t>(row) * move.headSize, rows[i]);
@@ -112,50 +155,52 @@ __global__ void __launch_bounds__(kMoveThreads) moveRowsKernel(RowMove const mov
     }
 }
 
-// Brings staged heads back. Grid: any number of blocks, heads, batch.
+// Brings staged heads of one cache back. Grid: any number of blocks, heads, batch.
 template <typename T>
-__global__ void __launch_bounds__(kMoveThreads) unstageKernel(RowMove const move)
+__global__ void __launch_bounds__(kMoveThreads) unstageKernel(RowMove const move, int const cache)
 {
     int64_t const batch = blockIdx.z;
     int64_t const group = batch * move.groups + (move.groups == 1 ? 0 : blockIdx.y);
-    if (move.count[group] == kKeepAll || !needsStaging(move, group))
+    if (!needsStaging(move, cache, group))
     {
         return;
     }
+    T* const to = static_cast<T*>(toOf(move, cache));
     int64_t const elements = static_cast<int64_t>(move.capacity) * move.headSize;
     int64_t const head = (batch * move.heads + blockIdx.y) * elements;
     int64_t const step = static_cast<int64_t>(gridDim.x) * kMoveThreads * Vector<T>::kSize;
     for (int64_t i = (static_cast<int64_t>(blockIdx.x) * kMoveThreads + threadIdx.x) * Vector<T>::kSize; i < elements;
          i += step)
     {
-        storeVector(static_cast<T*>(move.to) + head + i, loadVector(static_cast<T const*>(move.staging) + head + i));
+        storeVector(to + head + i, loadVector(static_cast<T const*>(move.staging) + head + i));
     }
 }
 
 template <typename T>
 cudaError_t moveRows(RowMove const& move, int batch, cudaStream_t stream)
 {
-    dim3 const grid(static_cast<unsigned>(ceilDivide(move.headSize, Vector<T>::kSize * kSlicePieces)),
-        static_cast<unsigned>(move.heads), static_cast<unsigned>(batch));
-    SEMKV_LAUNCH(grid, dim3(kMoveThreads), 0, stream, (moveRowsKernel<T>), move);
-    if (move.from == move.to && move.ascending != nullptr)
+    unsigned const slices = static_cast<unsigned>(ceilDivide(move.headSize, Vector<T>::kSize * kSlicePieces));
+    unsigned const heads = static_cast<unsigned>(move.heads);
+    unsigned const batches = static_cast<unsigned>(batch);
+    for (int cache = 0; cache < 2; ++cache)
     {
-        dim3 const backGrid(64, static_cast<unsigned>(move.heads), static_cast<unsigned>(batch));
-        SEMKV_LAUNCH(backGrid, dim3(kMoveThreads), 0, stream, (unstageKernel<T>), move);
+        if (cache == 0 || mayNeedStaging(move, cache))
+        {
+            SEMKV_LAUNCH(dim3(cache == 0 ? 2 * slices : slices, heads, batches), dim3(kMoveThreads), 0, stream,
+                (moveRowsKernel<T>), move, cache == 1);
+        }
+        if (mayNeedStaging(move, cache))
+        {
+            SEMKV_LAUNCH(dim3(64, heads, batches), dim3(kMoveThreads), 0, stream, (unstageKernel<T>), move, cache);
+        }
     }
     return cudaGetLastError();
 }
 
-// Both caches of a layer by one plan, `move`, which is that of the keys.
-inline cudaError_t moveCaches(
-    RowMove move, void const* values, void* valuesTo, Element element, int batch, cudaStream_t stream)
+// Both caches of a layer by one plan.
+inline cudaError_t moveCaches(RowMove const& move, Element element, int batch, cudaStream_t stream)
 {
-    return forElement(element, [&](auto type) {
-        cudaError_t const error = moveRows<decltype(type)>(move, batch, stream);
-        move.from = values;
-        move.to = valuesTo;
-        return error != cudaSuccess ? error : moveRows<decltype(type)>(move, batch, stream);
-    });
+    return forElement(element, [&](auto type) { return moveRows<decltype(type)>(move, batch, stream); });
 }
 
 // Copies new biases [B,H,C] out of the workspace: slot_bias may be read until all are known.

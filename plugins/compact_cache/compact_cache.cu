@@ -7,6 +7,8 @@ namespace semkv
 namespace compact
 {
 constexpr int kThreads = 256;
+constexpr int kPlanThreads = 512;
+constexpr int kPlanEntries = 8; // consecutive entries of a thread: one prefix sum for 4096
 
 struct Scratch
 {
@@ -33,7 +35,7 @@ inline size_t carve(CompactCacheParams const& params, Scratch& scratch)
 }
 
 // Squeezes the holes out of keep_index. Grid: groups, batch.
-__global__ void __launch_bounds__(kThreads, 4) planKernel(CompactCacheParams const params, Scratch const scratch)
+__global__ void __launch_bounds__(kPlanThreads) planKernel(CompactCacheParams const params, Scratch const scratch)
 {
     SEMKV_SHARED_BYTES(bytes);
     int* const shared = reinterpret_cast<int*>(bytes);
@@ -42,22 +44,34 @@ __global__ void __launch_bounds__(kThreads, 4) planKernel(CompactCacheParams con
     int32_t* const source = scratch.source + group * params.capacity;
     int count = 0;
     int outside = 0;
-    for (int base = 0; base < params.capacity; base += kThreads)
+    for (int base = 0; base < params.capacity; base += kPlanThreads * kPlanEntries)
     {
-        int const i = base + static_cast<int>(threadIdx.x);
-        int64_t const slot = i < params.capacity ? keep[i] : -1;
-        outside |= slot >= params.capacity ? 1 : 0;
-        int total = 0;
-        int const before = blockScan<kThreads>(slot >= 0 ? 1 : 0, shared, total);
-        if (slot >= 0 && slot < params.capacity)
+        int64_t slots[kPlanEntries];
+        int own = 0;
+        SEMKV_UNROLL
+        for (int k = 0; k < kPlanEntries; ++k)
         {
-            source[count + before] = static_cast<int32_t>(slot);
+            int const i = base + static_cast<int>(threadIdx.x) * kPlanEntries + k;
+            slots[k] = i < params.capacity ? keep[i] : -1;
+            outside |= slots[k] >= params.capacity ? 1 : 0;
+            own += slots[k] >= 0 ? 1 : 0;
+        }
+        int total = 0;
+        int place = count + blockScan<kPlanThreads>(own, shared, total);
+        SEMKV_UNROLL
+        for (int k = 0; k < kPlanEntries; ++k)
+        {
+            if (slots[k] >= 0)
+            {
+                source[place] = static_cast<int32_t>(slots[k]);
+                ++place;
+            }
         }
         count += total;
     }
     outside = __syncthreads_or(outside);
     int disorder = 0;
-    for (int i = 1 + static_cast<int>(threadIdx.x); outside == 0 && i < count; i += kThreads)
+    for (int i = 1 + static_cast<int>(threadIdx.x); outside == 0 && i < count; i += kPlanThreads)
     {
         disorder |= source[i] <= source[i - 1] ? 1 : 0;
     }
@@ -135,18 +149,17 @@ cudaError_t compactCache(CompactCacheParams const& params, cudaStream_t stream)
     compact::Scratch scratch{};
     compact::carve(params, scratch);
     unsigned const batch = static_cast<unsigned>(params.batch);
-    SEMKV_LAUNCH(dim3(static_cast<unsigned>(params.groups), batch), dim3(compact::kThreads),
-        sizeof(int) * (compact::kThreads / 32 + 1), stream, (compact::planKernel), params, scratch);
+    SEMKV_LAUNCH(dim3(static_cast<unsigned>(params.groups), batch), dim3(compact::kPlanThreads),
+        sizeof(int) * (compact::kPlanThreads / 32 + 1), stream, (compact::planKernel), params, scratch);
     SEMKV_LAUNCH(dim3(batch), dim3(1), 0, stream, (compact::lengthKernel), params, scratch);
     SEMKV_LAUNCH(dim3(static_cast<unsigned>(ceilDivide(params.capacity, compact::kThreads)),
                      static_cast<unsigned>(params.heads), batch),
         dim3(compact::kThreads), 0, stream, (compact::biasKernel), params, scratch);
     cudaError_t const error
         = copyBias(params.slotBiasOut, scratch.bias, params.batch, params.heads, params.capacity, stream);
-    RowMove const move{params.keyCache, params.keyCacheOut, scratch.staging, scratch.source, nullptr, nullptr,
+    RowMove const move{{params.keyCache, params.valueCache}, {params.keyCacheOut, params.valueCacheOut},
+        scratch.staging, scratch.source, nullptr, nullptr,
         scratch.count, scratch.ascending, params.heads, params.groups, params.capacity, params.headSize};
-    return error != cudaSuccess
-        ? error
-        : moveCaches(move, params.valueCache, params.valueCacheOut, params.element, params.batch, stream);
+    return error != cudaSuccess ? error : moveCaches(move, params.element, params.batch, stream);
 }
 } // namespace semkv

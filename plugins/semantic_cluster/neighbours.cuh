@@ -20,7 +20,6 @@ struct Scratch
     uint64_t* neighbour; // [B,G,L,64,W]: slot j at [j % 64, j / 64], so that threads with one word each read in a line
     uint64_t* seeds;     // [B,G,L,W]
     int32_t* seedCount;  // [B,G,L]
-    uint8_t* distance;   // [B,G,C] slots back to the seed; 0: a seed; 255: dead
     int32_t* source;     // [B,G,C]
     uint64_t* members;   // [B,G,C]
     int32_t* count;      // [B,G]
@@ -43,7 +42,6 @@ inline size_t carve(SemanticClusterParams const& params, Scratch& scratch)
     scratch.neighbour = carver.take<uint64_t>(levels * words * kWord);
     scratch.seeds = carver.take<uint64_t>(levels * words);
     scratch.seedCount = carver.take<int32_t>(levels);
-    scratch.distance = carver.take<uint8_t>(groupSlots);
     scratch.source = carver.take<int32_t>(groupSlots);
     scratch.members = carver.take<uint64_t>(groupSlots);
     scratch.count = carver.take<int32_t>(groups);
@@ -98,75 +96,176 @@ __global__ void __launch_bounds__(kThreads) normKernel(SemanticClusterParams con
     }
 }
 
+// A word's 64 slots are tried with 1 to 63 slots before them. In blocks of 8 by 8, block I of the word meets blocks I to
+// I + 8 of the 128 slots that begin one word earlier; of the first it needs the pairs above the diagonal (no more than
+// 63 back), of the last those below it (before itself). Together these two are one block, so 8 times 8 threads with 64
+// sums each compute the pairs of the band and nothing else but the diagonal. Twice as many threads share the columns.
 constexpr int kTileRows = 2 * kWord;
-constexpr int kTilePitch = kDepth + 1;
-constexpr size_t kNeighbourShared = sizeof(float) * kWord * kTileRows + kTileRows;
-static_assert(kTileRows * kTilePitch <= kWord * kTileRows);
+constexpr int kPairBlock = 8;
+constexpr int kBandThreads = 128;
+constexpr int kPiecesAtOnce = 4; // loads of 16 bytes that a thread has in flight
+// Columns of a tile lie one behind the other: of every 8 rows the first 4, then the second 4 of all, so that 8 threads
+// read 128 bytes in a line. The gap, and the shift of 4 floats every 8 columns, keep the transposing stores apart.
+constexpr int kHalfPitch = 80;
+constexpr int kTilePitch = 156;
+constexpr size_t kNeighbourShared = sizeof(float) * kDepth * kTilePitch + kTileRows;
+static_assert(kDepth * kTilePitch >= kWord * (kWord + 1) && kHalfPitch + kWord + 4 * (kDepth / 8 - 1) <= kTilePitch);
 
-// Adds the cosines of one head. 256 threads: thread (y, x) has slots y + 16a of the word and x + 16c of the 128 tried.
-template <typename T>
-__device__ __forceinline__ void addCosines(
-    SemanticClusterParams const& params, Scratch const& scratch, int64_t head, int firstSlot, int used, float* tile,
-    float (&sum)[4][8])
+// Where the tile has rows 8 * block + 4 * half and the three behind it at one column.
+__device__ __forceinline__ int tileAt(int column, int block, int half)
 {
-    int const thread = static_cast<int>(threadIdx.x);
-    T const* const keys = static_cast<T const*>(params.keyCache) + head * params.capacity * params.headSize;
-    float const* const inverseNorm = scratch.inverseNorm + head * params.capacity;
+    return column * kTilePitch + column / 8 * 4 + half * kHalfPitch + block * 4;
+}
+
+// Where the cosine of slot `own` of the word with the slot `back` before it goes: no more than two threads of a warp
+// meet in a bank, neither where one pair of each thread's block is written nor where one `back` of all slots is read.
+constexpr int kCosinePitch = kWord + 1;
+__device__ __forceinline__ int cosineAt(int own, int back)
+{
+    return back * kCosinePitch + own % kPairBlock * kPairBlock + own / kPairBlock;
+}
+
+// Puts `kDepth` columns of 128 keys, normalised, into the tile.
+template <typename T>
+__device__ __forceinline__ void fillTile(
+    SemanticClusterParams const& params, Scratch const& scratch, int64_t head, int firstSlot, int used, int depth,
+    float* tile)
+{
     constexpr int kPieces = kDepth / Vector<T>::kSize;
-    for (int depth = 0; depth < params.headSize; depth += kDepth)
+    constexpr int kRowsPerPass = kBandThreads / kPieces;
+    static_assert(kRowsPerPass % 8 == 0 && 8 % Vector<T>::kSize == 0 && kTileRows % (kRowsPerPass * kPiecesAtOnce) == 0);
+    float const* const inverseNorm = scratch.inverseNorm + head * params.capacity;
+    int const column = static_cast<int>(threadIdx.x) % kPieces * Vector<T>::kSize;
+    T const* const keys
+        = static_cast<T const*>(params.keyCache) + head * params.capacity * params.headSize + depth + column;
+    int const usedHere = depth + column < params.headSize ? used : 0;
+    SEMKV_NO_UNROLL
+    for (int pass = 0; pass < kTileRows; pass += kRowsPerPass * kPiecesAtOnce)
     {
-        __syncthreads();
-        for (int i = thread; i < kTileRows * kPieces; i += kThreads)
+        int const firstRow = pass + static_cast<int>(threadIdx.x) / kPieces;
+        float* const to = tile + tileAt(column, firstRow / 8, firstRow / 4 % 2) + firstRow % 4;
+        Vector<T> pieces[kPiecesAtOnce];
+        float norms[kPiecesAtOnce];
+        SEMKV_UNROLL
+        for (int i = 0; i < kPiecesAtOnce; ++i)
         {
-            int const row = i / kPieces;
-            int const column = i % kPieces * Vector<T>::kSize;
-            int const slot = firstSlot + row;
-            bool const inside = slot >= 0 && slot < used && depth + column < params.headSize;
-            float const norm = inside ? inverseNorm[slot] : 0.0F;
-            Vector<T> const v = inside
-                ? loadVector(keys + static_cast<int64_t>(slot) * params.headSize + depth + column)
-                : zeroVector<T>();
+            int const slot = firstSlot + firstRow + i * kRowsPerPass;
+            bool const inside = slot >= 0 && slot < usedHere;
+            norms[i] = inside ? inverseNorm[slot] : 0.0F;
+            pieces[i] = inside ? loadVector(keys + static_cast<int64_t>(slot) * params.headSize) : zeroVector<T>();
+        }
+        SEMKV_UNROLL
+        for (int i = 0; i < kPiecesAtOnce; ++i)
+        {
             SEMKV_UNROLL
             for (int e = 0; e < Vector<T>::kSize; ++e)
             {
-                tile[row * kTilePitch + column + e] = elementOf(v, e) * norm;
+                // Eight rows on is four floats on.
+                to[e * kTilePitch + i * kRowsPerPass / 2] = elementOf(pieces[i], e) * norms[i];
             }
         }
+    }
+}
+
+__device__ __forceinline__ void loadFour(float const* from, float* to)
+{
+    float4 const four = *reinterpret_cast<float4 const*>(from);
+    to[0] = four.x;
+    to[1] = four.y;
+    to[2] = four.z;
+    to[3] = four.w;
+}
+
+// Adds the cosines of one head: thread (I, x) has block I of the word with block I + x, and I + 8 for x = 0.
+template <typename T>
+__device__ __forceinline__ void addCosines(
+    SemanticClusterParams const& params, Scratch const& scratch, int64_t head, int firstSlot, int used, float* tile,
+    float (&sum)[kPairBlock][kPairBlock])
+{
+    int const pair = static_cast<int>(threadIdx.x) % (kPairBlock * kPairBlock);
+    int const part = static_cast<int>(threadIdx.x) / (kPairBlock * kPairBlock);
+    int const own = pair / kPairBlock;
+    int const apart = pair % kPairBlock;
+    constexpr int kColumns = kDepth / (kBandThreads / (kPairBlock * kPairBlock));
+    for (int depth = 0; depth < params.headSize; depth += kDepth)
+    {
         __syncthreads();
-        for (int d = 0; d < kDepth; ++d)
+        fillTile<T>(params, scratch, head, firstSlot, used, depth, tile);
+        __syncthreads();
+        SEMKV_NO_UNROLL
+        for (int d = part * kColumns; d < (part + 1) * kColumns; ++d)
         {
-            float own[4];
-            float tried[8];
+            float mine[kPairBlock];
+            loadFour(tile + tileAt(d, kPairBlock + own, 0), mine);
+            loadFour(tile + tileAt(d, kPairBlock + own, 1), mine + 4);
             SEMKV_UNROLL
-            for (int a = 0; a < 4; ++a)
+            for (int half = 0; half < 2; ++half)
             {
-                own[a] = tile[(kWord + thread / 16 + 16 * a) * kTilePitch + d];
-            }
-            SEMKV_UNROLL
-            for (int c = 0; c < 8; ++c)
-            {
-                tried[c] = tile[(thread % 16 + 16 * c) * kTilePitch + d];
-            }
-            SEMKV_UNROLL
-            for (int a = 0; a < 4; ++a)
-            {
+                float above[4];
+                float below[4];
+                loadFour(tile + tileAt(d, own + apart, half), above);
+                loadFour(tile + tileAt(d, apart == 0 ? own + kPairBlock : own + apart, half), below);
                 SEMKV_UNROLL
-                for (int c = 0; c < 8; ++c)
+                for (int i = 0; i < kPairBlock; ++i)
                 {
-                    sum[a][c] += own[a] * tried[c];
+                    SEMKV_UNROLL
+                    for (int j = 0; j < 4; ++j)
+                    {
+                        sum[i][4 * half + j] += mine[i] * (4 * half + j > i ? above[j] : below[j]);
+                    }
                 }
             }
         }
     }
 }
 
+// Adds up the parts that the threads have of the pairs' sums, and leaves the mean over the heads in shared memory.
+__device__ __forceinline__ void gatherCosines(
+    float const (&sum)[kPairBlock][kPairBlock], int heads, float* cosine)
+{
+    int const pair = static_cast<int>(threadIdx.x) % (kPairBlock * kPairBlock);
+    int const apart = pair % kPairBlock;
+    // Pair (i, j) lies 64 - 8 * apart + i - j back, or i - j for those of block I + 8.
+    float* const far = cosine + cosineAt(pair / kPairBlock * kPairBlock, kWord - kPairBlock * apart);
+    float* const near = apart > 0 ? far : cosine + cosineAt(pair / kPairBlock * kPairBlock, 0);
+    for (int part = kBandThreads / (kPairBlock * kPairBlock) - 1; part >= 0; --part)
+    {
+        __syncthreads();
+        if (static_cast<int>(threadIdx.x) / (kPairBlock * kPairBlock) != part)
+        {
+            continue;
+        }
+        SEMKV_UNROLL
+        for (int i = 0; i < kPairBlock; ++i)
+        {
+            SEMKV_UNROLL
+            for (int j = 0; j < kPairBlock; ++j)
+            {
+                if (apart == 0 && i == j)
+                {
+                    continue;
+                }
+                float* const to = (j > i ? far : near) + (i - j) * kCosinePitch + i * kPairBlock;
+                *to = part == kBandThreads / (kPairBlock * kPairBlock) - 1 ? sum[i][j] : *to + sum[i][j];
+            }
+        }
+    }
+    __syncthreads();
+    for (int i = static_cast<int>(threadIdx.x); i < kWord * kCosinePitch; i += kBandThreads)
+    {
+        cosine[i] /= static_cast<float>(heads);
+    }
+    __syncthreads();
+}
+
 // The neighbour words of 64 slots at all levels. Grid: words, groups, batch.
 template <typename T>
-__global__ void __launch_bounds__(kThreads) neighbourKernel(SemanticClusterParams const params, Scratch const scratch)
+__global__ void __launch_bounds__(kBandThreads, 4)
+    neighbourKernel(SemanticClusterParams const params, Scratch const scratch)
 {
     SEMKV_SHARED_BYTES(bytes);
     float* const shared = reinterpret_cast<float*>(bytes);
-    unsigned char* const live = bytes + sizeof(float) * kWord * kTileRows;
+    unsigned char* const live = bytes + sizeof(float) * kDepth * kTilePitch;
     int64_t const batch = blockIdx.z;
     int const word = static_cast<int>(blockIdx.x);
     int const used = slotsInUse(params, batch);
@@ -180,34 +279,24 @@ __global__ void __launch_bounds__(kThreads) neighbourKernel(SemanticClusterParam
     int const heads = params.groups == 1 ? params.heads : 1;
     int64_t const firstHead = batch * params.heads + groupHead;
 
-    if (thread < kTileRows)
+    for (int row = thread; row < kTileRows; row += kBandThreads)
     {
-        int const slot = firstSlot + thread;
-        live[thread] = slot >= 0 && slot < used
+        int const slot = firstSlot + row;
+        live[row] = slot >= 0 && slot < used
                 && params.slotBias[firstHead * params.capacity + slot] > minusInfinity()
             ? 1
             : 0;
     }
-    float sum[4][8] = {};
+    float sum[kPairBlock][kPairBlock] = {};
+    SEMKV_NO_UNROLL
     for (int h = 0; h < heads; ++h)
     {
         addCosines<T>(params, scratch, firstHead + h, firstSlot, used, shared, sum);
     }
-    __syncthreads();
-    SEMKV_UNROLL
-    for (int a = 0; a < 4; ++a)
-    {
-        SEMKV_UNROLL
-        for (int c = 0; c < 8; ++c)
-        {
-            shared[(thread / 16 + 16 * a) * kTileRows + thread % 16 + 16 * c]
-                = sum[a][c] / static_cast<float>(heads);
-        }
-    }
-    __syncthreads();
+    gatherCosines(sum, heads, shared);
 
     int64_t const group = batch * params.groups + blockIdx.y;
-    for (int i = thread; i < kWord * params.levels; i += kThreads)
+    for (int i = thread; i < kWord * params.levels; i += kBandThreads)
     {
         int const own = i % kWord;
         int const level = i / kWord;
@@ -220,9 +309,8 @@ __global__ void __launch_bounds__(kThreads) neighbourKernel(SemanticClusterParam
             int const farthest = min(params.span - 1, slot);
             for (int d = 1; d <= farthest; ++d)
             {
-                int const tried = kWord + own - d;
-                bool const joins = live[tried] != 0 && chunk[slot - d] == chunk[slot]
-                    && shared[own * kTileRows + tried] > threshold;
+                bool const joins = live[kWord + own - d] != 0 && chunk[slot - d] == chunk[slot]
+                    && shared[cosineAt(own, d)] > threshold;
                 bits |= static_cast<uint64_t>(joins) << d;
             }
         }

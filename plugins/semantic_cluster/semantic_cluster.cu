@@ -14,20 +14,19 @@ cudaError_t run(SemanticClusterParams const& params, Scratch const& scratch, cud
     unsigned const slotBlocks = static_cast<unsigned>(ceilDivide(params.capacity, kThreads));
     SEMKV_LAUNCH(dim3(static_cast<unsigned>(ceilDivide(params.capacity, kThreads / 32)), heads, batch), dim3(kThreads),
         0, stream, (normKernel<T>), params, scratch);
-    SEMKV_LAUNCH(dim3(words, groups, batch), dim3(kThreads), kNeighbourShared, stream, (neighbourKernel<T>), params,
+    SEMKV_LAUNCH(dim3(words, groups, batch), dim3(kBandThreads), kNeighbourShared, stream, (neighbourKernel<T>), params,
         scratch);
     SEMKV_LAUNCH(dim3(static_cast<unsigned>(params.levels), groups, batch), dim3(kThreads),
         seedShared(scratch.words), stream, (seedKernel), params, scratch);
-    SEMKV_LAUNCH(dim3(groups, batch), dim3(kThreads), sizeof(int) * (kThreads / 32 + 1), stream, (placeKernel),
-        params, scratch);
+    SEMKV_LAUNCH(dim3(static_cast<unsigned>(ceilDivide(params.capacity, kPlaceThreads)), groups, batch),
+        dim3(kPlaceThreads), kPlaceShared, stream, (placeKernel), params, scratch);
     SEMKV_LAUNCH(dim3(slotBlocks, heads, batch), dim3(kThreads), 0, stream, (weightKernel), params, scratch);
     cudaError_t const error
         = copyBias(params.slotBiasOut, scratch.bias, params.batch, params.heads, params.capacity, stream);
-    RowMove const move{params.keyCache, params.keyCacheOut, nullptr, scratch.source, scratch.members, scratch.weight,
+    RowMove const move{{params.keyCache, params.valueCache}, {params.keyCacheOut, params.valueCacheOut}, nullptr,
+        scratch.source, scratch.members, scratch.weight,
         scratch.count, nullptr, params.heads, params.groups, params.capacity, params.headSize};
-    return error != cudaSuccess
-        ? error
-        : moveCaches(move, params.valueCache, params.valueCacheOut, params.element, params.batch, stream);
+    return error != cudaSuccess ? error : moveCaches(move, params.element, params.batch, stream);
 }
 } // namespace cluster
 

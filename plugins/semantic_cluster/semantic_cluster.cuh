@@ -113,33 +113,49 @@ __device__ __forceinline__ int chooseLevel(
     }
 }
 
-// A batch row that stays as it is.
-__device__ __forceinline__ void keepRow(
-    SemanticClusterParams const& params, Scratch const& scratch, int64_t batch, int64_t group)
+constexpr int kPlaceThreads = 128;
+constexpr size_t kPlaceShared = sizeof(int) * (kPlaceThreads / 32 + 1) + kPlaceThreads + kWord;
+
+// How far before slot j its seed lies; 0: it is one; 255: it is dead.
+__device__ __forceinline__ unsigned char distanceToSeed(
+    uint64_t const* neighbour, uint64_t const* seeds, int words, int j)
 {
-    bool const valid = lengthValid(params, batch);
-    for (int j = static_cast<int>(threadIdx.x); j < params.capacity; j += kThreads)
-    {
-        params.sourceSlot[group * params.capacity + j] = valid && j < params.length[batch] ? j : -1;
-    }
-    if (threadIdx.x == 0)
-    {
-        scratch.count[group] = kKeepAll;
-        params.lengthOut[batch] = valid ? params.length[batch] : -1;
-        params.level[batch] = -1;
-    }
+    int const word = j / kWord;
+    int const position = j % kWord;
+    uint64_t const bits = neighbour[static_cast<int64_t>(position) * words + word];
+    uint64_t const joins = bits >> 1 & seedsBefore(word > 0 ? seeds[word - 1] : 0, seeds[word], position);
+    int const back = joins != 0 ? kWord - __clzll(static_cast<long long>(joins)) : 0;
+    return static_cast<unsigned char>((bits & 1U) == 0 ? 255 : back);
 }
 
-// Where every cluster goes and which slots it has. Grid: groups, batch.
-__global__ void __launch_bounds__(kThreads) placeKernel(SemanticClusterParams const params, Scratch const scratch)
+// Where every cluster goes and which slots it has, one thread a slot. A cluster's place is the number of seeds before its
+// own; its members are among the next 63 slots, so a block works out the distances of 64 more. Grid: slots, groups, batch.
+__global__ void __launch_bounds__(kPlaceThreads) placeKernel(SemanticClusterParams const params, Scratch const scratch)
 {
     SEMKV_SHARED_BYTES(bytes);
-    int64_t const batch = blockIdx.y;
-    int64_t const group = batch * params.groups + blockIdx.x;
+    unsigned char* const distance = bytes + sizeof(int) * (kPlaceThreads / 32 + 1);
+    int64_t const batch = blockIdx.z;
+    int64_t const group = batch * params.groups + blockIdx.y;
+    int const thread = static_cast<int>(threadIdx.x);
+    int const first = static_cast<int>(blockIdx.x) * kPlaceThreads;
+    int const slot = first + thread;
     int const used = slotsInUse(params, batch);
+    int64_t* const sourceSlot = params.sourceSlot + group * params.capacity;
+    bool const writesRow = blockIdx.x == 0 && thread == 0;
     if (used == 0)
     {
-        keepRow(params, scratch, batch, group);
+        // The batch row stays as it is.
+        bool const valid = lengthValid(params, batch);
+        if (slot < params.capacity)
+        {
+            sourceSlot[slot] = valid && slot < params.length[batch] ? slot : -1;
+        }
+        if (writesRow)
+        {
+            scratch.count[group] = kKeepAll;
+            params.lengthOut[batch] = valid ? params.length[batch] : -1;
+            params.level[batch] = -1;
+        }
         return;
     }
     int length = 0;
@@ -147,51 +163,46 @@ __global__ void __launch_bounds__(kThreads) placeKernel(SemanticClusterParams co
     int64_t const row = group * params.levels + level;
     uint64_t const* const seeds = scratch.seeds + row * scratch.words;
     uint64_t const* const neighbour = scratch.neighbour + row * kWord * scratch.words;
-    uint8_t* const distance = scratch.distance + group * params.capacity;
-    int64_t const base = group * params.capacity;
-
-    for (int j = static_cast<int>(threadIdx.x); j < used; j += kThreads)
-    {
-        int const word = j / kWord;
-        int const position = j % kWord;
-        uint64_t const bits = neighbour[static_cast<int64_t>(position) * scratch.words + word];
-        uint64_t const joins = bits >> 1 & seedsBefore(word > 0 ? seeds[word - 1] : 0, seeds[word], position);
-        int const back = joins != 0 ? kWord - __clzll(static_cast<long long>(joins)) : 0;
-        distance[j] = static_cast<uint8_t>((bits & 1U) == 0 ? 255 : back);
-    }
-    __syncthreads();
-
-    int count = 0;
-    for (int first = 0; first < used; first += kThreads)
-    {
-        int const i = first + static_cast<int>(threadIdx.x);
-        bool const isSeed = i < used && distance[i] == 0;
-        int total = 0;
-        int const place = count + blockScan<kThreads>(isSeed ? 1 : 0, reinterpret_cast<int*>(bytes), total);
-        count += total;
-        if (isSeed)
-        {
-            uint64_t members = 1;
-            for (int d = 1; d < params.span && i + d < used; ++d)
-            {
-                members |= static_cast<uint64_t>(distance[i + d] == d) << d;
-            }
-            scratch.source[base + place] = i;
-            scratch.members[base + place] = members;
-            params.sourceSlot[base + place] = i;
-        }
-    }
-    for (int j = count + static_cast<int>(threadIdx.x); j < params.capacity; j += kThreads)
-    {
-        params.sourceSlot[base + j] = -1;
-    }
-    if (threadIdx.x == 0)
+    int const count = scratch.seedCount[row];
+    if (writesRow)
     {
         scratch.count[group] = count;
-        // Every group's block writes the same two values.
+        // Every group writes the same two values.
         params.lengthOut[batch] = length;
         params.level[batch] = level;
     }
+    if (slot < params.capacity && slot >= count)
+    {
+        sourceSlot[slot] = -1;
+    }
+    for (int i = thread; i < kPlaceThreads + kWord; i += kPlaceThreads)
+    {
+        distance[i] = first + i < used ? distanceToSeed(neighbour, seeds, scratch.words, first + i) : 255;
+    }
+    int before = 0;
+    for (int w = thread; w < min(first, used) / kWord; w += kPlaceThreads)
+    {
+        before += __popcll(seeds[w]);
+    }
+    int place = 0;
+    blockScan<kPlaceThreads>(before, reinterpret_cast<int*>(bytes), place);
+    if (slot >= used || distance[thread] != 0)
+    {
+        return;
+    }
+    for (int w = first / kWord; w < slot / kWord; ++w)
+    {
+        place += __popcll(seeds[w]);
+    }
+    place += __popcll(seeds[slot / kWord] & ((uint64_t{1} << slot % kWord) - 1));
+    uint64_t members = 1;
+    for (int d = 1; d < params.span; ++d)
+    {
+        members |= static_cast<uint64_t>(distance[thread + d] == d) << d;
+    }
+    scratch.source[group * params.capacity + place] = slot;
+    scratch.members[group * params.capacity + place] = members;
+    sourceSlot[place] = slot;
 }
 
 // New biases, and each slot's share in its cluster. Grid: slots, heads, batch.

@@ -21,6 +21,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "plugins" / "gpu_check")]
 import bindings  # noqa: E402
 import block_cases  # noqa: E402
 import compaction_cases  # noqa: E402
+import large_cases  # noqa: E402
 import nexus_cases  # noqa: E402
 
 from semkv_deploy.ops import (  # noqa: E402
@@ -253,6 +254,20 @@ def chain(kernels: bindings.Kernels) -> None:
     assert bool(sparse[0].isfinite().all()) and bool(sparse[1].isnan().all())
 
 
+def large(kernels: bindings.Kernels) -> None:
+    """A cache of several tiles of moved rows, blocks of places and rounds of seeds: merged in place, where rows of a
+    later tile must not have been overwritten by an earlier one, and not."""
+    for schedule, in_place in ((0, True), (1, True), (2, False)):
+        kernels.library.semkv_set_schedule(schedule)
+        inputs = large_cases.cluster_inputs(2304, 2, 64, 4, torch.device("cpu"))
+        got = bindings.semantic_cluster(kernels, inputs, 64, in_place)
+        wrong = large_cases.cluster_failures(inputs, got, 64)
+        assert not wrong and int(got[5]) >= 1, (schedule, in_place, wrong, got[5])
+    # More than one round of the prefix sums of CompactCache's plan, and values through the staging buffer after keys.
+    failures = large_cases.compact(kernels, torch.device("cpu"), 4200)["failures"]
+    assert not failures, failures
+
+
 def overflow(kernels: bindings.Kernels) -> None:
     """An output one element too small: the sanitizer must end the process. Shows that the sweep would notice."""
     (query, *rest), attributes = nexus_cases.case(0)
@@ -268,6 +283,9 @@ def main() -> None:
     kernels = bindings.Kernels(Path(sys.argv[1]))
     if sys.argv[2] == "overflow":
         overflow(kernels)
+        return
+    if sys.argv[2] == "large":
+        large(kernels)
         return
     if sys.argv[2] == "blocks":
         impossible(kernels)

@@ -46,6 +46,15 @@ def test_block_kernels_do_not_spill(cuda_build: Path) -> None:
     assert not spilling, spilling
 
 
+def test_compaction_kernels_do_not_spill(cuda_build: Path) -> None:
+    names = r"7cluster|7compact|moveRowsKernel|unstageKernel"
+    report = {key: text for key, text in ptxas_report(cuda_build).items() if re.search(names, key[0])}
+    # Of 3 element types: norms, cosines, moving and bringing back rows. Seeds, places, weights; plan, lengths, biases.
+    assert len(report) == 2 * (3 * 4 + 3 + 3)
+    spilling = [key for key, text in report.items() if "0 bytes stack frame, 0 bytes spill" not in text]
+    assert not spilling, spilling
+
+
 def test_decode_kernels_load_16_bytes(cuda_build: Path) -> None:
     cuobjdump = find_cuobjdump()
     if cuobjdump is None:
