@@ -20,6 +20,7 @@ from semkv_deploy.bundle import Bundle, sha256, write_manifest
 from semkv_deploy.cli import main
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.methods import Full, SemantiCache, StreamingLLM
+from semkv_deploy.targets import plugin_choice
 from semkv_deploy.targets.onnxruntime_engine import Compressed, inference_session
 from semkv_deploy.validate.checks import Graphs, open_session, reference_graphs
 from semkv_deploy.validate.compare import FLOAT16, INT8, TOLERANCES, CompareState, difference
@@ -115,11 +116,15 @@ def test_both_graphs_of_the_split_layout_run_together(dtype: str, batch: int, ti
 
 
 @pytest.mark.parametrize(("dtype", "layout"), [("float16", "dual"), ("bfloat16", "split")])
-def test_what_lies_around_plugins_is_compared(dtype: str, layout: str, tiny_export: Path, tmp_path: Path):
+def test_what_lies_around_plugins_is_compared(
+    dtype: str, layout: str, tiny_export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """Plugin nodes are run as their operators' bodies, and the report says so."""
     library = tmp_path / "libsemkv_plugins.so"
     library.write_bytes(b"copied into the bundle, never loaded")
-    tensorrt = {"dtype": dtype, "layout": layout, "batch": 2, "plugins": ("auto",), "plugin_library": library}
+    monkeypatch.setattr(plugin_choice, "_registered", lambda library, target: None)
+    operators = ("nexus_attention", "semantic_cluster", "compact_cache")
+    tensorrt = {"dtype": dtype, "layout": layout, "batch": 2, "plugins": operators, "plugin_library": library}
     bundle = build(tiny_export, tmp_path / "bundle", target="tensorrt-rtx", tensorrt=tensorrt)
     report = validate(bundle)
     compared = [result for result in report.results if result.events]
