@@ -11,35 +11,48 @@
 #   --jobs N         parallel compilations (default 1)
 #   --no-werror      warnings of a compiler nobody has tried do not stop the build
 #   --print-headers  print the folder of the TensorRT headers and build nothing
+#   --print-nvcc     print the path of nvcc and build nothing
 #
+# Settings are those of this call, whatever the build folder was made with before.
 # The full output, with every kernel's registers and spills, is in build.log in the build folder.
 #
-# TensorRT headers, first match: $TENSORRT_ROOT/include; the system's /usr/include and its architecture folder; the cache
-# folder ${XDG_CACHE_HOME:-~/.cache}/semkv-deploy; the PyPI wheel kernel-lens==2.0.1 (Apache-2.0 headers of 10.14),
-# downloaded into that cache. nvcc: $CUDACXX, PATH, /usr/local/cuda. Asks nothing; needs no network once the headers are
-# there.
+# TensorRT headers, first match: $TENSORRT_ROOT/include; the system's /usr/include and its architecture folder; the PyPI
+# wheel kernel-lens==2.0.1 (Apache-2.0 headers of 10.14) as installed for $PYTHON (default python3), or as downloaded into
+# the cache folder ${XDG_CACHE_HOME:-~/.cache}/semkv-deploy. nvcc: $CUDACXX; PATH; cuda, else the newest cuda-* in
+# ${CUDA_TOOLKITS:-/usr/local}; the PyPI wheels nvidia-cuda-nvcc and nvidia-cuda-cccl as installed for $PYTHON. Asks nothing;
+# needs no network once the headers are there.
 set -euo pipefail
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-arch="" out="" kernels_only=0 emulated=0 sanitize=0 target="" jobs=1 print_headers=0 werror=ON
+python="${PYTHON:-python3}"
+arch="" out="" kernels_only=0 emulated=0 sanitize=0 target="" jobs=1 print="" werror=ON
 while [ $# -gt 0 ]; do
   case "$1" in
-    --arch) arch="$2"; shift 2 ;;
-    --out) out="$2"; shift 2 ;;
+    --arch|--out|--target|--jobs)
+      if [ -z "${2:-}" ]; then echo "build_plugins: option $1: expected a value, got none; see --help" >&2; exit 2; fi
+      printf -v "${1#--}" %s "$2"; shift 2 ;;
     --kernels-only) kernels_only=1; shift ;;
     --emulated) emulated=1; shift ;;
     --sanitize) sanitize=1; shift ;;
-    --target) target="$2"; shift 2 ;;
-    --jobs) jobs="$2"; shift 2 ;;
     --no-werror) werror=OFF; shift ;;
-    --print-headers) print_headers=1; shift ;;
-    -h|--help) sed -n '2,21s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    --print-headers|--print-nvcc) print="${1#--print-}"; shift ;;
+    -h|--help) sed -n '2,/^set /s/^# \{0,1\}//p' "$0"; exit 0 ;;
     *) echo "build_plugins: unknown option '$1'; see --help" >&2; exit 2 ;;
   esac
 done
 
+# The first of these paths below site-packages that the Python has, if any.
+in_site_packages() {
+  "$python" - "$@" <<'PY' 2>/dev/null || true
+import os, sys
+found = (os.path.join(folder, name) for folder in sys.path if folder for name in sys.argv[1:])
+print(next((path for path in found if os.path.exists(path)), ""))
+PY
+}
+
 find_headers() {
-  local cache="${XDG_CACHE_HOME:-$HOME/.cache}/semkv-deploy/tensorrt-headers-10.14"
+  local caches="${XDG_CACHE_HOME:-${HOME:+$HOME/.cache}}"
+  local cache="${caches:-${TMPDIR:-/tmp}}/semkv-deploy/tensorrt-headers-10.14"
   local folder
   if [ -n "${TENSORRT_ROOT:-}" ]; then
     if [ ! -f "$TENSORRT_ROOT/include/NvInferRuntime.h" ]; then
@@ -49,17 +62,17 @@ find_headers() {
     echo "$TENSORRT_ROOT/include"
     return
   fi
-  for folder in /usr/include "/usr/include/$(uname -m)-linux-gnu" "$cache"; do
+  for folder in /usr/include "/usr/include/$(uname -m)-linux-gnu" "$(in_site_packages kernel_lens/include/tensorrt)" "$cache"; do
     if [ -f "$folder/NvInferRuntime.h" ]; then echo "$folder"; return; fi
   done
   local scratch
   scratch="$(mktemp -d)"
-  if ! "${PYTHON:-python3}" -m pip download -q --no-deps --disable-pip-version-check -d "$scratch" kernel-lens==2.0.1 >&2; then
+  if ! "$python" -m pip download -q --no-deps --disable-pip-version-check -d "$scratch" kernel-lens==2.0.1 >&2; then
     rm -rf "$scratch"
     echo "build_plugins: no TensorRT headers: set TENSORRT_ROOT to the SDK, or make the PyPI wheel kernel-lens==2.0.1 reachable (network or PIP_FIND_LINKS), or use --kernels-only" >&2
     return 1
   fi
-  "${PYTHON:-python3}" -m zipfile -e "$scratch"/kernel_lens-*.whl "$scratch/unpacked"
+  "$python" -m zipfile -e "$scratch"/kernel_lens-*.whl "$scratch/unpacked"
   mkdir -p "$(dirname "$cache")"
   rm -rf "$cache"
   mv "$scratch/unpacked/kernel_lens/include/tensorrt" "$cache"
@@ -67,8 +80,19 @@ find_headers() {
   echo "$cache"
 }
 
-if [ "$print_headers" = 1 ]; then
-  find_headers
+find_nvcc() {
+  local compiler="${CUDACXX:-$(command -v nvcc || true)}"
+  [ -n "$compiler" ] || compiler="$(ls -d "${CUDA_TOOLKITS:-/usr/local}"/cuda*/bin/nvcc 2>/dev/null | sort -V | tail -1 || true)"
+  [ -n "$compiler" ] || compiler="$(in_site_packages nvidia/cu13/bin/nvcc nvidia/cu12/bin/nvcc)"
+  if [ -z "$compiler" ]; then
+    echo "build_plugins: no nvcc: expected it in CUDACXX, on PATH, under ${CUDA_TOOLKITS:-/usr/local} or in $python's packages; install the CUDA toolkit or the PyPI wheels nvidia-cuda-nvcc and nvidia-cuda-cccl, or use --emulated for a CPU build" >&2
+    return 1
+  fi
+  echo "$compiler"
+}
+
+if [ -n "$print" ]; then
+  "find_$print"
   exit
 fi
 options=(-DCMAKE_BUILD_TYPE=Release "-DSEMKV_WERROR=$werror")
@@ -78,19 +102,20 @@ else
   headers="$(find_headers)"
   options+=(-DSEMKV_PLUGINS=ON "-DSEMKV_TENSORRT_INCLUDE=$headers")
 fi
+options+=("-DSEMKV_EMULATED=$emulated" "-DSEMKV_SANITIZE=$sanitize")
 if [ "$emulated" = 1 ]; then
-  options+=(-DSEMKV_EMULATED=ON "-DSEMKV_SANITIZE=$sanitize")
   out="${out:-$root/build/plugins-emulated}"
 else
-  compiler="${CUDACXX:-$(command -v nvcc || true)}"
-  [ -n "$compiler" ] || compiler="$(ls /usr/local/cuda/bin/nvcc /usr/local/cuda-*/bin/nvcc 2>/dev/null | tail -1 || true)"
-  if [ -z "$compiler" ]; then
-    echo "build_plugins: no nvcc: expected it in CUDACXX, on PATH or under /usr/local/cuda; install the CUDA toolkit, or use --emulated for a CPU build" >&2
-    exit 1
-  fi
-  options+=("-DCMAKE_CUDA_COMPILER=$compiler")
-  [ -z "$arch" ] || options+=("-DCMAKE_CUDA_ARCHITECTURES=$arch")
   out="${out:-$root/build/plugins}"
+  compiler="$(find_nvcc)"
+  options+=("-DCMAKE_CUDA_COMPILER=$compiler")
+  # The wheels have the runtime's shared library under its versioned name only, where CMake does not look for it.
+  library="$(ls "$(dirname "$compiler")"/../lib/libcudart.so.* 2>/dev/null | tail -1 || true)"
+  if [ -n "$library" ] && [ ! -e "${library%.so.*}.so" ]; then options+=("-DCUDA_CUDART=$library"); fi
+  if [ -n "$arch" ]; then options+=("-DCMAKE_CUDA_ARCHITECTURES=$arch"); else options+=(-UCMAKE_CUDA_ARCHITECTURES); fi
+  # CMake would start over by itself, but without the other options.
+  cache="$out/CMakeCache.txt"
+  if [ -f "$cache" ] && ! grep -q "^CMAKE_CUDA_COMPILER:[A-Z]*=$compiler\$" "$cache"; then rm -f "$cache"; fi
 fi
 command -v ninja >/dev/null && options+=(-G Ninja)
 mkdir -p "$out"
@@ -99,5 +124,5 @@ cmake -S "$root/plugins" -B "$out" "${options[@]}" >"$out/configure.log" 2>&1 ||
   cat "$out/configure.log" >&2; exit 1; }
 # ptxas reports every kernel's registers and spills; they go to the log only.
 cmake --build "$out" -j "$jobs" ${target:+--target "$target"} 2>&1 | tee -a "$out/build.log" \
-  | grep --line-buffered -vE "^ptxas info|bytes stack frame|^$|nvlink info"
+  | { grep --line-buffered -vE "^ptxas info|bytes stack frame|^$|nvlink info" || true; }
 echo "build_plugins: done, $out"

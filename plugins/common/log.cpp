@@ -24,8 +24,8 @@ void setLoggerFinder(ILoggerFinder* finder)
 
 void logLine(ILogger::Severity severity, std::string const& line)
 {
-    FunctionPlaces const places = functionPlaces(runtimeMajor(NV_TENSORRT_MAJOR, false));
     ILoggerFinder* const finder = loggerFinder().load();
+    FunctionPlaces const places = functionPlaces(finder != nullptr ? majorOf(finder, NV_TENSORRT_MAJOR) : 0);
     void* const logger = finder != nullptr ? callVirtual<void*>(finder, places.findLogger) : nullptr;
     if (logger != nullptr)
     {

@@ -1,7 +1,6 @@
 #include "operator_plugin.h"
 
 #include <exception>
-#include <sstream>
 
 using namespace nvinfer1;
 
@@ -9,17 +8,6 @@ namespace semkv
 {
 namespace
 {
-std::vector<std::string> dimensionNames(char const* shape)
-{
-    std::vector<std::string> names;
-    std::istringstream stream(shape);
-    for (std::string name; std::getline(stream, name, ',');)
-    {
-        names.push_back(name);
-    }
-    return names;
-}
-
 std::string typeName(DataType type)
 {
     switch (type)
@@ -35,16 +23,6 @@ std::string typeName(DataType type)
     case DataType::kFP8: return "fp8";
     default: return "type " + std::to_string(static_cast<int32_t>(type));
     }
-}
-
-std::string text(Dims const& dims)
-{
-    std::string out = "[";
-    for (int32_t i = 0; i < dims.nbDims; ++i)
-    {
-        out += (i > 0 ? "," : "") + std::to_string(dims.d[i]);
-    }
-    return out + "]";
 }
 
 bool isCacheType(DataType type)
@@ -126,35 +104,6 @@ bool OperatorPlugin::reject(std::string const& what, std::string const& expected
     return false;
 }
 
-bool OperatorPlugin::collectSizes(std::vector<Dims> const& dims, Sizes& sizes) const
-{
-    for (size_t i = 0; i < dims.size(); ++i)
-    {
-        TensorContract const& tensor = mInputs[i];
-        std::vector<std::string> const names = dimensionNames(tensor.shape);
-        std::string const what = std::string("input ") + tensor.name;
-        if (dims[i].nbDims != static_cast<int32_t>(names.size()))
-        {
-            return reject(what, std::string("shape [") + tensor.shape + "]", text(dims[i]));
-        }
-        for (size_t d = 0; d < names.size(); ++d)
-        {
-            int64_t const size = dims[i].d[d];
-            auto const known = sizes.emplace(names[d], size).first;
-            if (known->second < 0)
-            {
-                known->second = size;
-            }
-            if (size >= 0 && known->second != size)
-            {
-                return reject(what + " dimension " + names[d],
-                    std::to_string(known->second) + " as in the inputs before it", std::to_string(size));
-            }
-        }
-    }
-    return true;
-}
-
 IPluginCapability* OperatorPlugin::getCapabilityInterface(PluginCapabilityType type) noexcept
 {
     switch (type)
@@ -190,11 +139,8 @@ int32_t OperatorPlugin::getOutputDataTypes(
     DataType* outputTypes, int32_t nbOutputs, DataType const* inputTypes, int32_t nbInputs) const noexcept
 {
     return guarded(mContract, -1, [&] {
-        if (nbInputs != static_cast<int32_t>(mInputs.size()) || nbOutputs != getNbOutputs())
+        if (!countsRight(nbInputs, nbOutputs))
         {
-            reject("number of inputs and outputs",
-                std::to_string(mInputs.size()) + " and " + std::to_string(mOutputs.size()),
-                std::to_string(nbInputs) + " and " + std::to_string(nbOutputs));
             return -1;
         }
         size_t const first = firstCacheInput(mInputs);
@@ -227,6 +173,10 @@ int32_t OperatorPlugin::getOutputShapes(DimsExprs const* inputs, int32_t nbInput
     DimsExprs* outputs, int32_t nbOutputs, IExprBuilder& builder) noexcept
 {
     return guarded(mContract, -1, [&] {
+        if (!countsRight(nbInputs, nbOutputs))
+        {
+            return -1;
+        }
         std::map<std::string, IDimensionExpr const*> known;
         std::vector<Dims> constants;
         for (int32_t i = 0; i < nbInputs; ++i)

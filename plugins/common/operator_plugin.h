@@ -67,6 +67,9 @@ struct OperatorContract
 
 using Sizes = std::map<std::string, int64_t>;
 
+// Names of the dimensions of a shape like "B,Hkv,C,D".
+std::vector<std::string> dimensionNames(char const* shape);
+
 // Everything a launch needs.
 struct Call
 {
@@ -87,9 +90,10 @@ public:
     explicit OperatorPlugin(OperatorContract const& contract);
     OperatorPlugin(OperatorPlugin const& other);
 
-    // Attributes from fields, defaults where a field is absent. Logs and returns false on a field of the wrong type, an
-    // unknown field or a value out of range.
-    bool readFields(nvinfer1::PluginFieldCollection const* fields);
+    // Attributes from fields. Where one is absent its default is taken when building; a plan has all of them, so that in
+    // the runtime phase one is missing because the plan is another version's. Logs and returns false on a missing or an
+    // unknown field, one of the wrong type or length, or a value out of range.
+    bool readFields(nvinfer1::PluginFieldCollection const* fields, nvinfer1::TensorRTPhase phase);
 
     nvinfer1::IPluginCapability* getCapabilityInterface(nvinfer1::PluginCapabilityType type) noexcept override;
     char const* getPluginName() const noexcept override;
@@ -135,6 +139,8 @@ protected:
     // "what: expected ..., got ..." under the plugin's name, as an error. Returns false.
     bool reject(std::string const& what, std::string const& expected, std::string const& got) const;
 
+    // The named dimensions, which are dimensions of the launch grid: at most 65535.
+    bool gridSupported(Sizes const& sizes, std::vector<char const*> const& names) const;
     // Dimension D of the named input: a multiple of 8.
     bool headSizeSupported(Sizes const& sizes, char const* input) const;
     // Dimension G of the named input: one group for all KV heads or one for each.
@@ -152,6 +158,8 @@ protected:
     virtual cudaError_t run(Call const& call) const = 0;
 
 private:
+    bool countsRight(int32_t nbInputs, int32_t nbOutputs) const;
+    bool takeField(nvinfer1::PluginField const& field);
     bool collectSizes(std::vector<nvinfer1::Dims> const& dims, Sizes& sizes) const;
     void prepareFields();
     void prepareTensors();
@@ -204,12 +212,12 @@ public:
         mCollection = {static_cast<int32_t>(mFields.size()), mFields.data()};
     }
     nvinfer1::IPluginV3* createPlugin(char const*, nvinfer1::PluginFieldCollection const* fields,
-        nvinfer1::TensorRTPhase) noexcept override
+        nvinfer1::TensorRTPhase phase) noexcept override
     {
         try
         {
             auto plugin = std::make_unique<Plugin>();
-            return plugin->readFields(fields) ? plugin.release() : nullptr;
+            return plugin->readFields(fields, phase) ? plugin.release() : nullptr;
         }
         catch (std::exception const& error)
         {

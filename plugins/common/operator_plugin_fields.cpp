@@ -3,60 +3,93 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
+#include <set>
 #include <sstream>
 
 using namespace nvinfer1;
 
 namespace semkv
 {
-bool OperatorPlugin::readFields(PluginFieldCollection const* fields)
+namespace
 {
+// The parser adds these two to every plugin node it makes from ONNX.
+bool isPluginName(char const* field)
+{
+    return std::strcmp(field, "plugin_namespace") == 0 || std::strcmp(field, "plugin_version") == 0;
+}
+} // namespace
+
+bool OperatorPlugin::readFields(PluginFieldCollection const* fields, TensorRTPhase phase)
+{
+    std::set<std::string> given;
     for (int32_t i = 0; fields != nullptr && i < fields->nbFields; ++i)
     {
-        PluginField const& field = fields->fields[i];
-        auto const& attributes = mContract.attributes;
-        auto const found = std::find_if(attributes.begin(), attributes.end(),
-            [&](AttributeContract const& attribute) { return std::strcmp(attribute.name, field.name) == 0; });
-        // The parser adds these two to every plugin node it makes from ONNX.
-        if (std::strcmp(field.name, "plugin_namespace") == 0 || std::strcmp(field.name, "plugin_version") == 0)
+        if (isPluginName(fields->fields[i].name))
         {
             continue;
         }
-        if (found == attributes.end())
+        if (!takeField(fields->fields[i]))
         {
-            std::string known;
-            for (AttributeContract const& attribute : attributes)
-            {
-                known += (known.empty() ? "" : ", ") + std::string(attribute.name);
-            }
-            return reject("attribute", known.empty() ? "none" : "one of " + known, field.name);
+            return false;
         }
-        auto& value = mValues[static_cast<size_t>(found - attributes.begin())];
-        if (field.data == nullptr || field.length < 1)
+        given.insert(fields->fields[i].name);
+    }
+    for (AttributeContract const& attribute : mContract.attributes)
+    {
+        if (phase == TensorRTPhase::kRUNTIME && given.count(attribute.name) == 0)
         {
-            return reject(std::string("attribute ") + field.name, "one value", "none");
-        }
-        if (field.type == PluginFieldType::kFLOAT32 && found->type == PluginFieldType::kFLOAT32)
-        {
-            value = *static_cast<float const*>(field.data);
-        }
-        else if (field.type == PluginFieldType::kINT32 && found->type == PluginFieldType::kINT32)
-        {
-            value = *static_cast<int32_t const*>(field.data);
-        }
-        else if (field.type == PluginFieldType::kINT64 && found->type == PluginFieldType::kINT32)
-        {
-            value = static_cast<double>(*static_cast<int64_t const*>(field.data));
-        }
-        else
-        {
-            return reject(std::string("attribute ") + field.name,
-                found->type == PluginFieldType::kFLOAT32 ? "float32" : "int32 or int64",
-                "field type " + std::to_string(static_cast<int32_t>(field.type)));
+            return reject(std::string("missing field ") + attribute.name, "every field in a plan",
+                "a plan of another version of the plugins; build the engine again");
         }
     }
     prepareFields();
     return attributesValid();
+}
+
+bool OperatorPlugin::takeField(PluginField const& field)
+{
+    auto const& attributes = mContract.attributes;
+    auto const found = std::find_if(attributes.begin(), attributes.end(),
+        [&](AttributeContract const& attribute) { return std::strcmp(attribute.name, field.name) == 0; });
+    if (found == attributes.end())
+    {
+        std::string known;
+        for (AttributeContract const& attribute : attributes)
+        {
+            known += (known.empty() ? "" : ", ") + std::string(attribute.name);
+        }
+        return reject("attribute", known.empty() ? "none" : "one of " + known, field.name);
+    }
+    std::string const what = std::string("attribute ") + field.name;
+    if (field.data == nullptr || field.length != 1)
+    {
+        return reject(what, "one value", std::to_string(field.data == nullptr ? 0 : field.length));
+    }
+    auto& value = mValues[static_cast<size_t>(found - attributes.begin())];
+    if (field.type == PluginFieldType::kFLOAT32 && found->type == PluginFieldType::kFLOAT32)
+    {
+        value = *static_cast<float const*>(field.data);
+    }
+    else if (field.type == PluginFieldType::kINT32 && found->type == PluginFieldType::kINT32)
+    {
+        value = *static_cast<int32_t const*>(field.data);
+    }
+    else if (field.type == PluginFieldType::kINT64 && found->type == PluginFieldType::kINT32)
+    {
+        int64_t const wide = *static_cast<int64_t const*>(field.data);
+        if (wide < INT32_MIN || wide > INT32_MAX)
+        {
+            return reject(what, "a number of 32 bits", std::to_string(wide));
+        }
+        value = static_cast<double>(wide);
+    }
+    else
+    {
+        return reject(what, found->type == PluginFieldType::kFLOAT32 ? "float32" : "int32 or int64",
+            "field type " + std::to_string(static_cast<int32_t>(field.type)));
+    }
+    return true;
 }
 
 void OperatorPlugin::prepareTensors()
@@ -98,8 +131,10 @@ void OperatorPlugin::prepareFields()
     mFloats.assign(count, 0.0F);
     mInts.assign(count, 0);
     mFields.clear();
+    // Timings are worth nothing for other kernels, so their revision is part of the id.
     std::ostringstream id;
-    id << kNamespace << "::" << mContract.name << "/" << kVersion;
+    id.precision(std::numeric_limits<float>::max_digits10);
+    id << kNamespace << "::" << mContract.name << "/" << kVersion << " kernels=" << SEMKV_KERNEL_REVISION;
     for (size_t i = 0; i < count; ++i)
     {
         AttributeContract const& attribute = mContract.attributes[i];

@@ -2,8 +2,8 @@
 //
 // TensorRT 11 and TensorRT-RTX 1 changed the order of virtual functions in three interfaces that plugins call: ILogger and
 // ILoggerFinder became versioned interfaces, IPluginRegistry lost its V2 functions. A call compiled with the headers of 10
-// lands in the wrong function there, without a word. These calls therefore go by the version of the TensorRT in the
-// process and the place of the function in its virtual table, read from the headers of 10.14 and of 11.1.
+// lands in the wrong function there, without a word. These calls therefore go by the version of the TensorRT that an
+// object belongs to and the place of the function in its virtual table, read from the headers of 10.14 and of 11.1.
 #pragma once
 
 #include <dlfcn.h>
@@ -39,6 +39,24 @@ inline int32_t runtimeMajor(int32_t otherwise, bool mayLoad)
 {
     void* const symbol = runtimeSymbol("getInferLibMajorVersion", mayLoad);
     return symbol != nullptr ? reinterpret_cast<int32_t (*)()>(symbol)() : otherwise;
+}
+
+// The same of the library that has the virtual table of `object`: a process may hold two TensorRTs.
+inline int32_t majorOf(void* object, int32_t otherwise)
+{
+    Dl_info table{};
+    if (dladdr(*static_cast<void* const*>(object), &table) != 0 && table.dli_fname != nullptr)
+    {
+        void* const handle = dlopen(table.dli_fname, RTLD_LAZY | RTLD_NOLOAD);
+        void* const symbol = handle != nullptr ? dlsym(handle, "getInferLibMajorVersion") : nullptr;
+        Dl_info function{};
+        // dlsym looks through a library's dependencies, too.
+        if (symbol != nullptr && dladdr(symbol, &function) != 0 && function.dli_fbase == table.dli_fbase)
+        {
+            return reinterpret_cast<int32_t (*)()>(symbol)();
+        }
+    }
+    return runtimeMajor(otherwise, false);
 }
 
 struct FunctionPlaces

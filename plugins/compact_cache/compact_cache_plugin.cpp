@@ -44,7 +44,7 @@ OperatorContract const& CompactCachePlugin::contract()
 
 bool CompactCachePlugin::sizesSupported(Sizes const& sizes) const
 {
-    return headSizeSupported(sizes, "key_cache") && groupsSupported(sizes, "keep_index");
+    return gridSupported(sizes, {"B", "H"}) && headSizeSupported(sizes, "key_cache") && groupsSupported(sizes, "keep_index");
 }
 
 size_t CompactCachePlugin::workspaceBytes(Sizes const& sizes, Element element) const

@@ -56,6 +56,7 @@ namespace
 {
 constexpr size_t kStackBytes = 256 * 1024;
 constexpr int kWarpSize = 32;
+constexpr size_t kSharedBytesUnasked = 48 * 1024;
 
 [[noreturn]] void fail(char const* what)
 {
@@ -74,6 +75,7 @@ enum class State
 struct Fiber
 {
     Coordinates at{};
+    Place place{"", 0};
     State state{State::kDone};
     unsigned exchanges{0};
     unsigned blockBarriers{0};
@@ -91,6 +93,7 @@ struct Warp
     uint64_t values[2][kWarpSize];
     int arrived{0};
     int lanes{0};
+    Place meeting{"", 0};
 };
 
 struct Machine
@@ -106,6 +109,8 @@ struct Machine
     unsigned char* sharedBegin{nullptr};
     int threads{0};
     int atBlockBarrier{0};
+    Place meeting{"", 0};
+    std::vector<dim3> grids;
     int predicate[2]{0, 0};
     uint64_t seed{0};
 };
@@ -194,26 +199,31 @@ void releaseBlock()
     }
 }
 
-// Runs a warp until all its lanes wait for the block or are done. Returns whether anything ran.
+// The first to arrive at a barrier says where it is; the others must be there, too.
+void meet(Place& meeting, bool isFirst, char const* who)
+{
+    Place const& own = machine().running->place;
+    meeting = isFirst ? own : meeting;
+    if (own.line != meeting.line || std::strcmp(own.file, meeting.file) != 0)
+    {
+        std::fprintf(stderr, "emulation: %s meet at %s:%d and at %s:%d\n", who, meeting.file, meeting.line, own.file,
+            own.line);
+        std::abort();
+    }
+}
+
+// Runs each lane of a warp that can, up to its next barrier: other warps get their turn between one collective and the
+// next. Returns whether anything ran.
 bool runWarp(int first, int last, std::vector<int> const& lanes)
 {
     Machine& m = machine();
     bool ranAny = false;
-    for (bool progress = true; progress;)
+    for (int const l : lanes)
     {
-        progress = false;
-        for (int const l : lanes)
+        if (first + l < last && m.fibers[static_cast<size_t>(first + l)]->state == State::kReady)
         {
-            if (first + l >= last)
-            {
-                continue;
-            }
-            Fiber& fiber = *m.fibers[static_cast<size_t>(first + l)];
-            if (fiber.state == State::kReady)
-            {
-                resume(fiber);
-                progress = ranAny = true;
-            }
+            resume(*m.fibers[static_cast<size_t>(first + l)]);
+            ranAny = true;
         }
     }
     return ranAny;
@@ -273,9 +283,15 @@ unsigned char* sharedMemory()
     return machine().sharedBegin;
 }
 
+void enter(Place place)
+{
+    machine().running->place = place;
+}
+
 void blockBarrier()
 {
     Machine& m = machine();
+    meet(m.meeting, m.atBlockBarrier == 0, "threads of a block");
     m.running->state = State::kAtBlockBarrier;
     if (++m.atBlockBarrier == m.threads)
     {
@@ -302,6 +318,7 @@ void warpBarrier()
     Machine& m = machine();
     int const warpIndex = static_cast<int>(m.running->at.thread.x) / kWarpSize;
     Warp& warp = m.warps[static_cast<size_t>(warpIndex)];
+    meet(warp.meeting, warp.arrived == 0, "lanes of a warp");
     m.running->state = State::kAtWarpBarrier;
     if (++warp.arrived == warp.lanes)
     {
@@ -343,6 +360,13 @@ uint64_t warpBallot(bool predicate)
     return ballot;
 }
 
+std::vector<dim3> takeGrids()
+{
+    std::vector<dim3> grids;
+    grids.swap(machine().grids);
+    return grids;
+}
+
 void launch(dim3 grid, dim3 block, size_t sharedBytes, std::function<void()> const& kernel)
 {
     Machine& m = machine();
@@ -354,6 +378,11 @@ void launch(dim3 grid, dim3 block, size_t sharedBytes, std::function<void()> con
     {
         fail("the grid is empty or larger than the hardware allows");
     }
+    if (sharedBytes > kSharedBytesUnasked)
+    {
+        fail("more than 48 KiB of dynamic shared memory, which a kernel must ask for");
+    }
+    m.grids.push_back(grid);
     m.threads = static_cast<int>(block.x);
     m.kernel = &kernel;
     while (m.fibers.size() < block.x)

@@ -3,7 +3,9 @@
 //
 // One block runs at a time, on the calling thread; each CUDA thread is a fiber. The order of blocks, warps and lanes is
 // shuffled by a seed, so that code which needs a barrier that is not there fails for some seed. Shared memory starts as
-// 0xFF (NaN). A barrier that not all threads of the block (or lanes of the warp) reach ends the process with a message.
+// 0xFF (NaN). Warps advance in turns, from one collective to the next. A barrier that not all threads of the block (or
+// lanes of the warp) reach, or that they meet at different places of the source, ends the process with a message; so
+// does more shared memory than a kernel gets without asking.
 // Not emulated: static __shared__ arrays, warp operations on part of a warp, concurrent blocks, streams (all calls are
 // synchronous), textures, mma.
 #pragma once
@@ -16,6 +18,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <vector>
 
 #define SEMKV_EMULATED 1
 #define __global__
@@ -110,6 +113,8 @@ namespace semkv::emulation
 void setSchedule(uint64_t seed);
 
 void launch(dim3 grid, dim3 block, size_t sharedBytes, std::function<void()> const& kernel);
+// Grids of the launches since the last call.
+std::vector<dim3> takeGrids();
 
 struct Coordinates
 {
@@ -120,6 +125,18 @@ struct Coordinates
 };
 Coordinates const& here();
 unsigned char* sharedMemory();
+// A line of a kernel. As a default argument, that of the call.
+struct Place
+{
+    char const* file;
+    int line;
+    static constexpr Place here(char const* file = __builtin_FILE(), int line = __builtin_LINE())
+    {
+        return {file, line};
+    }
+};
+// The collective that the running thread enters: all that wait at one barrier must have come by the same.
+void enter(Place place);
 void blockBarrier();
 int blockBarrierOr(int predicate);
 void warpBarrier();
@@ -156,41 +173,50 @@ inline void fullMaskOnly(unsigned mask)
 #define blockDim (::semkv::emulation::here().blockDim)
 #define gridDim (::semkv::emulation::here().gridDim)
 
-inline void __syncthreads()
+inline void __syncthreads(semkv::emulation::Place place = semkv::emulation::Place::here())
 {
+    semkv::emulation::enter(place);
     semkv::emulation::blockBarrier();
 }
-inline int __syncthreads_or(int predicate)
+inline int __syncthreads_or(int predicate, semkv::emulation::Place place = semkv::emulation::Place::here())
 {
+    semkv::emulation::enter(place);
     return semkv::emulation::blockBarrierOr(predicate);
 }
-inline void __syncwarp(unsigned mask = 0xFFFFFFFFU)
+inline void __syncwarp(
+    unsigned mask = 0xFFFFFFFFU, semkv::emulation::Place place = semkv::emulation::Place::here())
 {
+    semkv::emulation::enter(place);
     semkv::emulation::fullMaskOnly(mask);
     semkv::emulation::warpBarrier();
 }
 template <typename T>
-T __shfl_xor_sync(unsigned mask, T value, int laneMask)
+T __shfl_xor_sync(unsigned mask, T value, int laneMask, semkv::emulation::Place place = semkv::emulation::Place::here())
 {
+    semkv::emulation::enter(place);
     semkv::emulation::fullMaskOnly(mask);
     return semkv::emulation::shuffle(value, semkv::emulation::lane() ^ laneMask);
 }
 template <typename T>
-T __shfl_sync(unsigned mask, T value, int source)
+T __shfl_sync(unsigned mask, T value, int source, semkv::emulation::Place place = semkv::emulation::Place::here())
 {
+    semkv::emulation::enter(place);
     semkv::emulation::fullMaskOnly(mask);
     return semkv::emulation::shuffle(value, source & 31);
 }
 template <typename T>
-T __shfl_up_sync(unsigned mask, T value, int delta)
+T __shfl_up_sync(unsigned mask, T value, int delta, semkv::emulation::Place place = semkv::emulation::Place::here())
 {
+    semkv::emulation::enter(place);
     semkv::emulation::fullMaskOnly(mask);
     int const source = semkv::emulation::lane() - delta;
     T const got = semkv::emulation::shuffle(value, source < 0 ? semkv::emulation::lane() : source);
     return got;
 }
-inline unsigned __ballot_sync(unsigned mask, int predicate)
+inline unsigned __ballot_sync(
+    unsigned mask, int predicate, semkv::emulation::Place place = semkv::emulation::Place::here())
 {
+    semkv::emulation::enter(place);
     semkv::emulation::fullMaskOnly(mask);
     return static_cast<unsigned>(semkv::emulation::warpBallot(predicate != 0));
 }

@@ -2,7 +2,11 @@
 #include "../common/device.cuh"
 #include "../harness/harness.h"
 
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <set>
+#include <string>
 #include <vector>
 
 namespace
@@ -43,7 +47,94 @@ void reduceKernel(int* out)
     int const none = __syncthreads_or(0);
     out[threadIdx.x] = value + 1000 * any + 10000 * none;
 }
+// A warp's buffer in shared memory, without one of its own for each warp: right if warps ran one after the other.
+void sharedBufferKernel(int* out)
+{
+    SEMKV_SHARED_BYTES(bytes);
+    int* const buffer = reinterpret_cast<int*>(bytes);
+    int const lane = static_cast<int>(threadIdx.x) % 32;
+    buffer[lane] = static_cast<int>(threadIdx.x);
+    __syncwarp();
+    out[threadIdx.x] = buffer[(lane + 1) % 32];
+}
+
+void divergentWarpKernel(int* out)
+{
+    int value = 1;
+    if (threadIdx.x % 2 == 0)
+    {
+        value = __shfl_xor_sync(semkv::kFullWarp, value, 1);
+    }
+    else
+    {
+        value = __shfl_xor_sync(semkv::kFullWarp, value, 2);
+    }
+    out[threadIdx.x] = value;
+}
+
+void divergentBlockKernel(int* out)
+{
+    out[threadIdx.x] = 0;
+    if (threadIdx.x < 32)
+    {
+        __syncthreads();
+    }
+    else
+    {
+        __syncthreads();
+    }
+}
+
+// What the emulation says when it ends the process that runs `body`.
+template <typename Body>
+std::string dyingWords(Body const& body)
+{
+    int ends[2];
+    CHECK(pipe(ends) == 0);
+    pid_t const child = fork();
+    CHECK(child >= 0);
+    if (child == 0)
+    {
+        dup2(ends[1], STDERR_FILENO);
+        body();
+        _exit(0);
+    }
+    close(ends[1]);
+    std::string words(4096, '\0');
+    ssize_t const got = read(ends[0], words.data(), words.size());
+    words.resize(got > 0 ? static_cast<size_t>(got) : 0);
+    close(ends[0]);
+    int status = 0;
+    CHECK(waitpid(child, &status, 0) == child);
+    CHECK(!WIFEXITED(status) || WEXITSTATUS(status) != 0 || words.empty());
+    return words;
+}
 } // namespace
+
+PLUGIN_TEST(emulationInterleavesWarps)
+{
+    std::vector<int> out(kThreads, -1);
+    SEMKV_LAUNCH(dim3(1), dim3(kThreads), 32 * sizeof(int), nullptr, (sharedBufferKernel), out.data());
+    int wrong = 0;
+    for (int t = 0; t < kThreads; ++t)
+    {
+        wrong += out[static_cast<size_t>(t)] != t / 32 * 32 + (t + 1) % 32 ? 1 : 0;
+    }
+    CHECK(wrong > 0);
+}
+
+PLUGIN_TEST(emulationEndsAtWhatTheHardwareForbids)
+{
+    std::vector<int> out(kThreads, -1);
+    auto const run = [&](void (*kernel)(int*), size_t shared) {
+        return dyingWords(
+            [&] { SEMKV_LAUNCH(dim3(1), dim3(kThreads), shared, nullptr, (kernel), out.data()); });
+    };
+    CHECK(run(divergentWarpKernel, 0).find("lanes of a warp meet at ") != std::string::npos);
+    CHECK(run(divergentBlockKernel, 0).find("threads of a block meet at ") != std::string::npos);
+    CHECK(run(reduceKernel, 48 * 1024).empty());
+    CHECK(run(reduceKernel, 48 * 1024 + 1).find("48 KiB of dynamic shared memory") != std::string::npos);
+}
 
 PLUGIN_TEST(emulationShowsAMissingBarrier)
 {

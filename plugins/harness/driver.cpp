@@ -1,7 +1,7 @@
 #include "harness.h"
+#include "memory.h"
 
-#include <cstdlib>
-#include <cstring>
+#include <algorithm>
 #include <deque>
 
 using namespace nvinfer1;
@@ -175,71 +175,83 @@ int32_t Driver::configureStatus()
     return mBuild.configurePlugin(in.data(), static_cast<int32_t>(in.size()), nullptr, 0);
 }
 
-std::vector<Tensor> Driver::run(bool alias, int32_t tactic)
+// A plugin as an engine has it, through every copy that TensorRT makes on the way.
+std::unique_ptr<IPluginV3> Driver::attached(int32_t tactic, TacticSet when)
 {
+    auto const setTactic = [&](IPluginV3& plugin, TacticSet now) {
+        CHECK(now != when || capability<IPluginV3OneRuntime>(plugin, PluginCapabilityType::kRUNTIME).setTactic(tactic) == 0);
+    };
     auto& core = capability<IPluginV3OneCore>(mPlugin, PluginCapabilityType::kCORE);
     auto& built = capability<IPluginV3OneRuntime>(mPlugin, PluginCapabilityType::kRUNTIME);
-    std::unique_ptr<IPluginV3> const copy(mPlugin.clone());
-    CHECK(copy != nullptr && describe(*copy) == describe(mPlugin));
-    std::unique_ptr<IPluginV3> const restored(creator(core.getPluginName())
-                                                  .createPlugin("node", built.getFieldsToSerialize(),
-                                                      TensorRTPhase::kRUNTIME));
+    std::unique_ptr<IPluginV3> restored(creator(core.getPluginName())
+                                            .createPlugin("node", built.getFieldsToSerialize(), TensorRTPhase::kRUNTIME));
     CHECK(restored != nullptr && describe(*restored) == describe(mPlugin));
-    auto& restoredRuntime = capability<IPluginV3OneRuntime>(*restored, PluginCapabilityType::kRUNTIME);
-    std::unique_ptr<IPluginV3> const attached(restoredRuntime.attachToContext(nullptr));
-    CHECK(attached != nullptr && describe(*attached) == describe(mPlugin));
-    auto& runtime = capability<IPluginV3OneRuntime>(*attached, PluginCapabilityType::kRUNTIME);
-    CHECK(runtime.setTactic(tactic) == 0);
+    setTactic(*restored, TacticSet::kBeforeClone);
+    std::unique_ptr<IPluginV3> const copy(restored->clone());
+    CHECK(copy != nullptr && describe(*copy) == describe(mPlugin));
+    restored.reset();
+    setTactic(*copy, TacticSet::kRestored);
+    auto& runtime = capability<IPluginV3OneRuntime>(*copy, PluginCapabilityType::kRUNTIME);
+    std::unique_ptr<IPluginV3> result(runtime.attachToContext(nullptr));
+    CHECK(result != nullptr && describe(*result) == describe(mPlugin));
+    setTactic(*result, TacticSet::kAttached);
+    return result;
+}
 
+std::vector<Tensor> Driver::run(bool alias, int32_t tactic, TacticSet when)
+{
+    std::unique_ptr<IPluginV3> const plugin = attached(tactic, when);
+    auto& runtime = capability<IPluginV3OneRuntime>(*plugin, PluginCapabilityType::kRUNTIME);
     std::vector<DynamicPluginTensorDesc> dynamic;
     std::vector<PluginTensorDesc> in;
+    std::vector<Memory> memory;
     std::vector<void const*> inputPointers;
     for (Tensor const& tensor : inputs)
     {
         dynamic.push_back(describeTensor(tensor.shape, tensor.type));
         in.push_back(dynamic.back().desc);
-        inputPointers.push_back(tensor.bytes.data());
+        memory.emplace_back(tensor.bytes);
+        inputPointers.push_back(memory.back().data());
     }
     std::vector<Tensor> outputs;
     std::vector<PluginTensorDesc> out;
+    std::vector<size_t> places; // in memory
+    std::vector<void*> outputPointers;
     for (size_t i = 0; i < mOutputShapes.size(); ++i)
     {
         int32_t const source = mBuild.getAliasedInput(static_cast<int32_t>(i));
         CHECK(source < static_cast<int32_t>(inputs.size()));
         outputs.emplace_back(mOutputShapes[i], mOutputTypes[i]);
-        outputs.back().bytes.assign(outputs.back().bytes.size(), 0xFF);
         out.push_back(describeTensor(mOutputShapes[i], mOutputTypes[i]).desc);
+        places.push_back(alias && source >= 0 ? static_cast<size_t>(source) : memory.size());
         if (source >= 0)
         {
             CHECK(inputs[static_cast<size_t>(source)].shape == mOutputShapes[i]);
             CHECK(inputs[static_cast<size_t>(source)].type == mOutputTypes[i]);
         }
+        if (places.back() == memory.size())
+        {
+            memory.emplace_back(outputs.back().bytes.size());
+        }
+        outputPointers.push_back(memory[places.back()].data());
     }
-    std::vector<void*> outputPointers;
-    for (size_t i = 0; i < outputs.size(); ++i)
-    {
-        int32_t const source = alias ? mBuild.getAliasedInput(static_cast<int32_t>(i)) : -1;
-        outputPointers.push_back(
-            source >= 0 ? inputs[static_cast<size_t>(source)].bytes.data() : outputs[i].bytes.data());
-    }
-    size_t const workspaceBytes
-        = mBuild.getWorkspaceSize(dynamic.data(), static_cast<int32_t>(dynamic.size()), nullptr, 0);
-    // An exact allocation, 256-byte aligned as TensorRT's is, so that the sanitizer sees an access past its end.
-    std::unique_ptr<unsigned char, void (*)(void*)> const workspace(
-        static_cast<unsigned char*>(std::aligned_alloc(256, (workspaceBytes + 255) / 256 * 256)), std::free);
-    std::memset(workspace.get(), 0xFF, workspaceBytes);
+    Memory const workspace(mBuild.getWorkspaceSize(dynamic.data(), static_cast<int32_t>(dynamic.size()), nullptr, 0));
     CHECK(runtime.onShapeChange(in.data(), static_cast<int32_t>(in.size()), out.data(),
               static_cast<int32_t>(out.size()))
         == 0);
-    CHECK(runtime.enqueue(in.data(), out.data(), inputPointers.data(), outputPointers.data(), workspace.get(), nullptr)
+    Stream const stream;
+    CHECK(runtime.enqueue(
+              in.data(), out.data(), inputPointers.data(), outputPointers.data(), workspace.data(), stream.get())
         == 0);
-    for (size_t i = 0; alias && i < outputs.size(); ++i)
+    stream.synchronise();
+    for (size_t i = 0; i < outputs.size(); ++i)
     {
-        int32_t const source = mBuild.getAliasedInput(static_cast<int32_t>(i));
-        if (source >= 0)
-        {
-            outputs[i].bytes = inputs[static_cast<size_t>(source)].bytes;
-        }
+        outputs[i].bytes = memory[places[i]].content();
+    }
+    for (size_t i = 0; i < inputs.size(); ++i)
+    {
+        bool const overwritten = std::find(places.begin(), places.end(), i) != places.end();
+        CHECK(overwritten || memory[i].content() == inputs[i].bytes);
     }
     return outputs;
 }

@@ -1,6 +1,9 @@
 #include "harness.h"
 
-#include "../emulation/half_types.h"
+#include "memory.h"
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
 
 #include <cstdlib>
 #include <cstring>
@@ -59,6 +62,15 @@ size_t elementSize(DataType type)
     case DataType::kFP8: return 1;
     default: return 2;
     }
+}
+
+// __half and __nv_bfloat16 show their bits differently in the emulation and in the toolkit.
+template <typename T>
+T fromBits(uint16_t bits)
+{
+    T value;
+    std::memcpy(static_cast<void*>(&value), &bits, 2);
+    return value;
 }
 
 float fp8ToFloat(unsigned char code)
@@ -184,7 +196,8 @@ float Tensor::get(int64_t index) const
     }
     uint16_t bits;
     std::memcpy(&bits, at, 2);
-    return type == DataType::kHALF ? __half2float(__half{bits}) : __bfloat162float(__nv_bfloat16{bits});
+    return type == DataType::kHALF ? __half2float(fromBits<__half>(bits))
+                                   : __bfloat162float(fromBits<__nv_bfloat16>(bits));
 }
 
 void Tensor::set(int64_t index, float value)
@@ -201,8 +214,9 @@ void Tensor::set(int64_t index, float value)
         *at = static_cast<unsigned char>(static_cast<int>(value * 100.0F) & (type == DataType::kFP8 ? 0xBF : 0xFF));
         return;
     }
-    uint16_t const bits = type == DataType::kHALF ? __float2half_rn(value).bits : __float2bfloat16_rn(value).bits;
-    std::memcpy(at, &bits, 2);
+    __half const half = __float2half_rn(value);
+    __nv_bfloat16 const brain = __float2bfloat16_rn(value);
+    std::memcpy(at, type == DataType::kHALF ? static_cast<void const*>(&half) : &brain, 2);
 }
 
 int64_t& Tensor::integer(int64_t index)
@@ -250,6 +264,12 @@ std::string describe(IPluginV3& plugin)
 
 int main(int argc, char** argv)
 {
+    std::string const missing = harness::noDevice();
+    if (!missing.empty())
+    {
+        std::printf("no GPU: %s\n", missing.c_str());
+        return 77;
+    }
     setLoggerFinder(&harness::recorder());
     int ran = 0;
     for (harness::Test const& test : harness::tests())

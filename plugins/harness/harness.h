@@ -1,5 +1,5 @@
 // Drives plugin objects as TensorRT does, without TensorRT: creators from getCreators, fields, types, shapes, formats,
-// configuration, serialisation, runtime phase, enqueue on host memory (the kernels are the emulated build).
+// configuration, serialisation, runtime phase, enqueue. In the emulated build on host memory, in nvcc's on the GPU.
 #pragma once
 
 #include <NvInferRuntime.h>
@@ -74,13 +74,22 @@ public:
     // Number of combinations of float32, float16, bfloat16, int8, fp8, int32, int64 over all positions that are accepted.
     int countFormatCombinations();
     int32_t configureStatus();
-    // Serialises, re-creates in the runtime phase, attaches, announces shapes and runs. With `alias`, aliased outputs are
-    // the inputs' own memory; otherwise they are poisoned buffers.
-    std::vector<Tensor> run(bool alias, int32_t tactic = 0);
+    enum class TacticSet
+    {
+        kAttached, // after attachToContext, as TensorRT does
+        kRestored, // before it
+        kBeforeClone,
+    };
+    // Serialises, re-creates in the runtime phase, attaches, announces shapes and runs, on copies of the inputs. With
+    // `alias`, aliased outputs are written over them; otherwise outputs are poisoned buffers and no input may change.
+    std::vector<Tensor> run(bool alias, int32_t tactic = 0, TacticSet when = TacticSet::kAttached);
 
     std::vector<Tensor> inputs;
 
 private:
+    std::unique_ptr<nvinfer1::IPluginV3> attached(int32_t tactic, TacticSet when);
+
+
     nvinfer1::IPluginV3& mPlugin;
     nvinfer1::IPluginV3OneBuildV2& mBuild;
     std::vector<nvinfer1::DataType> mOutputTypes;
@@ -88,5 +97,6 @@ private:
 };
 
 nvinfer1::Dims dims(Shape const& shape);
+// Attributes as the plugin serialises them: "name=value;...".
 std::string describe(nvinfer1::IPluginV3& plugin);
 } // namespace harness

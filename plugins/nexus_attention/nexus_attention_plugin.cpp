@@ -165,6 +165,10 @@ bool NexusAttentionPlugin::sizesSupported(Sizes const& sizes) const
     int64_t const kvHeads = sizes.at("Hkv");
     int64_t const rows = sizes.at("S");
     int64_t const capacity = sizes.at("C");
+    if (!gridSupported(sizes, {"B", "Hkv"}))
+    {
+        return false;
+    }
     if (attribute(kIndexed) != 0.0 && sizes.at("W") == 0)
     {
         return reject("input slot_index dimension W", "1 or more", "0");

@@ -38,7 +38,7 @@ bool SemanticBlockMapPlugin::attributesValid() const
 
 bool SemanticBlockMapPlugin::sizesSupported(Sizes const& sizes) const
 {
-    return headSizeSupported(sizes, "key_cache");
+    return gridSupported(sizes, {"B", "Hkv"}) && headSizeSupported(sizes, "key_cache");
 }
 
 cudaError_t SemanticBlockMapPlugin::run(Call const& call) const

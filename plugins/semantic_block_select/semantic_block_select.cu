@@ -32,7 +32,8 @@ cudaError_t semanticBlockSelect(SemanticBlockSelectParams const& params, cudaStr
     if (params.batch < 0 || params.batch > 65535 || params.kvHeads <= 0 || params.kvHeads > 65535
         || params.queryHeads <= 0 || params.queryHeads % params.kvHeads != 0 || params.rows <= 0 || params.headSize <= 0
         || params.headSize > kSemanticBlockSelectMaxHeadSize || params.headSize * elementBytes(params.element) % 16 != 0
-        || params.blocks <= 0 || (params.vectors != 1 && params.vectors != 2) || params.maxBlockLength < 1
+        || params.blocks <= 0 || params.blocks > kSemanticBlockSelectMaxBlocks
+        || (params.vectors != 1 && params.vectors != 2) || params.maxBlockLength < 1
         || static_cast<int64_t>(params.blocks) * params.maxBlockLength > INT32_MAX || params.width < 1)
     {
         return cudaErrorInvalidValue;

@@ -13,8 +13,11 @@ constexpr int kSelectThreads = 512;
 constexpr int kDigits = 256;
 constexpr size_t kSelectShared = sizeof(int) * (kDigits + 2 + kSelectThreads / 32 + 1 + 2 * kSelectThreads);
 
-constexpr uint32_t kPinnedKey = 0xFFFFFFFFU;
-constexpr uint32_t kNotANumberKey = 0xFFFFFFFEU;
+// Above the key of infinity: NaN, the pinned blocks by number, and of these block 0.
+constexpr uint32_t kNotANumberKey = 0xFF800001U;
+constexpr uint32_t kPinnedKeys = 0xFF800002U;
+constexpr uint32_t kFirstPinnedKey = 0xFFFFFFFFU;
+static_assert(kSemanticBlockSelectMaxBlocks <= kFirstPinnedKey - kPinnedKeys);
 
 struct Scratch
 {
@@ -51,6 +54,11 @@ __device__ __forceinline__ uint32_t orderedKey(float score)
     // Sums that start at +0 are never -0, so equal scores have equal bits.
     uint32_t const bits = __float_as_uint(score);
     return (bits & 0x80000000U) != 0 ? ~bits : bits | 0x80000000U;
+}
+
+__device__ __forceinline__ uint32_t pinnedKey(int block)
+{
+    return block == 0 ? kFirstPinnedKey : kPinnedKeys + static_cast<uint32_t>(block);
 }
 
 // What the block's vectors are multiplied with, [R,D] floats: the query, or its negative and its positive part, summed
@@ -203,7 +211,7 @@ __global__ void __launch_bounds__(kScoreThreads)
         if (threadIdx.x % 32 == 0 && first + i < inUse)
         {
             bool const pinned = params.pinned[batch * params.blocks + first + i] != 0;
-            scratch.key[head * params.blocks + first + i] = pinned ? kPinnedKey : orderedKey(best[i]);
+            scratch.key[head * params.blocks + first + i] = pinned ? pinnedKey(first + i) : orderedKey(best[i]);
         }
     }
 }

@@ -34,6 +34,7 @@ struct SemanticBlockSelectParams
 };
 
 constexpr int32_t kSemanticBlockSelectMaxHeadSize = 1024;
+constexpr int32_t kSemanticBlockSelectMaxBlocks = 1 << 22;
 // What a batch row's slot_index is full of when its block_count is impossible.
 constexpr int64_t kNoSuchSlot = 0x7FFFFFFF;
 

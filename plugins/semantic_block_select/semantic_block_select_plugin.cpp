@@ -61,7 +61,7 @@ bool SemanticBlockSelectPlugin::sizesSupported(Sizes const& sizes) const
     int64_t const queryHeads = sizes.at("Hq");
     int64_t const kvHeads = sizes.at("Hkv");
     int64_t const vectors = sizes.at("R");
-    if (!headSizeSupported(sizes, "query"))
+    if (!gridSupported(sizes, {"B", "Hkv"}) || !headSizeSupported(sizes, "query"))
     {
         return false;
     }
@@ -90,7 +90,16 @@ bool SemanticBlockSelectPlugin::sizesSupported(Sizes const& sizes) const
             return reject(std::string("input block_slots dimension ") + name, "1 or more", "0");
         }
     }
-    return true;
+    int64_t const blocks = sizes.at("N");
+    int64_t const longest = sizes.at("L");
+    if (blocks > kSemanticBlockSelectMaxBlocks)
+    {
+        return reject("input block_slots dimension N", "at most " + std::to_string(kSemanticBlockSelectMaxBlocks),
+            std::to_string(blocks));
+    }
+    return blocks < 0 || longest < 0 || blocks * longest <= INT32_MAX
+        || reject("input block_slots dimensions N and L", "N * L of at most " + std::to_string(INT32_MAX),
+            std::to_string(blocks) + " * " + std::to_string(longest));
 }
 
 size_t SemanticBlockSelectPlugin::workspaceBytes(Sizes const& sizes, Element element) const

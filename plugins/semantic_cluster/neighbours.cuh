@@ -302,7 +302,9 @@ __global__ void __launch_bounds__(kBandThreads, 4)
         int const level = i / kWord;
         int const slot = word * kWord + own;
         int64_t const* const chunk = params.chunkId + (group * params.levels + level) * params.capacity;
-        float const threshold = params.thresholds[level];
+        // Rounding can lift the cosine of equal keys above 1.
+        float const given = params.thresholds[level];
+        float const threshold = given < 1.0F ? given : -minusInfinity();
         uint64_t bits = live[kWord + own];
         if (bits != 0 && chunk[slot] >= 0)
         {

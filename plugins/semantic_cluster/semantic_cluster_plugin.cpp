@@ -67,7 +67,8 @@ bool SemanticClusterPlugin::sizesSupported(Sizes const& sizes) const
             "a multiple of span = " + std::to_string(span) + ", at most " + std::to_string(kSemanticClusterMaxCapacity),
             std::to_string(capacity));
     }
-    return headSizeSupported(sizes, "key_cache") && groupsSupported(sizes, "chunk_id")
+    return gridSupported(sizes, {"B", "H"}) && headSizeSupported(sizes, "key_cache")
+        && groupsSupported(sizes, "chunk_id")
         && (sizes.at("L") != 0 || reject("input thresholds dimension L", "1 or more", "0"));
 }
 

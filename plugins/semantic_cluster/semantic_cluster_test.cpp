@@ -77,6 +77,25 @@ PLUGIN_TEST(semanticClusterThroughItsLife)
     }
 }
 
+// Keys that all point one way, in one chunk: a core for every span of them.
+PLUGIN_TEST(semanticClusterSpan)
+{
+    for (int32_t const span : {1, 16, 32, 64})
+    {
+        auto const plugin = create("SemanticCluster", {{}, {{"span", span}}});
+        Driver driver(*plugin, makeInputs(DataType::kHALF, 0));
+        for (int64_t slot = 0; slot < kCapacity; ++slot)
+        {
+            driver.inputs[0].set(slot * kHeadSize + slot / 3, 0.0F);
+            driver.inputs[0].set(slot * kHeadSize, 1.0F);
+        }
+        driver.inputs[3].integer(0) = kCapacity;
+        driver.checkTypesAndShapes(outputShapes());
+        std::vector<Tensor> out = driver.run(true);
+        CHECK(out[3].integer(0) == kCapacity / span && out[4].integer(kCapacity / span - 1) == kCapacity - span);
+    }
+}
+
 PLUGIN_TEST(semanticClusterWithinTargetChangesNothing)
 {
     for (bool const alias : {true, false})

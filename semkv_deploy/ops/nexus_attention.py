@@ -36,9 +36,9 @@ Options, each a further attribute of its name on the node (`OP.with_options`), i
              the Hq/Hkv query heads of its KV head. It sums to S * Hq/Hkv over the slots; 0 where none was attended to.
 
 A scale for each slot and KV head, not for each channel: a row is quantised when it is appended and never again for the
-sake of its neighbours; `CompactCache` moves a scale as it moves a bias; a merged row gets its own from its own largest
-value, however the clusters fall; and an engine carries it as it carries slot_bias. A scale per channel would need
-calibration or a rewrite of the cache whenever a channel grows. It costs 4 bytes in D + 4.
+sake of its neighbours, and a scale per channel would need calibration or a rewrite of the cache whenever a channel
+grows. It costs 4 bytes in D + 4. `CompactCache` and `SemanticCluster` have neither 8-bit caches nor scales among their
+inputs: a cache of codes can be appended to and attended over, but not yet compressed.
 
 Source: proportional attention of SemantiCache (arXiv 2603.14303, eq. 4: softmax(q.K/sqrt(d) + log s) V) and the Nexus
 tokens of SONIC, on a cache whose shape never changes.

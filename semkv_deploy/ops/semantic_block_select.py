@@ -17,11 +17,17 @@ Per batch row and KV head:
 * Score of block b for one query row q, float32, finite (Quest, arXiv 2406.10774, algorithm 1):
     R = 2: sum_d max(q_d smallest_d, q_d largest_d), which no q . k of the block exceeds;  R = 1: q . mean.
   Query heads h Hq/Hkv .. (h+1) Hq/Hkv - 1 belong to KV head h.
-* Candidates are the blocks in use with at least one slot. Pinned ones come first, in the order of their numbers; then
-  the others from the highest score down; of equal scores the lowest number comes first.
+* Candidates are the blocks in use with at least one slot. Pinned ones come first: block 0, then from the highest number
+  down, so that too small a width costs the oldest of the recent ones; then the others from the highest score down; of
+  equal scores the lowest number comes first.
 * They are taken whole in that order while they fit in what is left of width. The first that does not fit gives its
   first slots, as many as there is room for, and ends the choice: no later block is taken, however short.
 * The slots taken are written in ascending order; -1 follows. A slot is never written twice.
+
+The block that is still open is pinned, and its row of block_slots must be current: what NexusAttention appends in a
+step it attends to by itself, and before the next selection whoever keeps the table writes those slots behind the open
+block's others (a scatter of S entries, or SemanticBlockMap with N = 1, which renews the representatives too). With
+width at least twice L, block 0 and the open block are always whole.
 
 What lies in representatives and block_slots from block_count on changes nothing, nor do a pinned block's
 representatives.
@@ -34,7 +40,7 @@ Source: the KV selection of DynSplit-KV (arXiv 2602.03184), whose scoring, group
 Ours: scores of Quest; their sum over the group (or the maximum); selection per KV head; a budget in slots instead of a
 number of blocks, so that short blocks waste no room: with width = k L at least k blocks are taken, where that many are
 in use; pinned blocks (sinks, recent window, and always the open block, whose representatives are stale) first, so that
-only a width smaller than all pinned ones together cuts them, the recent ones first; ties to the lower number; the cut.
+only a width smaller than all pinned ones together cuts them; their order; ties to the lower number; the cut.
 Scores carry no 1/sqrt(D): it would change no order. Rows that NexusAttention appends in the same step are in no block.
 """
 
@@ -122,7 +128,8 @@ def reference(
             rows = query[b, h * group : (h + 1) * group].reshape(-1, dim["D"]).to(accumulate)
             score = block_scores(rows, representatives[b, h, :count].to(accumulate), reduce_max).tolist()
             ranked = sorted(
-                (n for n in range(count) if slots[n]), key=lambda n: (0, 0.0, n) if first[n] else (1, -score[n], n)
+                (n for n in range(count) if slots[n]),
+                key=lambda n: (0, 0.0, -n if n else -count) if first[n] else (1, -score[n], n),
             )
             chosen: list[int] = []
             for n in ranked:
@@ -153,8 +160,9 @@ def register_torch() -> None:
 # max(q s, q l) is q l where q > 0 and q s elsewhere, so with q split in its negative and positive part the bound is one
 # matrix product over the block's R vectors, as the mean's score is; q, its negative and its positive part are rows 0, 1
 # and 2 of one tensor, of which R chooses row 0 or rows 1 and 2. TopK puts the lower of two equal elements first, by its
-# definition. Slots that are not taken get places of their own behind the last one, which are cut off: TensorRT refuses
-# a scatter of more elements than there are places.
+# definition; where pinned blocks, which it only has to put before the others, come among themselves follows from sums
+# over their numbers. Slots that are not taken get places of their own behind the last one, which are cut off: TensorRT
+# refuses a scatter of more elements than there are places.
 _BODY = """
   zero = Constant <value_int = 0> ()
   one = Constant <value_int = 1> ()
@@ -228,7 +236,21 @@ _BODY = """
   ranked_taken = Min (ranked_length, room)
   order_shape = Shape (order)
   nothing = Expand (zero, order_shape)
-  taken = ScatterElements <axis = -1> (nothing, order, ranked_taken)
+  taken_by_score = ScatterElements <axis = -1> (nothing, order, ranked_taken)
+
+  pinned_length = Where (not_pinned_row, zero, length)
+  pinned_end = CumSum (pinned_length, none)
+  pinned_total = ReduceSum <keepdims = 1> (pinned_length, rest)
+  first_length = Slice (pinned_length, keep, single, single)
+  pinned_later = Sub (pinned_total, pinned_end)
+  pinned_start_others = Add (pinned_later, first_length)
+  is_first = Equal (block, zero)
+  pinned_start = Where (is_first, zero, pinned_start_others)
+  pinned_room_left = Sub (width_given, pinned_start)
+  pinned_room = Max (pinned_room_left, zero)
+  pinned_taken_row = Min (pinned_length, pinned_room)
+  pinned_taken = Unsqueeze (pinned_taken_row, single)
+  taken = Where (not_pinned, taken_by_score, pinned_taken)
 
   taken_end = CumSum (taken, none)
   taken_start = Sub (taken_end, taken)

@@ -17,7 +17,8 @@ Attribute:
 
 Per batch row:
 * A slot is live when it lies below length and its bias is above -inf.
-* length <= target: the caches and biases come out bit-identical, source_slot[j] = j below length, level = -1.
+* length <= target, or length 0 whatever the target: the caches and biases come out bit-identical, source_slot[j] = j
+  below length, level = -1.
 * Otherwise levels are tried in order until the new length (the largest number of clusters over the groups) is at most
   the target; when none is, the last level's clusters are used and length_out exceeds the target: the caller decides.
 * Clusters at one level (SemantiCache, arXiv 2603.14303, algorithm 1, in its equivalent streaming form): live slots in
@@ -117,7 +118,7 @@ def reference(
     new_length, level = length.clone(), torch.full_like(length, -1)
     source = torch.full_like(chunk_id[:, :, 0], -1)
     for b, used in enumerate(length.tolist()):
-        if used <= target[b]:
+        if used <= max(int(target[b]), 0):
             source[b, :, :used] = torch.arange(used, device=length.device)
             continue
         unit = key_cache[b].to(accumulate)
@@ -195,7 +196,8 @@ _BODY = """
   groups = Shape <start = 1, end = 2> (chunk_id)  group_shape = Concat <axis = 0> (batch, groups, capacity)
   capacity_scalar = Squeeze (capacity)  slot = Range (zero, capacity_scalar, one)
   length_column = Unsqueeze (length, slot_axes)  is_used = Less (slot, length_column)
-  used_slot = Where (is_used, slot, none)  is_over = Greater (length, target)
+  used_slot = Where (is_used, slot, none)
+  most_kept = Max (target, zero)  is_over = Greater (length, most_kept)
   is_over_number = Cast <to = 7> (is_over)  over_count = ReduceSum <keepdims = 0> (is_over_number)
   any_over = Cast <to = 9> (over_count)
   key_cache_out, value_cache_out, slot_bias_out, length_out, source_slot, level = If (any_over) <

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 
 import onnx_ir as ir
 
+from semkv_deploy.errors import SemkvError
 from semkv_deploy.ops import DOMAIN, SPECS
 from semkv_deploy.passes.editing import GraphEditor
 from semkv_deploy.passes.gqa import BiasMode
@@ -32,6 +33,9 @@ def keep_as_plugins(
 
     Returns:
         The plugin layers that TensorRT must have.
+
+    Raises:
+        SemkvError: an attribute that the operator does not have, of another type, or too large for a plugin's field.
     """
     set_dims(model, dims)
     edit = GraphEditor(model.graph, "plugin_copy")
@@ -43,6 +47,7 @@ def keep_as_plugins(
     promises = []
     nodes = [node for node in model.graph if node.domain == DOMAIN and node.op_type in operators]
     for number, node in enumerate(nodes):
+        _check_attributes(node)
         for name, default in SPECS[node.op_type].attributes.items():
             if name not in node.attributes:
                 attribute = ir.AttrInt64 if isinstance(default, int) else ir.AttrFloat32
@@ -54,6 +59,34 @@ def keep_as_plugins(
         promises.append(Promise("PLUGIN_V3", node.name or ""))
         _keep_for_other_readers(node, edit, cache)
     return promises
+
+
+def _check_attributes(node: ir.Node) -> None:
+    """The importer asks a node for the attributes that the creator lists, and passes over all others without a word."""
+    spec, where = SPECS[node.op_type], f"node {node.name or node.op_type}"
+    defaults = {**spec.attributes, **{option.name: 1 for option in spec.options}}
+    for name, attribute in node.attributes.items():
+        if name in ("plugin_namespace", "plugin_version"):
+            continue
+        if name not in defaults:
+            raise SemkvError(
+                f"{spec.name} has no attribute {name}", where=where, expected=sorted(defaults), got=attribute.value
+            )
+        wanted = ir.AttributeType.INT if isinstance(defaults[name], int) else ir.AttributeType.FLOAT
+        if attribute.type != wanted:
+            raise SemkvError(
+                f"attribute {name} of {spec.name} has the wrong type",
+                where=where,
+                expected=wanted.name.lower(),
+                got=attribute.type.name.lower(),
+            )
+        if wanted == ir.AttributeType.INT and not -(2**31) <= attribute.as_int() < 2**31:
+            raise SemkvError(
+                f"attribute {name} of {spec.name} is out of range",
+                where=where,
+                expected="a number of 32 bits",
+                got=attribute.as_int(),
+            )
 
 
 def _keep_for_other_readers(node: ir.Node, edit: GraphEditor, cache: ir.DataType) -> None:

@@ -23,7 +23,8 @@ _BODY = """
       groups = Shape <start = 1, end = 2> (chunk_id)  group_shape = Concat <axis = 0> (batch, groups, capacity)
       capacity_scalar = Squeeze (capacity)  slot = Range (zero, capacity_scalar, one)
       length_column = Unsqueeze (length, slot_axes)  is_used = Less (slot, length_column)
-      used_slot = Where (is_used, slot, none)  is_over = Greater (length, target)
+      used_slot = Where (is_used, slot, none)
+      most_kept = Max (target, zero)  is_over = Greater (length, most_kept)
 """
 
 # As the portable body's, with an axis for the level before that of the blocks.

@@ -137,7 +137,7 @@ def test_the_rules_of_the_choice(
         cut = [n for n in candidates if 0 < len(part[n]) < lengths[n]]
         assert len(cut) <= 1 and all(part[n] == slots_of(inputs, 0, n)[: len(part[n])] for n in candidates)
         scores = published_scores(inputs, 0, h, reduce_max)
-        rank = {n: (n not in pins, 0 if n in pins else -scores[n], n) for n in candidates}
+        rank = {n: (0, n > 0, -n) if n in pins else (1, -scores[n], n) for n in candidates}
         whole = [n for n in candidates if len(part[n]) == lengths[n]]
         left_out = [n for n in candidates if not part[n]]
         assert all(rank[a] < rank[b] for a in whole for b in cut + left_out)
@@ -168,20 +168,21 @@ def test_the_first_block_that_does_not_fit_ends_the_choice(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ALL)
-def test_pinned_blocks_first_by_number(kind: str) -> None:
-    """A pinned block beats any score, an unused or empty one adds nothing, and all of them are cut from the end."""
+def test_pinned_blocks_first_and_the_latest_of_them(kind: str) -> None:
+    """A pinned block beats any score, an unused or empty one adds nothing; block 0 is kept and then the latest ones."""
     inputs = make_inputs([[3, 3, 3, 0, 3, 3]], [5], [[1, 3, 4, 5]], heads=(2, 2))
     inputs[0][:] = 1.0
     inputs[1][:] = 1.0
     inputs[1][0, :, 0] = 1e30
     inputs[1][0, :, 4] = -1e30
     run = implementations(semantic_block_select)[kind]
-    expected = {3: [3, 4, 5], 5: [3, 4, 5, 9, 10], 8: [0, 1, 3, 4, 5, 9, 10, 11], 12: [*range(12)]}
+    expected = {3: [9, 10, 11], 5: [3, 4, 9, 10, 11], 8: [0, 1, 3, 4, 5, 9, 10, 11], 12: [*range(12)]}
     for width, slots in expected.items():
         assert run(*inputs, width=width)[0].tolist() == [[slots] * 2]
     inputs[4][:] = 1
     assert run(*inputs, width=12)[0].tolist() == [[[*range(12)]] * 2]
-    assert run(*inputs, width=7)[0].tolist() == [[[*range(7)]] * 2]
+    assert run(*inputs, width=7)[0].tolist() == [[[0, 1, 2, 6, 9, 10, 11]] * 2]
+    assert run(*inputs, width=2)[0].tolist() == [[[0, 1]] * 2]
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")

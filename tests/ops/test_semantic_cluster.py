@@ -211,6 +211,15 @@ def test_a_row_that_fits_is_untouched(kind: str, lengths: tuple[int, ...]) -> No
 
 
 @pytest.mark.parametrize("kind", ALL)
+def test_an_empty_row_fits_any_target(kind: str) -> None:
+    inputs = make_inputs(lengths=(0, 0, 32), targets=(-1, 0, -1))
+    keys, _, bias, length, source, level = implementations(semantic_cluster)[kind](*inputs, span=16)
+    assert level[:2].tolist() == [-1, -1] and int(level[2]) == 2
+    assert length[:2].tolist() == [0, 0] and bool((source[:2] == -1).all())
+    assert torch.equal(keys[:2], inputs[0][:2]) and torch.equal(bias[:2], inputs[2][:2])
+
+
+@pytest.mark.parametrize("kind", ALL)
 def test_delimiters_stay_as_they_are(kind: str) -> None:
     """Only delimiters: no slot merges, whatever the threshold, and whichever negative number marks them."""
     inputs = make_inputs(thresholds=(-1.0, -1.0, -1.0), lengths=(32,), targets=(1,), weighted=False)

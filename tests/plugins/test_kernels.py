@@ -60,6 +60,11 @@ def test_caches_of_many_tiles(emulated_kernels: Path) -> None:
     assert done.returncode == 0, done.stderr[-4000:]
 
 
+def test_impossible_lengths_of_a_cluster(emulated_kernels: Path) -> None:
+    done = worker(emulated_kernels, "lengths")
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
 def test_the_sanitizer_watches_the_kernels(emulated_kernels: Path) -> None:
     done = worker(emulated_kernels, "overflow")
     assert done.returncode != 0
