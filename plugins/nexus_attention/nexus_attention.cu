@@ -38,7 +38,7 @@ size_t nexusAttentionWorkspaceBytes(NexusAttentionParams const& params)
     if (params.mass != nullptr)
     {
         bool const indexed = params.slotIndex != nullptr;
-        floats += queryRows * (2 + (indexed ? params.indexWidth + params.rows : params.capacity));
+        floats += queryRows * (2 + (indexed ? params.indexWidth + params.rows : params.capacity)) + 3;
     }
     return sizeof(float) * static_cast<size_t>(floats);
 }

@@ -13,7 +13,6 @@
 
 namespace semkv::nexus
 {
-template <typename T>
 __device__ __forceinline__ void writeNotANumber(Plan const& plan, int64_t head, int rowTileIndex)
 {
     int const first = rowTileIndex * plan.rowTile * plan.call.headSize;
@@ -21,7 +20,7 @@ __device__ __forceinline__ void writeNotANumber(Plan const& plan, int64_t head, 
     int64_t const base = head * plan.queries * plan.call.headSize;
     for (int i = first + static_cast<int>(threadIdx.x); i < last; i += kThreads)
     {
-        storeOutput<T>(plan.call, base + i, notANumber());
+        storeElement(plan.call.output, plan.call.element, base + i, notANumber());
     }
 }
 
@@ -45,7 +44,7 @@ __global__ void __launch_bounds__(kThreads, expectedBlocks(kRows)) decodeKernel(
     {
         if (split == 0)
         {
-            writeNotANumber<T>(plan, head, rowTileIndex);
+            writeNotANumber(plan, head, rowTileIndex);
         }
         return;
     }
@@ -104,55 +103,11 @@ __global__ void __launch_bounds__(kThreads, expectedBlocks(kRows)) decodeKernel(
     }
     walker.mergeGroups();
 
-    float* const sums = shared;
-    float* const maxima = sums + kWarps * kRows * kHeadSize;
-    float* const totals = maxima + kWarps * kRows;
+    typename S::Merge const results{shared};
     __syncthreads();
-    walker.publish(sums, maxima, totals, warp);
+    walker.publish(results, warp);
     __syncthreads();
-
-    for (int i = static_cast<int>(threadIdx.x); i < kRows * kHeadSize; i += kThreads)
-    {
-        int const r = i / kHeadSize;
-        int const d = i % kHeadSize;
-        int const row = rowTileIndex * kRows + r;
-        if (row >= plan.queries)
-        {
-            break;
-        }
-        float highest = minusInfinity();
-        for (int w = 0; w < kWarps; ++w)
-        {
-            highest = fmaxf(highest, maxima[w * kRows + r]);
-        }
-        float total = 0.0F;
-        float weight = 0.0F;
-        for (int w = 0; w < kWarps; ++w)
-        {
-            float const shrink = highest > minusInfinity() ? exp2f(maxima[w * kRows + r] - highest) : 0.0F;
-            total += sums[(w * kRows + r) * kHeadSize + d] * shrink;
-            weight += totals[w * kRows + r] * shrink;
-        }
-        int64_t const outputRow = head * plan.queries + row;
-        if (range.active == 1)
-        {
-            storeOutput<T>(call, outputRow * kHeadSize + d, total / weight);
-            if (d == 0)
-            {
-                keepStatistics(plan, outputRow, highest, weight);
-            }
-        }
-        else
-        {
-            partialSums(plan, outputRow)[split * kHeadSize + d] = total;
-            if (d == 0)
-            {
-                float* const scales = partialScales(plan, outputRow) + split * 2;
-                scales[0] = highest;
-                scales[1] = weight;
-            }
-        }
-    }
+    results.finish(plan, head, rowTileIndex * kRows, split, range.active);
 }
 
 // Quantises the new rows of one KV head into the cache: one warp the key, one the value. A launch of its own, before the
@@ -192,49 +147,6 @@ __global__ void __launch_bounds__(64) appendCodesKernel(Plan const plan)
     if (lane == 0)
     {
         (isKey ? call.keyScale : call.valueScale)[slot] = scale;
-    }
-}
-
-// Merges the splits of one query row. Grid: rows of one KV head, KV heads, batch.
-template <typename T>
-__global__ void __launch_bounds__(kThreads) mergeKernel(Plan const plan)
-{
-    NexusAttentionParams const& call = plan.call;
-    int const row = static_cast<int>(blockIdx.x);
-    int64_t const head = static_cast<int64_t>(blockIdx.z) * call.kvHeads + blockIdx.y;
-    int64_t const given = call.length[blockIdx.z];
-    if (!lengthFits(plan, given))
-    {
-        return;
-    }
-    int const active = slotRange(plan, static_cast<int>(given), row / plan.rowTile, 0).active;
-    if (active == 1)
-    {
-        return;
-    }
-    int64_t const outputRow = head * plan.queries + row;
-    float const* const sums = partialSums(plan, outputRow);
-    float const* const scales = partialScales(plan, outputRow);
-    float highest = minusInfinity();
-    for (int s = 0; s < active; ++s)
-    {
-        highest = fmaxf(highest, scales[2 * s]);
-    }
-    for (int d = static_cast<int>(threadIdx.x); d < call.headSize; d += kThreads)
-    {
-        float total = 0.0F;
-        float weight = 0.0F;
-        for (int s = 0; s < active; ++s)
-        {
-            float const shrink = exp2f(scales[2 * s] - highest);
-            total += sums[s * call.headSize + d] * shrink;
-            weight += scales[2 * s + 1] * shrink;
-        }
-        storeOutput<T>(call, outputRow * call.headSize + d, total / weight);
-        if (d == 0)
-        {
-            keepStatistics(plan, outputRow, highest, weight);
-        }
     }
 }
 } // namespace semkv::nexus

@@ -2,36 +2,28 @@
 #pragma once
 
 #include "nexus_attention.cuh"
+#include "nexus_attention_splits.h"
 
 #include <cmath>
 
 namespace semkv::nexus
 {
-// Fewest splits that come within a tenth of the best filling of whole waves.
-inline int chooseSplits(int blocksPerSplit, int mostSplits, int blocksPerMultiprocessor, int waves)
+// Thread blocks that the device holds at a time.
+inline cudaError_t blocksAtATime(int blocksPerMultiprocessor, int64_t& blocks)
 {
     int device = 0;
     int multiprocessors = 0;
-    if (cudaGetDevice(&device) != cudaSuccess
-        || cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device) != cudaSuccess)
+    cudaError_t error = cudaGetDevice(&device);
+    if (error == cudaSuccess)
     {
-        return 1;
+        error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
     }
-    int const slots = multiprocessors * blocksPerMultiprocessor;
-    int best = 1;
-    float bestFilling = 0.0F;
-    for (int splits = 1; splits <= mostSplits && (splits == 1 || splits * blocksPerSplit <= slots * waves); ++splits)
-    {
-        int const blocks = splits * blocksPerSplit;
-        float const filling = static_cast<float>(blocks) / static_cast<float>(ceilDivide(blocks, slots) * slots);
-        if (filling > bestFilling * 1.1F)
-        {
-            best = splits;
-            bestFilling = filling;
-        }
-    }
-    return best;
+    blocks = static_cast<int64_t>(multiprocessors) * blocksPerMultiprocessor;
+    return error;
 }
+
+// nexus_attention_merge.cu
+cudaError_t launchMerge(Plan const& plan, cudaStream_t stream);
 
 // nexus_attention_mass.cu
 cudaError_t launchMass(Plan const& plan, cudaStream_t stream);
@@ -45,19 +37,19 @@ cudaError_t launchRows(Plan plan, cudaStream_t stream)
     plan.slotTile = S::kSlotTile;
     int const rowTiles = ceilDivide(plan.queries, kRows);
     int const blocksPerSplit = call.batch * call.kvHeads * rowTiles;
-    int const mostSplits = min(maxSplits(blocksPerSplit), ceilDivide(plan.entries, S::kSlotTile));
-    plan.splits = chooseSplits(blocksPerSplit, mostSplits, expectedBlocks(kRows), call.maxWaves > 0 ? call.maxWaves : 2);
+    Filling filling{blocksPerSplit, ceilDivide(plan.entries, S::kSlotTile), 0};
+    cudaError_t error = blocksAtATime(expectedBlocks(kRows), filling.slots);
+    if (error != cudaSuccess)
+    {
+        return error;
+    }
+    plan.splits = static_cast<int32_t>(chooseSplits(filling, maxSplits(blocksPerSplit), call.maxWaves));
 
     dim3 const grid(static_cast<unsigned>(plan.splits), static_cast<unsigned>(call.kvHeads * rowTiles),
         static_cast<unsigned>(call.batch));
     SEMKV_LAUNCH(grid, dim3(kThreads), S::kSharedBytes, stream, (decodeKernel<T, kHeadSize, kRows>), plan);
-    if (plan.splits > 1)
-    {
-        dim3 const mergeGrid(static_cast<unsigned>(plan.queries), static_cast<unsigned>(call.kvHeads),
-            static_cast<unsigned>(call.batch));
-        SEMKV_LAUNCH(mergeGrid, dim3(kThreads), 0, stream, (mergeKernel<T>), plan);
-    }
-    return call.mass != nullptr ? launchMass(plan, stream) : cudaGetLastError();
+    error = plan.splits > 1 ? launchMerge(plan, stream) : cudaGetLastError();
+    return error == cudaSuccess && call.mass != nullptr ? launchMass(plan, stream) : error;
 }
 
 template <typename T, int kHeadSize>
@@ -100,7 +92,8 @@ cudaError_t launch(NexusAttentionParams const& call, cudaStream_t stream)
         int64_t const queryRows = static_cast<int64_t>(call.batch) * call.queryHeads * call.rows;
         plan.statistics = call.workspace;
         plan.products = plan.statistics + 2 * queryRows;
-        plan.partials = plan.products + queryRows * plan.entries;
+        int64_t const floats = (2 + plan.entries) * queryRows;
+        plan.partials = call.workspace + (floats + 3) / 4 * 4; // sums are read four at a time
     }
     if constexpr (kIsCode<T>)
     {
