@@ -9,6 +9,7 @@
 // the unnormalised sums go to the workspace and a second kernel merges them.
 #pragma once
 
+#include "../common/mma.cuh"
 #include "nexus_attention_walker.cuh"
 
 namespace semkv::nexus
@@ -24,20 +25,16 @@ __device__ __forceinline__ void writeNotANumber(Plan const& plan, int64_t head, 
     }
 }
 
-// Grid: splits, KV heads x row tiles, batch.
 template <typename T, int kHeadSize, int kRows>
-__global__ void __launch_bounds__(kThreads, expectedBlocks(kRows)) decodeKernel(Plan const plan)
+__device__ __forceinline__ void walkSplit(Plan const& plan, float* shared)
 {
     using S = Shape<T, kHeadSize, kRows>;
-    SEMKV_SHARED_BYTES(bytes);
-    float* const shared = reinterpret_cast<float*>(bytes);
-
     NexusAttentionParams const& call = plan.call;
-    int const split = static_cast<int>(blockIdx.x);
-    int const rowTileIndex = static_cast<int>(blockIdx.y) / call.kvHeads;
     int const rowTiles = ceilDivide(plan.queries, kRows);
+    int const rowTileIndex = static_cast<int>(blockIdx.x) % rowTiles;
+    int const split = static_cast<int>(blockIdx.y);
     int const batch = static_cast<int>(blockIdx.z);
-    int64_t const head = static_cast<int64_t>(batch) * call.kvHeads + static_cast<int>(blockIdx.y) % call.kvHeads;
+    int64_t const head = static_cast<int64_t>(batch) * call.kvHeads + static_cast<int>(blockIdx.x) / rowTiles;
 
     int64_t const given = call.length[batch];
     if (!lengthFits(plan, given))
@@ -108,6 +105,24 @@ __global__ void __launch_bounds__(kThreads, expectedBlocks(kRows)) decodeKernel(
     walker.publish(results, warp);
     __syncthreads();
     results.finish(plan, head, rowTileIndex * kRows, split, range.active);
+}
+
+// Whether the architecture that is compiled for ever runs a kernel for this many rows: tensor cores take several of 16 bits.
+template <typename T>
+__host__ __device__ constexpr bool walks(int rows)
+{
+    return rows == 1 || sizeof(T) != 2 || kOtherBuild;
+}
+
+// Grid: KV heads x row tiles, splits, batch.
+template <typename T, int kHeadSize, int kRows>
+__global__ void __launch_bounds__(kThreads, (Shape<T, kHeadSize, kRows>::kBlocks)) decodeKernel(Plan const plan)
+{
+    if constexpr (walks<T>(kRows))
+    {
+        SEMKV_SHARED_BYTES(bytes);
+        walkSplit<T, kHeadSize, kRows>(plan, reinterpret_cast<float*>(bytes));
+    }
 }
 
 // Quantises the new rows of one KV head into the cache: one warp the key, one the value. A launch of its own, before the

@@ -35,13 +35,6 @@ struct Plan
     float* products;   // factor * q.k of every query row and entry; null without mass
 };
 
-// Thread blocks that registers leave room for on one multiprocessor. Given to the compiler, which otherwise aims at one
-// more and spills for it, and used to fill whole waves.
-__host__ __device__ constexpr int expectedBlocks(int rows)
-{
-    return rows >= 2 ? 2 : 3;
-}
-
 // What a kernel works through are a row's entries: the live slots in order, or, with slotIndex, the named slots and then
 // the new ones.
 __device__ __forceinline__ int oldEntries(Plan const& plan, int length)
@@ -103,14 +96,19 @@ __device__ __forceinline__ Range slotRange(Plan const& plan, int length, int row
     return range;
 }
 
-// The logit times log2(e), from factor * q.k, of a row that sits at `position` (-1: no such row).
-__device__ __forceinline__ float maskedLogit(Plan const& plan, float product, int position, int slot, float bias)
+// A logit times log2(e) of a row that sits at `position` (-1: no such row), with masks and bias.
+__device__ __forceinline__ float masked(Plan const& plan, float x, int position, int slot, float bias)
 {
-    float const x = plan.cap > 0.0F ? plan.cap * tanhf(product) : product;
     int const distance = position - slot;
     bool const seen = slot >= 0 && position >= 0 && (plan.call.causal == 0 || distance >= 0)
         && (plan.call.window <= 0 || distance < plan.call.window) && bias > minusInfinity();
     return seen ? x + bias : slot == kImpossibleSlot ? notANumber() : minusInfinity();
+}
+
+// The same from factor * q.k.
+__device__ __forceinline__ float maskedLogit(Plan const& plan, float product, int position, int slot, float bias)
+{
+    return masked(plan, plan.cap > 0.0F ? plan.cap * tanhf(product) : product, position, slot, bias);
 }
 
 __device__ __forceinline__ float biasOfSlot(Plan const& plan, int64_t head, int length, int slot)

@@ -6,9 +6,10 @@
 namespace semkv::nexus
 {
 // The register tile of one warp.
-template <typename T, int kHeadSize, int kRows>
+template <typename T, int kHeadSize, int kRowTile>
 struct Shape
 {
+    static constexpr int kRows = kRowTile;
     static constexpr int kVector = Vector<T>::kSize;
     static constexpr int kPieces = kHeadSize / kVector;
     static constexpr int kLanes = kPieces >= 32 ? 32 : nextPowerOfTwo(kPieces);
@@ -24,6 +25,9 @@ struct Shape
     static constexpr int kWarpSlots = kGroups * kUnroll;
     static constexpr int kSlotTile = kWarps * kWarpSlots;
     static constexpr int kWeightFloats = kWarps * 2 * kWarpSlots * kRows;
+    // Thread blocks that registers leave room for on one multiprocessor. Given to the compiler, which otherwise aims at one
+    // more and spills for it, and used to fill whole waves.
+    static constexpr int kBlocks = kRows >= 2 ? 2 : 3;
     using Merge = Results<kHeadSize, kRows, kWarps>;
     static constexpr size_t kWeightBytes = sizeof(float) * static_cast<size_t>(kWeightFloats);
     static constexpr size_t kSharedBytes = kWeightBytes > Merge::kBytes ? kWeightBytes : Merge::kBytes;
@@ -242,7 +246,7 @@ struct Walker
         {
             return;
         }
-        int const firstRow = static_cast<int>(blockIdx.y) / plan.call.kvHeads * kRows;
+        int const firstRow = static_cast<int>(blockIdx.x) % ceilDivide(plan.queries, kRows) * kRows;
         SEMKV_UNROLL
         for (int r = 0; r < kRows; ++r)
         {
