@@ -55,3 +55,10 @@ void semkv_set_schedule([[maybe_unused]] uint64_t seed)
     emulation::setSchedule(seed);
 #endif
 }
+
+void semkv_set_architecture([[maybe_unused]] int architecture)
+{
+#if defined(SEMKV_EMULATED)
+    emulation::architecture() = architecture;
+#endif
+}

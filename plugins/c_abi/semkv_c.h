@@ -21,3 +21,5 @@ SEMKV_C int semkv_semantic_block_select(semkv::SemanticBlockSelectParams const* 
 SEMKV_C size_t semkv_semantic_block_select_workspace(semkv::SemanticBlockSelectParams const* params);
 // Orders blocks, warps and lanes of the emulated build by a seed; does nothing on a GPU.
 SEMKV_C void semkv_set_schedule(uint64_t seed);
+// What the kernels of the emulated build claim to be built for (75: no tensor cores); does nothing on a GPU.
+SEMKV_C void semkv_set_architecture(int architecture);

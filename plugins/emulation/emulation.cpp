@@ -90,7 +90,7 @@ struct Fiber
 
 struct Warp
 {
-    uint64_t values[2][kWarpSize];
+    LaneWords words[2][kWarpSize];
     int arrived{0};
     int lanes{0};
     Place meeting{"", 0};
@@ -332,30 +332,26 @@ void warpBarrier()
     yield();
 }
 
-uint64_t warpExchange(uint64_t value, int source)
+LaneWords const* warpShare(LaneWords const& own)
 {
     Machine& m = machine();
     Fiber& self = *m.running;
     Warp& warp = m.warps[self.at.thread.x / kWarpSize];
     // Two buffers: a lane can be one exchange ahead of the slowest reader, never two.
-    uint64_t* values = warp.values[self.exchanges++ & 1U];
-    values[self.at.thread.x % kWarpSize] = value;
+    LaneWords* const words = warp.words[self.exchanges++ & 1U];
+    words[self.at.thread.x % kWarpSize] = own;
     warpBarrier();
-    return values[source];
+    return words;
 }
 
-uint64_t warpBallot(bool predicate)
+unsigned warpBallot(bool predicate)
 {
-    Machine& m = machine();
-    Fiber& self = *m.running;
-    Warp& warp = m.warps[self.at.thread.x / kWarpSize];
-    uint64_t* values = warp.values[self.exchanges++ & 1U];
-    values[self.at.thread.x % kWarpSize] = predicate ? 1 : 0;
-    warpBarrier();
-    uint64_t ballot = 0;
-    for (int l = 0; l < warp.lanes; ++l)
+    LaneWords const* const words = warpShare({{predicate ? 1U : 0U}});
+    int const lanes = machine().warps[machine().running->at.thread.x / kWarpSize].lanes;
+    unsigned ballot = 0;
+    for (int l = 0; l < lanes; ++l)
     {
-        ballot |= values[l] << l;
+        ballot |= words[l].word[0] << l;
     }
     return ballot;
 }

@@ -7,7 +7,7 @@
 // lanes of the warp) reach, or that they meet at different places of the source, ends the process with a message; so
 // does more shared memory than a kernel gets without asking.
 // Not emulated: static __shared__ arrays, warp operations on part of a warp, concurrent blocks, streams (all calls are
-// synchronous), textures, mma.
+// synchronous), textures. Of mma there is m16n8k16 with float32 accumulators (mma.h).
 #pragma once
 
 #include <algorithm>
@@ -112,6 +112,13 @@ namespace semkv::emulation
 // Sets the seed that orders blocks, warps and lanes from here on (0: natural order).
 void setSchedule(uint64_t seed);
 
+// The architecture that kernels claim to be built for, as in __CUDA_ARCH__ / 10.
+inline int& architecture()
+{
+    static int value = 80;
+    return value;
+}
+
 void launch(dim3 grid, dim3 block, size_t sharedBytes, std::function<void()> const& kernel);
 // Grids of the launches since the last call.
 std::vector<dim3> takeGrids();
@@ -140,18 +147,21 @@ void enter(Place place);
 void blockBarrier();
 int blockBarrierOr(int predicate);
 void warpBarrier();
-// Each lane gives a value and gets the value of lane `source`.
-uint64_t warpExchange(uint64_t value, int source);
-uint64_t warpBallot(bool predicate);
+// Each lane gives words and sees those of all lanes, until its exchange after the next.
+struct LaneWords
+{
+    uint32_t word[6];
+};
+LaneWords const* warpShare(LaneWords const& own);
+unsigned warpBallot(bool predicate);
 
 template <typename T>
 T shuffle(T value, int source)
 {
     static_assert(sizeof(T) <= 8);
-    uint64_t bits = 0;
-    std::memcpy(&bits, &value, sizeof(T));
-    bits = warpExchange(bits, source);
-    std::memcpy(&value, &bits, sizeof(T));
+    LaneWords words{};
+    std::memcpy(words.word, &value, sizeof(T));
+    std::memcpy(&value, warpShare(words)[source].word, sizeof(T));
     return value;
 }
 inline int lane()
@@ -167,6 +177,17 @@ inline void fullMaskOnly(unsigned mask)
     }
 }
 } // namespace semkv::emulation
+
+struct cudaFuncAttributes
+{
+    int ptxVersion;
+};
+template <typename Kernel>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, Kernel*)
+{
+    attributes->ptxVersion = semkv::emulation::architecture();
+    return cudaSuccess;
+}
 
 #define threadIdx (::semkv::emulation::here().thread)
 #define blockIdx (::semkv::emulation::here().block)
@@ -218,7 +239,7 @@ inline unsigned __ballot_sync(
 {
     semkv::emulation::enter(place);
     semkv::emulation::fullMaskOnly(mask);
-    return static_cast<unsigned>(semkv::emulation::warpBallot(predicate != 0));
+    return semkv::emulation::warpBallot(predicate != 0);
 }
 
 inline int __popcll(unsigned long long v)

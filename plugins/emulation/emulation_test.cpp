@@ -1,5 +1,5 @@
 // The emulation itself: that it finds what it is there to find, and that its half types round as the hardware does.
-#include "../common/device.cuh"
+#include "../common/mma.cuh"
 #include "../harness/harness.h"
 
 #include <sys/wait.h>
@@ -47,6 +47,7 @@ void reduceKernel(int* out)
     int const none = __syncthreads_or(0);
     out[threadIdx.x] = value + 1000 * any + 10000 * none;
 }
+
 // A warp's buffer in shared memory, without one of its own for each warp: right if warps ran one after the other.
 void sharedBufferKernel(int* out)
 {
@@ -109,6 +110,79 @@ std::string dyingWords(Body const& body)
     CHECK(!WIFEXITED(status) || WEXITSTATUS(status) != 0 || words.empty());
     return words;
 }
+
+// Matrices of small integers, so that every sum is exact; asymmetric, so that no transposition goes unseen.
+float left(int row, int k)
+{
+    return static_cast<float>((row * 7 + k * 3) % 11 - 5);
+}
+float right(int k, int column)
+{
+    return static_cast<float>((k * 5 + column * 2 + k * column) % 13 - 6);
+}
+float start(int row, int column)
+{
+    return static_cast<float>(row * 100 + column);
+}
+
+// Fragments are written element by element from the PTX ISA's section on mma.m16n8k16 with 16-bit elements.
+template <typename T>
+void mmaKernel(float* out)
+{
+    int const groupId = static_cast<int>(threadIdx.x % 32) >> 2;
+    int const threadIdInGroup = static_cast<int>(threadIdx.x % 32) % 4;
+    T a[8];
+    for (int i = 0; i < 8; ++i)
+    {
+        int const row = (0 <= i && i < 2) || (4 <= i && i < 6) ? groupId : groupId + 8;
+        int const column = i < 4 ? threadIdInGroup * 2 + (i & 0x1) : threadIdInGroup * 2 + (i & 0x1) + 8;
+        a[i] = semkv::fromFloat<T>(left(row, column));
+    }
+    T b[4];
+    for (int i = 0; i < 4; ++i)
+    {
+        int const row = i < 2 ? threadIdInGroup * 2 + (i & 0x1) : threadIdInGroup * 2 + (i & 0x1) + 8;
+        b[i] = semkv::fromFloat<T>(right(row, groupId));
+    }
+    unsigned aRegisters[4];
+    unsigned bRegisters[2];
+    std::memcpy(aRegisters, a, sizeof(a));
+    std::memcpy(bRegisters, b, sizeof(b));
+    float c[4];
+    int rows[4];
+    int columns[4];
+    for (int i = 0; i < 4; ++i)
+    {
+        rows[i] = i < 2 ? groupId : groupId + 8;
+        columns[i] = threadIdInGroup * 2 + (i & 0x1);
+        c[i] = start(rows[i], columns[i]);
+    }
+    semkv::mma16816<T>(c, aRegisters, bRegisters[0], bRegisters[1]);
+    semkv::mma16816<T>(c, aRegisters, bRegisters[0], bRegisters[1]);
+    for (int i = 0; i < 4; ++i)
+    {
+        out[threadIdx.x / 32 * 128 + static_cast<unsigned>(rows[i] * 8 + columns[i])] = c[i];
+    }
+}
+
+template <typename T>
+void checkMma(uint64_t seed)
+{
+    std::vector<float> out(256, -1.0F);
+    semkv::emulation::setSchedule(seed);
+    SEMKV_LAUNCH(dim3(1), dim3(kThreads), 0, nullptr, (mmaKernel<T>), out.data());
+    semkv::emulation::setSchedule(0);
+    for (int i = 0; i < 256; ++i)
+    {
+        int const row = i % 128 / 8;
+        float want = start(row, i % 8);
+        for (int k = 0; k < 16; ++k)
+        {
+            want += 2.0F * left(row, k) * right(k, i % 8);
+        }
+        CHECK(out[static_cast<size_t>(i)] == want);
+    }
+}
 } // namespace
 
 PLUGIN_TEST(emulationInterleavesWarps)
@@ -134,6 +208,15 @@ PLUGIN_TEST(emulationEndsAtWhatTheHardwareForbids)
     CHECK(run(divergentBlockKernel, 0).find("threads of a block meet at ") != std::string::npos);
     CHECK(run(reduceKernel, 48 * 1024).empty());
     CHECK(run(reduceKernel, 48 * 1024 + 1).find("48 KiB of dynamic shared memory") != std::string::npos);
+}
+
+PLUGIN_TEST(emulationMma)
+{
+    for (uint64_t seed = 0; seed < 4; ++seed)
+    {
+        checkMma<__half>(seed);
+        checkMma<__nv_bfloat16>(seed);
+    }
 }
 
 PLUGIN_TEST(emulationShowsAMissingBarrier)

@@ -26,7 +26,7 @@ NexusAttentionParams = _structure(
     "NexusAttentionParams",
     "query:p key:p value:p slot_index:p key_cache:p value_cache:p slot_bias:p length:p key_scale:p value_scale:p "
     "output:p mass:p workspace:p batch:i query_heads:i kv_heads:i rows:i capacity:i head_size:i index_width:i scale:f "
-    "softcap:f causal:i window:i max_waves:i element:i cache:i",
+    "softcap:f causal:i window:i split_halves:i element:i cache:i",
 )
 CompactCacheParams = _structure(
     "CompactCacheParams",
@@ -149,7 +149,7 @@ def nexus_attention_params(
         softcap=attributes.get("softcap", 0.0),
         causal=attributes.get("causal", 1),
         window=attributes.get("window", 0),
-        max_waves=attributes.get("max_waves", 0),
+        split_halves=attributes.get("split_halves", 0),
         element=ELEMENTS[query.dtype],
         cache=CODES.get(key_cache.dtype, 0),
     )

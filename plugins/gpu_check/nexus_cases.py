@@ -26,7 +26,7 @@ def case(seed: int) -> tuple[tuple[torch.Tensor, ...], dict[str, Any]]:
     dtype = DTYPES[seed // 40 % 3]
     batch = draw.randint(1, 9) if head_size < 128 and group < 5 else draw.randint(1, 2)
     kv_heads = draw.randint(1, 2)
-    rows = draw.choice((1, 1, 1, 1, 2, 3, 5))
+    rows = draw.choice((1, 1, 1, 1, 2, 3, 5, 9))
     capacity = draw.choice((rows, rows + 1, 64, 100, 129, 192))
     if seed % 9 == 0:  # many tiles of slots, in every split and element type
         batch, capacity = 1, draw.choice((513, 1000, 2049, 4096))

@@ -31,14 +31,14 @@ size_t nexusAttentionWorkspaceBytes(NexusAttentionParams const& params)
         return 0;
     }
     // Grows with every size, as TensorRT asks only for the largest ones of a profile. More than one split is taken only
-    // below 2048 blocks of at most eight rows, and there by rows x splits <= 2048 x 8 + rows.
+    // below 2048 blocks of at most sixteen rows, and there by rows x splits <= 2048 x 16 + rows.
     int64_t const queryRows = static_cast<int64_t>(params.batch) * params.queryHeads * params.rows;
-    int64_t const rowsTimesSplits = queryRows * 128 < 32768 ? queryRows * 128 : 32768;
+    int64_t const rowsTimesSplits = queryRows * 128 < 65536 ? queryRows * 128 : 65536;
     int64_t floats = rowsTimesSplits * (params.headSize + 2);
     if (params.mass != nullptr)
     {
         bool const indexed = params.slotIndex != nullptr;
-        floats += queryRows * (2 + (indexed ? params.indexWidth + params.rows : params.capacity));
+        floats += queryRows * (2 + (indexed ? params.indexWidth + params.rows : params.capacity)) + 3;
     }
     return sizeof(float) * static_cast<size_t>(floats);
 }

@@ -9,11 +9,11 @@
 // the unnormalised sums go to the workspace and a second kernel merges them.
 #pragma once
 
+#include "../common/mma.cuh"
 #include "nexus_attention_walker.cuh"
 
 namespace semkv::nexus
 {
-template <typename T>
 __device__ __forceinline__ void writeNotANumber(Plan const& plan, int64_t head, int rowTileIndex)
 {
     int const first = rowTileIndex * plan.rowTile * plan.call.headSize;
@@ -21,31 +21,27 @@ __device__ __forceinline__ void writeNotANumber(Plan const& plan, int64_t head, 
     int64_t const base = head * plan.queries * plan.call.headSize;
     for (int i = first + static_cast<int>(threadIdx.x); i < last; i += kThreads)
     {
-        storeOutput<T>(plan.call, base + i, notANumber());
+        storeElement(plan.call.output, plan.call.element, base + i, notANumber());
     }
 }
 
-// Grid: splits, KV heads x row tiles, batch.
 template <typename T, int kHeadSize, int kRows>
-__global__ void __launch_bounds__(kThreads, expectedBlocks(kRows)) decodeKernel(Plan const plan)
+__device__ __forceinline__ void walkSplit(Plan const& plan, float* shared)
 {
     using S = Shape<T, kHeadSize, kRows>;
-    SEMKV_SHARED_BYTES(bytes);
-    float* const shared = reinterpret_cast<float*>(bytes);
-
     NexusAttentionParams const& call = plan.call;
-    int const split = static_cast<int>(blockIdx.x);
-    int const rowTileIndex = static_cast<int>(blockIdx.y) / call.kvHeads;
     int const rowTiles = ceilDivide(plan.queries, kRows);
+    int const rowTileIndex = static_cast<int>(blockIdx.x) % rowTiles;
+    int const split = static_cast<int>(blockIdx.y);
     int const batch = static_cast<int>(blockIdx.z);
-    int64_t const head = static_cast<int64_t>(batch) * call.kvHeads + static_cast<int>(blockIdx.y) % call.kvHeads;
+    int64_t const head = static_cast<int64_t>(batch) * call.kvHeads + static_cast<int>(blockIdx.x) / rowTiles;
 
     int64_t const given = call.length[batch];
     if (!lengthFits(plan, given))
     {
         if (split == 0)
         {
-            writeNotANumber<T>(plan, head, rowTileIndex);
+            writeNotANumber(plan, head, rowTileIndex);
         }
         return;
     }
@@ -104,54 +100,28 @@ __global__ void __launch_bounds__(kThreads, expectedBlocks(kRows)) decodeKernel(
     }
     walker.mergeGroups();
 
-    float* const sums = shared;
-    float* const maxima = sums + kWarps * kRows * kHeadSize;
-    float* const totals = maxima + kWarps * kRows;
+    typename S::Merge const results{shared};
     __syncthreads();
-    walker.publish(sums, maxima, totals, warp);
+    walker.publish(results, warp);
     __syncthreads();
+    results.finish(plan, head, rowTileIndex * kRows, split, range.active);
+}
 
-    for (int i = static_cast<int>(threadIdx.x); i < kRows * kHeadSize; i += kThreads)
+// Whether the architecture that is compiled for ever runs a kernel for this many rows: tensor cores take several of 16 bits.
+template <typename T>
+__host__ __device__ constexpr bool walks(int rows)
+{
+    return rows == 1 || sizeof(T) != 2 || kOtherBuild;
+}
+
+// Grid: KV heads x row tiles, splits, batch.
+template <typename T, int kHeadSize, int kRows>
+__global__ void __launch_bounds__(kThreads, (Shape<T, kHeadSize, kRows>::kBlocks)) decodeKernel(Plan const plan)
+{
+    if constexpr (walks<T>(kRows))
     {
-        int const r = i / kHeadSize;
-        int const d = i % kHeadSize;
-        int const row = rowTileIndex * kRows + r;
-        if (row >= plan.queries)
-        {
-            break;
-        }
-        float highest = minusInfinity();
-        for (int w = 0; w < kWarps; ++w)
-        {
-            highest = fmaxf(highest, maxima[w * kRows + r]);
-        }
-        float total = 0.0F;
-        float weight = 0.0F;
-        for (int w = 0; w < kWarps; ++w)
-        {
-            float const shrink = highest > minusInfinity() ? exp2f(maxima[w * kRows + r] - highest) : 0.0F;
-            total += sums[(w * kRows + r) * kHeadSize + d] * shrink;
-            weight += totals[w * kRows + r] * shrink;
-        }
-        int64_t const outputRow = head * plan.queries + row;
-        if (range.active == 1)
-        {
-            storeOutput<T>(call, outputRow * kHeadSize + d, total / weight);
-            if (d == 0)
-            {
-                keepStatistics(plan, outputRow, highest, weight);
-            }
-        }
-        else
-        {
-            partialSums(plan, outputRow)[split * kHeadSize + d] = total;
-            if (d == 0)
-            {
-                float* const scales = partialScales(plan, outputRow) + split * 2;
-                scales[0] = highest;
-                scales[1] = weight;
-            }
-        }
+        SEMKV_SHARED_BYTES(bytes);
+        walkSplit<T, kHeadSize, kRows>(plan, reinterpret_cast<float*>(bytes));
     }
 }
 
@@ -192,49 +162,6 @@ __global__ void __launch_bounds__(64) appendCodesKernel(Plan const plan)
     if (lane == 0)
     {
         (isKey ? call.keyScale : call.valueScale)[slot] = scale;
-    }
-}
-
-// Merges the splits of one query row. Grid: rows of one KV head, KV heads, batch.
-template <typename T>
-__global__ void __launch_bounds__(kThreads) mergeKernel(Plan const plan)
-{
-    NexusAttentionParams const& call = plan.call;
-    int const row = static_cast<int>(blockIdx.x);
-    int64_t const head = static_cast<int64_t>(blockIdx.z) * call.kvHeads + blockIdx.y;
-    int64_t const given = call.length[blockIdx.z];
-    if (!lengthFits(plan, given))
-    {
-        return;
-    }
-    int const active = slotRange(plan, static_cast<int>(given), row / plan.rowTile, 0).active;
-    if (active == 1)
-    {
-        return;
-    }
-    int64_t const outputRow = head * plan.queries + row;
-    float const* const sums = partialSums(plan, outputRow);
-    float const* const scales = partialScales(plan, outputRow);
-    float highest = minusInfinity();
-    for (int s = 0; s < active; ++s)
-    {
-        highest = fmaxf(highest, scales[2 * s]);
-    }
-    for (int d = static_cast<int>(threadIdx.x); d < call.headSize; d += kThreads)
-    {
-        float total = 0.0F;
-        float weight = 0.0F;
-        for (int s = 0; s < active; ++s)
-        {
-            float const shrink = exp2f(scales[2 * s] - highest);
-            total += sums[s * call.headSize + d] * shrink;
-            weight += scales[2 * s + 1] * shrink;
-        }
-        storeOutput<T>(call, outputRow * call.headSize + d, total / weight);
-        if (d == 0)
-        {
-            keepStatistics(plan, outputRow, highest, weight);
-        }
     }
 }
 } // namespace semkv::nexus

@@ -45,7 +45,7 @@ struct NexusAttentionParams
     float softcap;            // 0: off
     int32_t causal;           // 1 or 0
     int32_t window;           // 0: off
-    int32_t maxWaves;         // most waves of thread blocks that splitting may make; 0: the default
+    int32_t splitHalves;      // splits to make, in halves of what suits the sizes; 0: as suits them
     Element element;
     CacheElement cache;
 };

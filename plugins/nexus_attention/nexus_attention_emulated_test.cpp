@@ -62,7 +62,7 @@ PLUGIN_TEST(nexusAttentionTacticsChangeTheLaunch)
             driver.checkTypesAndShapes({row, cache, cache});
             semkv::emulation::takeGrids();
             driver.run(true, tactic, when);
-            splits.push_back(semkv::emulation::takeGrids().front().x);
+            splits.push_back(semkv::emulation::takeGrids().front().y);
         }
         CHECK(splits[0] <= splits[1] && splits[1] <= splits[2] && splits[0] < splits[2]);
     }

@@ -1,86 +1,122 @@
 // Host side of the NexusAttention kernels for one element type of the cache; one .cu file instantiates it for each.
 #pragma once
 
-#include "nexus_attention.cuh"
+#include "nexus_attention_splits.h"
+#include "nexus_attention_tensor_kernel.cuh"
 
 #include <cmath>
 
 namespace semkv::nexus
 {
-// Fewest splits that come within a tenth of the best filling of whole waves.
-inline int chooseSplits(int blocksPerSplit, int mostSplits, int blocksPerMultiprocessor, int waves)
+// Thread blocks that the device holds at a time.
+inline cudaError_t blocksAtATime(int blocksPerMultiprocessor, int64_t& blocks)
 {
     int device = 0;
     int multiprocessors = 0;
-    if (cudaGetDevice(&device) != cudaSuccess
-        || cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device) != cudaSuccess)
+    cudaError_t error = cudaGetDevice(&device);
+    if (error == cudaSuccess)
     {
-        return 1;
+        error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
     }
-    int const slots = multiprocessors * blocksPerMultiprocessor;
-    int best = 1;
-    float bestFilling = 0.0F;
-    for (int splits = 1; splits <= mostSplits && (splits == 1 || splits * blocksPerSplit <= slots * waves); ++splits)
-    {
-        int const blocks = splits * blocksPerSplit;
-        float const filling = static_cast<float>(blocks) / static_cast<float>(ceilDivide(blocks, slots) * slots);
-        if (filling > bestFilling * 1.1F)
-        {
-            best = splits;
-            bestFilling = filling;
-        }
-    }
-    return best;
+    blocks = static_cast<int64_t>(multiprocessors) * blocksPerMultiprocessor;
+    return error;
 }
+
+// nexus_attention_merge.cu
+cudaError_t launchMerge(Plan const& plan, cudaStream_t stream);
 
 // nexus_attention_mass.cu
 cudaError_t launchMass(Plan const& plan, cudaStream_t stream);
 
-template <typename T, int kHeadSize, int kRows>
-cudaError_t launchRows(Plan plan, cudaStream_t stream)
-{
-    using S = Shape<T, kHeadSize, kRows>;
-    NexusAttentionParams const& call = plan.call;
-    plan.rowTile = kRows;
-    plan.slotTile = S::kSlotTile;
-    int const rowTiles = ceilDivide(plan.queries, kRows);
-    int const blocksPerSplit = call.batch * call.kvHeads * rowTiles;
-    int const mostSplits = min(maxSplits(blocksPerSplit), ceilDivide(plan.entries, S::kSlotTile));
-    plan.splits = chooseSplits(blocksPerSplit, mostSplits, expectedBlocks(kRows), call.maxWaves > 0 ? call.maxWaves : 2);
+using Kernel = void (*)(Plan);
 
-    dim3 const grid(static_cast<unsigned>(plan.splits), static_cast<unsigned>(call.kvHeads * rowTiles),
-        static_cast<unsigned>(call.batch));
-    SEMKV_LAUNCH(grid, dim3(kThreads), S::kSharedBytes, stream, (decodeKernel<T, kHeadSize, kRows>), plan);
-    if (plan.splits > 1)
+// S: the shape of the kernel.
+template <typename S>
+cudaError_t launchKernel(Plan plan, Kernel kernel, cudaStream_t stream)
+{
+    NexusAttentionParams const& call = plan.call;
+    plan.rowTile = S::kRows;
+    plan.slotTile = S::kSlotTile;
+    int const headTiles = call.kvHeads * ceilDivide(plan.queries, S::kRows);
+    int const blocksPerSplit = call.batch * headTiles;
+    Filling filling{blocksPerSplit, ceilDivide(plan.entries, S::kSlotTile), 0};
+    cudaError_t error = blocksAtATime(S::kBlocks, filling.slots);
+    if (error != cudaSuccess)
     {
-        dim3 const mergeGrid(static_cast<unsigned>(plan.queries), static_cast<unsigned>(call.kvHeads),
-            static_cast<unsigned>(call.batch));
-        SEMKV_LAUNCH(mergeGrid, dim3(kThreads), 0, stream, (mergeKernel<T>), plan);
+        return error;
     }
-    return call.mass != nullptr ? launchMass(plan, stream) : cudaGetLastError();
+    plan.splits = static_cast<int32_t>(chooseSplits(filling, maxSplits(blocksPerSplit), call.splitHalves));
+
+    dim3 const grid(static_cast<unsigned>(headTiles), static_cast<unsigned>(plan.splits), static_cast<unsigned>(call.batch));
+    SEMKV_LAUNCH(grid, dim3(kThreads), S::kSharedBytes, stream, (kernel), plan);
+    error = plan.splits > 1 ? launchMerge(plan, stream) : cudaGetLastError();
+    return error == cudaSuccess && call.mass != nullptr ? launchMass(plan, stream) : error;
 }
 
-template <typename T, int kHeadSize>
+template <typename T, int kHeadSize, int kRows>
+cudaError_t launchRows(Plan const& plan, cudaStream_t stream)
+{
+    return launchKernel<Shape<T, kHeadSize, kRows>>(plan, decodeKernel<T, kHeadSize, kRows>, stream);
+}
+
+// Whether tensor cores take this call: several query rows of 16 bits, and machine code, or PTX, of sm_80 or later.
+// Machine code for sm_75 runs on nothing later, but its PTX does, and the kernels in that are empty.
+template <typename T, typename C, int kHeadSize>
+cudaError_t launchTensor(Plan const& plan, cudaStream_t stream, bool& taken)
+{
+    cudaFuncAttributes attributes{};
+    cudaError_t const error = cudaFuncGetAttributes(&attributes, tensorKernel<T, C, kHeadSize>);
+    taken = error != cudaSuccess || attributes.ptxVersion >= 80;
+    return error == cudaSuccess && taken
+        ? launchKernel<TensorShape<T, C, kHeadSize>>(plan, tensorKernel<T, C, kHeadSize>, stream)
+        : error;
+}
+
+template <typename C, int kHeadSize>
+cudaError_t launchTensorElement(Plan const& plan, cudaStream_t stream, bool& taken)
+{
+    if constexpr (kIsCode<C>)
+    {
+        switch (plan.call.element)
+        {
+        case Element::kFloat16: return launchTensor<__half, C, kHeadSize>(plan, stream, taken);
+        case Element::kBFloat16: return launchTensor<__nv_bfloat16, C, kHeadSize>(plan, stream, taken);
+        default: return cudaSuccess;
+        }
+    }
+    else if constexpr (sizeof(C) == 2)
+    {
+        return launchTensor<C, C, kHeadSize>(plan, stream, taken);
+    }
+    return cudaSuccess;
+}
+
+template <typename C, int kHeadSize>
 cudaError_t launchHeadSize(Plan const& plan, cudaStream_t stream)
 {
     if (plan.queries == 1)
     {
-        return launchRows<T, kHeadSize, 1>(plan, stream);
+        return launchRows<C, kHeadSize, 1>(plan, stream);
     }
-    if (plan.queries == 2)
+    bool taken = false;
+    cudaError_t const error = launchTensorElement<C, kHeadSize>(plan, stream, taken);
+    if (taken)
     {
-        return launchRows<T, kHeadSize, 2>(plan, stream);
+        return error;
     }
-    // Sixteen elements a lane instead of eight or four leave no registers for eight rows.
-    if constexpr (kIsCode<T>)
+    // Eight or sixteen elements a lane instead of four leave no registers for eight rows.
+    if constexpr (sizeof(C) == 4)
     {
-        return launchRows<T, kHeadSize, 4>(plan, stream);
+        if (plan.queries == 2)
+        {
+            return launchRows<C, kHeadSize, 2>(plan, stream);
+        }
+        if (plan.queries > 4)
+        {
+            return launchRows<C, kHeadSize, 8>(plan, stream);
+        }
     }
-    else
-    {
-        return plan.queries <= 4 ? launchRows<T, kHeadSize, 4>(plan, stream)
-                                 : launchRows<T, kHeadSize, 8>(plan, stream);
-    }
+    return launchRows<C, kHeadSize, 4>(plan, stream);
 }
 
 template <typename T>
@@ -100,7 +136,8 @@ cudaError_t launch(NexusAttentionParams const& call, cudaStream_t stream)
         int64_t const queryRows = static_cast<int64_t>(call.batch) * call.queryHeads * call.rows;
         plan.statistics = call.workspace;
         plan.products = plan.statistics + 2 * queryRows;
-        plan.partials = plan.products + queryRows * plan.entries;
+        int64_t const floats = (2 + plan.entries) * queryRows;
+        plan.partials = call.workspace + (floats + 3) / 4 * 4; // sums are read four at a time
     }
     if constexpr (kIsCode<T>)
     {

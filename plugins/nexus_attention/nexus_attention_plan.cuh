@@ -9,11 +9,13 @@ namespace semkv::nexus
 constexpr int kWarps = 4;
 constexpr int kThreads = kWarps * 32;
 
+constexpr int kMostSplits = 128;
+
 // Bounds the workspace: beyond 2048 blocks no device gains from another split.
 constexpr int maxSplits(int blocksPerSplit)
 {
     int const enough = ceilDivide(2048, blocksPerSplit);
-    return enough < 128 ? enough : 128;
+    return enough < kMostSplits ? enough : kMostSplits;
 }
 
 // What the kernels need beyond the caller's parameters.
@@ -31,37 +33,6 @@ struct Plan
     float* partials;   // sums, then (maximum, sum of weights), of every query row and split
     float* statistics; // (maximum, sum of weights) of every query row; null without mass
     float* products;   // factor * q.k of every query row and entry; null without mass
-};
-
-// Thread blocks that registers leave room for on one multiprocessor. Given to the compiler, which otherwise aims at one
-// more and spills for it, and used to fill whole waves.
-__host__ __device__ constexpr int expectedBlocks(int rows)
-{
-    return rows >= 2 ? 2 : 3;
-}
-
-template <typename T, int kHeadSize, int kRows>
-struct Shape
-{
-    static constexpr int kVector = Vector<T>::kSize;
-    static constexpr int kPieces = kHeadSize / kVector;
-    static constexpr int kLanes = kPieces >= 32 ? 32 : nextPowerOfTwo(kPieces);
-    static constexpr int kPerLane = ceilDivide(kPieces, kLanes);
-    static constexpr int kGroups = 32 / kLanes;
-    // Registers: keys and values in flight, query and accumulator, logits.
-    static constexpr int registers(int unroll)
-    {
-        return 8 * unroll * kPerLane + 2 * kRows * kVector * kPerLane + unroll * kRows;
-    }
-    static constexpr int kUnroll = kPerLane == 1 && kLanes >= 8 && registers(8) <= 168 ? 8 : registers(4) <= 200 ? 4 : 2;
-    static constexpr int kReplicas = kLanes / kUnroll;
-    static constexpr int kWarpSlots = kGroups * kUnroll;
-    static constexpr int kSlotTile = kWarps * kWarpSlots;
-    static constexpr int kWeightFloats = kWarps * 2 * kWarpSlots * kRows;
-    static constexpr int kMergeFloats = kWarps * kRows * (kHeadSize + 2);
-    static constexpr size_t kSharedBytes
-        = sizeof(float) * static_cast<size_t>(kWeightFloats > kMergeFloats ? kWeightFloats : kMergeFloats);
-    static_assert(kHeadSize % kVector == 0 && kReplicas >= 1 && kWarpSlots <= 32);
 };
 
 // What a kernel works through are a row's entries: the live slots in order, or, with slotIndex, the named slots and then
@@ -125,14 +96,19 @@ __device__ __forceinline__ Range slotRange(Plan const& plan, int length, int row
     return range;
 }
 
-// The logit times log2(e), from factor * q.k, of a row that sits at `position` (-1: no such row).
-__device__ __forceinline__ float maskedLogit(Plan const& plan, float product, int position, int slot, float bias)
+// A logit times log2(e) of a row that sits at `position` (-1: no such row), with masks and bias.
+__device__ __forceinline__ float masked(Plan const& plan, float x, int position, int slot, float bias)
 {
-    float const x = plan.cap > 0.0F ? plan.cap * tanhf(product) : product;
     int const distance = position - slot;
     bool const seen = slot >= 0 && position >= 0 && (plan.call.causal == 0 || distance >= 0)
         && (plan.call.window <= 0 || distance < plan.call.window) && bias > minusInfinity();
     return seen ? x + bias : slot == kImpossibleSlot ? notANumber() : minusInfinity();
+}
+
+// The same from factor * q.k.
+__device__ __forceinline__ float maskedLogit(Plan const& plan, float product, int position, int slot, float bias)
+{
+    return masked(plan, plan.cap > 0.0F ? plan.cap * tanhf(product) : product, position, slot, bias);
 }
 
 __device__ __forceinline__ float biasOfSlot(Plan const& plan, int64_t head, int length, int slot)
@@ -163,20 +139,6 @@ __device__ __forceinline__ void keepStatistics(Plan const& plan, int64_t row, fl
     {
         plan.statistics[2 * row] = highest;
         plan.statistics[2 * row + 1] = weight;
-    }
-}
-
-// T: the cache's element type; where that is a code, the output's is known at run time only.
-template <typename T>
-__device__ __forceinline__ void storeOutput(NexusAttentionParams const& call, int64_t index, float v)
-{
-    if constexpr (kIsCode<T>)
-    {
-        storeElement(call.output, call.element, index, v);
-    }
-    else
-    {
-        static_cast<T*>(call.output)[index] = fromFloat<T>(v);
     }
 }
 

@@ -13,7 +13,7 @@ namespace semkv
 {
 namespace
 {
-constexpr std::array<int32_t, 3> kWaveTactics{2, 1, 4};
+constexpr std::array<int32_t, 3> kSplitTactics{2, 1, 4};
 
 enum Attribute : size_t
 {
@@ -112,24 +112,24 @@ IPluginV3* NexusAttentionPlugin::clone() noexcept
 
 int32_t NexusAttentionPlugin::getNbTactics() noexcept
 {
-    return static_cast<int32_t>(kWaveTactics.size());
+    return static_cast<int32_t>(kSplitTactics.size());
 }
 
 int32_t NexusAttentionPlugin::getValidTactics(int32_t* tactics, int32_t nbTactics) noexcept
 {
-    std::copy_n(kWaveTactics.begin(), std::min<size_t>(static_cast<size_t>(nbTactics), kWaveTactics.size()), tactics);
+    std::copy_n(kSplitTactics.begin(), std::min<size_t>(static_cast<size_t>(nbTactics), kSplitTactics.size()), tactics);
     return 0;
 }
 
 int32_t NexusAttentionPlugin::setTactic(int32_t tactic) noexcept
 {
     // 0 is what TensorRT sets for plugins without tactics, and before any was chosen.
-    if (tactic != 0 && std::find(kWaveTactics.begin(), kWaveTactics.end(), tactic) == kWaveTactics.end())
+    if (tactic != 0 && std::find(kSplitTactics.begin(), kSplitTactics.end(), tactic) == kSplitTactics.end())
     {
         reject("tactic", "1, 2 or 4", std::to_string(tactic));
         return -1;
     }
-    mWaves = tactic;
+    mSplitHalves = tactic;
     return 0;
 }
 
@@ -218,7 +218,7 @@ NexusAttentionParams NexusAttentionPlugin::sizesAndAttributes(Sizes const& sizes
     params.softcap = static_cast<float>(attribute(kSoftcap));
     params.causal = static_cast<int32_t>(attribute(kCausal));
     params.window = static_cast<int32_t>(attribute(kWindow));
-    params.maxWaves = mWaves;
+    params.splitHalves = mSplitHalves;
     params.cache = cacheElement();
     return params;
 }

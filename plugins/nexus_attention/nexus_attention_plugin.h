@@ -13,7 +13,7 @@ public:
     static OperatorContract const& contract();
     nvinfer1::IPluginV3* clone() noexcept override;
 
-    // A tactic is the number of waves of thread blocks that splitting the slots may fill.
+    // A tactic is the number of splits, in halves of what suits the sizes.
     int32_t getNbTactics() noexcept override;
     int32_t getValidTactics(int32_t* tactics, int32_t nbTactics) noexcept override;
     int32_t setTactic(int32_t tactic) noexcept override;
@@ -28,6 +28,6 @@ private:
     // The launch parameters that are no pointers.
     NexusAttentionParams sizesAndAttributes(Sizes const& sizes) const;
 
-    int32_t mWaves{0};
+    int32_t mSplitHalves{0};
 };
 } // namespace semkv

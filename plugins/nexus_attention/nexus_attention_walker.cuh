@@ -1,10 +1,39 @@
 // How one warp of the NexusAttention kernel works through its slots.
 #pragma once
 
-#include "nexus_attention_plan.cuh"
+#include "nexus_attention_finish.cuh"
 
 namespace semkv::nexus
 {
+// The register tile of one warp.
+template <typename T, int kHeadSize, int kRowTile>
+struct Shape
+{
+    static constexpr int kRows = kRowTile;
+    static constexpr int kVector = Vector<T>::kSize;
+    static constexpr int kPieces = kHeadSize / kVector;
+    static constexpr int kLanes = kPieces >= 32 ? 32 : nextPowerOfTwo(kPieces);
+    static constexpr int kPerLane = ceilDivide(kPieces, kLanes);
+    static constexpr int kGroups = 32 / kLanes;
+    // Registers: keys and values in flight, query and accumulator, logits.
+    static constexpr int registers(int unroll)
+    {
+        return 8 * unroll * kPerLane + 2 * kRows * kVector * kPerLane + unroll * kRows;
+    }
+    static constexpr int kUnroll = kPerLane == 1 && kLanes >= 8 && registers(8) <= 168 ? 8 : registers(4) <= 200 ? 4 : 2;
+    static constexpr int kReplicas = kLanes / kUnroll;
+    static constexpr int kWarpSlots = kGroups * kUnroll;
+    static constexpr int kSlotTile = kWarps * kWarpSlots;
+    static constexpr int kWeightFloats = kWarps * 2 * kWarpSlots * kRows;
+    // Thread blocks that registers leave room for on one multiprocessor. Given to the compiler, which otherwise aims at one
+    // more and spills for it, and used to fill whole waves.
+    static constexpr int kBlocks = kRows >= 2 ? 2 : 3;
+    using Merge = Results<kHeadSize, kRows, kWarps>;
+    static constexpr size_t kWeightBytes = sizeof(float) * static_cast<size_t>(kWeightFloats);
+    static constexpr size_t kSharedBytes = kWeightBytes > Merge::kBytes ? kWeightBytes : Merge::kBytes;
+    static_assert(kHeadSize % kVector == 0 && kReplicas >= 1 && kWarpSlots <= 32);
+};
+
 // One warp's share of a split: its lane group's slots, one after the other.
 template <typename T, int kHeadSize, int kRows>
 struct Walker
@@ -108,6 +137,23 @@ struct Walker
         T const* old = static_cast<T const*>(cache) + head * plan.call.capacity * kHeadSize;
         T const* added
             = kIsCode<T> ? old : static_cast<T const*>(fresh) + (head * plan.call.rows - length) * kHeadSize;
+        if (plan.call.slotIndex == nullptr && base + S::kWarpSlots <= min(end, length))
+        {
+            // One address and constant distances from it, as nearly always.
+            T const* const first = old + static_cast<int64_t>(base + group) * kHeadSize + lane * S::kVector;
+            SEMKV_UNROLL
+            for (int u = 0; u < S::kUnroll; ++u)
+            {
+                SEMKV_UNROLL
+                for (int c = 0; c < S::kPerLane; ++c)
+                {
+                    rows[u][c] = lane + c * S::kLanes < S::kPieces
+                        ? loadVector(first + u * S::kGroups * kHeadSize + c * S::kLanes * S::kVector)
+                        : zeroVector<T>();
+                }
+            }
+            return;
+        }
         SEMKV_UNROLL
         for (int u = 0; u < S::kUnroll; ++u)
         {
@@ -200,7 +246,7 @@ struct Walker
         {
             return;
         }
-        int const firstRow = static_cast<int>(blockIdx.y) / plan.call.kvHeads * kRows;
+        int const firstRow = static_cast<int>(blockIdx.x) % ceilDivide(plan.queries, kRows) * kRows;
         SEMKV_UNROLL
         for (int r = 0; r < kRows; ++r)
         {
@@ -320,8 +366,8 @@ struct Walker
         }
     }
 
-    // Warp totals to shared memory: [warp][row][head size], then [warp][row] maxima and weights.
-    __device__ __forceinline__ void publish(float* sums, float* maxima, float* weights, int warp) const
+    // Warp totals to shared memory.
+    __device__ __forceinline__ void publish(typename S::Merge const& results, int warp) const
     {
         SEMKV_UNROLL
         for (int r = 0; r < kRows; ++r)
@@ -337,15 +383,15 @@ struct Walker
                     {
                         if (piece < S::kPieces)
                         {
-                            sums[(warp * kRows + r) * kHeadSize + piece * S::kVector + i] = sum[r][c][i];
+                            results.sums(warp, r)[piece * S::kVector + i] = sum[r][c][i];
                         }
                     }
                 }
             }
             if (threadIdx.x % 32 == 0)
             {
-                maxima[warp * kRows + r] = maximum[r];
-                weights[warp * kRows + r] = weight[r];
+                results.maximum(warp, r) = maximum[r];
+                results.weight(warp, r) = weight[r];
             }
         }
     }

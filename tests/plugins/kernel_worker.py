@@ -74,7 +74,7 @@ def run_nexus(kernels: bindings.Kernels, seed: int) -> str:
     query, key, value, key_cache, value_cache, bias, length = inputs
     keys, values, output = key_cache.clone(), value_cache.clone(), torch.full_like(query, float("nan"))
     params = bindings.nexus_attention_params(query, key, value, keys, values, bias, length, output, **attributes)
-    params.max_waves = (0, 1, 4)[seed % 3]
+    params.split_halves = (0, 1, 4)[seed % 3]
     scratch = kernels.workspace("nexus_attention", params, query.device)
     params.workspace = bindings.pointer(scratch)
     with unreadable(dead_regions([keys, values, bias], [n + query.shape[2] for n in length.tolist()])):
@@ -107,7 +107,7 @@ def run_options(kernels: bindings.Kernels, seed: int) -> str:
     if mass := attributes["mass"]:
         given["mass"] = torch.full_like(bias, float("nan"))
         outputs += (given["mass"],)
-    attributes = {name: v for name, v in attributes.items() if name != "mass"} | {"max_waves": (0, 1, 4)[seed % 3]}
+    attributes = {name: v for name, v in attributes.items() if name != "mass"} | {"split_halves": (0, 1, 4)[seed % 3]}
     params = bindings.nexus_attention_params(
         query, key, value, keys, values, bias, length, output, **given, **attributes
     )
@@ -284,6 +284,30 @@ def impossible_lengths(kernels: bindings.Kernels) -> None:
             assert got[3][1] == -1 and got[5][1] == -1 and bool((got[4][1] == -1).all())
 
 
+def architectures(kernels: bindings.Kernels) -> None:
+    """Which calls the architecture decides about: several query rows of 16 bits. The two kernels round differently, so
+    that not one bit differing means one kernel. Both are within the tolerance: see the sweeps."""
+    torch.manual_seed(0)
+    for dtype in nexus_cases.DTYPES:
+        for code in (None, "int8", "fp8"):
+            for heads in (2, 4):
+                query = torch.randn(1, heads, 1, 64).to(dtype)
+                key, value = torch.randn(2, 1, 2, 1, 64).to(dtype)
+                caches, options = [torch.randn(1, 2, 96, 64) for _ in range(2)], {}
+                for i, name in enumerate(("key_scale", "value_scale")):
+                    if code is None:
+                        caches[i] = caches[i].to(dtype)
+                    else:
+                        caches[i], options[name] = nexus_attention.quantize(caches[i], code)
+                state = (query, key, value, *caches, torch.zeros(1, 2, 96), torch.tensor([80]))
+                got = []
+                for architecture in (75, 80):
+                    kernels.library.semkv_set_architecture(architecture)
+                    got.append(bindings.nexus_attention(kernels, state, options)[0])
+                tensor_cores = heads == 4 and dtype != torch.float32
+                assert torch.equal(*got) != tensor_cores, (dtype, code, heads)
+
+
 def overflow(kernels: bindings.Kernels) -> None:
     """An output one element too small: the sanitizer must end the process. Shows that the sweep would notice."""
     (query, *rest), attributes = nexus_cases.case(0)
@@ -306,6 +330,9 @@ def main() -> None:
     if sys.argv[2] == "lengths":
         impossible_lengths(kernels)
         return
+    if sys.argv[2] == "architectures":
+        architectures(kernels)
+        return
     if sys.argv[2] == "blocks":
         impossible(kernels)
         chain(kernels)
@@ -319,6 +346,7 @@ def main() -> None:
         "semantic_block_select": run_block_select,
     }[sys.argv[2]]
     failures = []
+    kernels.library.semkv_set_architecture(int(sys.argv[4]))
     for seed in range(int(sys.argv[3])):
         kernels.library.semkv_set_schedule(seed)
         if failure := run(kernels, seed):

@@ -29,20 +29,23 @@ def worker(library: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(
-    ("operator", "cases"),
-    # 120 cases of NexusAttention are every head size, element type and GQA group of 1 to 8 once.
+    ("operator", "cases", "architecture"),
+    # 120 cases of NexusAttention are every head size, element type and GQA group of 1 to 8 once. Below sm_80 the kernel
+    # without tensor cores takes all of them.
     [
-        ("nexus_attention", 168),
+        ("nexus_attention", 168, 80),
+        ("nexus_attention", 120, 75),
         # Eleven sets of options, in turn.
-        ("nexus_attention_options", 132),
-        ("compact_cache", 24),
-        ("semantic_cluster", 16),
-        ("semantic_block_map", 60),
-        ("semantic_block_select", 96),
+        ("nexus_attention_options", 264, 80),
+        ("nexus_attention_options", 132, 75),
+        ("compact_cache", 24, 80),
+        ("semantic_cluster", 16, 80),
+        ("semantic_block_map", 60, 80),
+        ("semantic_block_select", 96, 80),
     ],
 )
-def test_kernels_equal_the_reference(emulated_kernels: Path, operator: str, cases: int) -> None:
-    done = worker(emulated_kernels, operator, str(cases))
+def test_kernels_equal_the_reference(emulated_kernels: Path, operator: str, cases: int, architecture: int) -> None:
+    done = worker(emulated_kernels, operator, str(cases), str(architecture))
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     assert done.returncode == 0 and lines, done.stderr[-4000:]
     result = json.loads(lines[0].removeprefix("RESULT "))
@@ -62,6 +65,11 @@ def test_caches_of_many_tiles(emulated_kernels: Path) -> None:
 
 def test_impossible_lengths_of_a_cluster(emulated_kernels: Path) -> None:
     done = worker(emulated_kernels, "lengths")
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+def test_the_architecture_chooses_the_kernel(emulated_kernels: Path) -> None:
+    done = worker(emulated_kernels, "architectures")
     assert done.returncode == 0, done.stderr[-4000:]
 
 

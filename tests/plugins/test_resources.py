@@ -10,6 +10,12 @@ from pathlib import Path
 
 import pytest
 
+ATTENTION = "decodeKernel|tensorKernel"
+DECODE_KERNELS = 5 * (4 + 2 * 2 + 2 * 2)
+"""Head sizes; row tiles of float32, of two 16-bit types, of two types of codes."""
+TENSOR_KERNELS = 5 * 2 * 3
+"""Head sizes, 16-bit types, caches of that type or of two types of codes."""
+
 
 def find_cuobjdump() -> str | None:
     folders = [Path(p) / "nvidia" / "cu13" / "bin" for p in sys.path]
@@ -26,10 +32,9 @@ def ptxas_report(build: Path) -> dict[tuple[str, str], str]:
     return {(m[1], m[2]): m[3] for m in pattern.finditer((build / "build.log").read_text())}
 
 
-def test_decode_kernels_do_not_spill(cuda_build: Path) -> None:
-    report = {key: text for key, text in ptxas_report(cuda_build).items() if "decodeKernel" in key[0]}
-    # 5 head sizes, 2 architectures; 3 element types of 4 row tiles, 2 of quantised caches of 3.
-    assert len(report) == 5 * 2 * (3 * 4 + 2 * 3)
+def test_attention_kernels_do_not_spill(cuda_build: Path) -> None:
+    report = {key: text for key, text in ptxas_report(cuda_build).items() if re.search(ATTENTION, key[0])}
+    assert len(report) == 2 * (DECODE_KERNELS + TENSOR_KERNELS)
     spilling = {
         key: text for key, text in report.items() if not re.search(r"\b0 bytes stack frame, 0 bytes spill", text)
     }
@@ -55,7 +60,9 @@ def test_compaction_kernels_do_not_spill(cuda_build: Path) -> None:
     assert not spilling, spilling
 
 
-def test_decode_kernels_load_16_bytes(cuda_build: Path) -> None:
+def test_attention_kernels_load_whole_pieces(cuda_build: Path) -> None:
+    """16 bytes a load (8 over codes of head sizes that 16 do not divide evenly), from global memory, none to the stack;
+    tensor cores where they are meant to be."""
     cuobjdump = find_cuobjdump()
     if cuobjdump is None:
         pytest.skip("no cuobjdump (PyPI: nvidia-cuda-cuobjdump, nvidia-cuda-nvdisasm)")
@@ -65,14 +72,27 @@ def test_decode_kernels_load_16_bytes(cuda_build: Path) -> None:
         text=True,
         check=True,
     ).stdout
-    checked = 0
+    decode = tensor = 0
     for function in sass.split("Function : ")[1:]:
-        if "decodeKernel" not in function.split("\n", 1)[0]:
+        name = function.split("\n", 1)[0]
+        if not re.search(ATTENTION, name):
             continue
-        checked += 1
-        assert function.count("LDG.E.128") >= 8, function[:200]
-        assert not re.search(r"\b(LDL|STL)\b", function), function[:200]
-    assert checked == 5 * (3 * 4 + 2 * 3)
+        # A generic load is one whose address space the compiler lost.
+        assert not re.search(r"\b(LDL|STL|LD\.E)\b", function), name
+        wide = function.count("LDG.E.128")
+        if "tensorKernel" in name:
+            tensor += 1
+            assert function.count("HMMA.16816.F32") >= 16, name
+            # Keys and values, once by one address and once slot by slot.
+            codes = re.search(r"4Int8|3Fp8", name)
+            assert (wide + function.count("LDG.E.64") if codes else wide) >= 16, name
+        elif re.search(r"(__half|__nv_bfloat16)Li\d+ELi4E", name):
+            decode += 1
+            assert wide == 0 and len(function) < 5000, name  # tensor cores take these calls
+        else:
+            decode += 1
+            assert wide >= 8 and "HMMA" not in function, name
+    assert (decode, tensor) == (DECODE_KERNELS, TENSOR_KERNELS)
 
 
 def test_plugin_library_exports_two_symbols_and_links_no_tensorrt(cuda_build: Path) -> None:
