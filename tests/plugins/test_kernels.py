@@ -36,7 +36,7 @@ def worker(library: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         # Eleven sets of options, in turn.
         ("nexus_attention_options", 132),
         ("compact_cache", 24),
-        ("semantic_cluster", 16),
+        ("semantic_cluster", 32),
         ("semantic_block_map", 60),
         ("semantic_block_select", 96),
     ],
