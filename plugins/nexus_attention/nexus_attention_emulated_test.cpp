@@ -34,7 +34,7 @@ PLUGIN_TEST(nexusAttentionCodes)
     CHECK(semkv::encode<semkv::Int8>(2.5F).bits == 2 && semkv::encode<semkv::Int8>(-3.5F).bits == -4);
 }
 
-// The grid of the attention, the first launch of a call, for each tactic: more splits for a larger one.
+// Thread blocks of the attention, the first launch of a call, for each tactic: more splits for a larger one.
 PLUGIN_TEST(nexusAttentionTacticsChangeTheLaunch)
 {
     // Fifteen blocks a split, on the seven multiprocessors of the emulation.
@@ -54,7 +54,7 @@ PLUGIN_TEST(nexusAttentionTacticsChangeTheLaunch)
     using Set = Driver::TacticSet;
     for (Set const when : {Set::kAttached, Set::kRestored, Set::kBeforeClone})
     {
-        std::vector<unsigned> splits;
+        std::vector<unsigned> blocks;
         for (int32_t const tactic : {1, 2, 4})
         {
             auto const plugin = create("NexusAttention", {});
@@ -62,8 +62,9 @@ PLUGIN_TEST(nexusAttentionTacticsChangeTheLaunch)
             driver.checkTypesAndShapes({row, cache, cache});
             semkv::emulation::takeGrids();
             driver.run(true, tactic, when);
-            splits.push_back(semkv::emulation::takeGrids().front().y);
+            dim3 const grid = semkv::emulation::takeGrids().front();
+            blocks.push_back(grid.x * grid.y * grid.z);
         }
-        CHECK(splits[0] <= splits[1] && splits[1] <= splits[2] && splits[0] < splits[2]);
+        CHECK(blocks[0] <= blocks[1] && blocks[1] <= blocks[2] && blocks[0] < blocks[2]);
     }
 }

@@ -39,7 +39,7 @@ def worker(library: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         ("nexus_attention_options", 264, 80),
         ("nexus_attention_options", 132, 75),
         ("compact_cache", 24, 80),
-        ("semantic_cluster", 16, 80),
+        ("semantic_cluster", 32, 80),
         ("semantic_block_map", 60, 80),
         ("semantic_block_select", 96, 80),
     ],
