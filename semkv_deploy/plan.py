@@ -48,6 +48,7 @@ _NOTES = {
     ],
     "tensorrt-rtx": [
         "weights and activations follow the builder's own log; buffers and metadata are what a host allocates",
+        "activations of float32 at 2,048 slots and more, and of layers whose MLP runs beside attention, are estimates",
         "not counted: the CUDA context, and what the runtime compiles when an engine is loaded",
     ],
     "tensorrt": [
@@ -238,7 +239,7 @@ class _Planner:
         what = f"the weights and the smallest cache of budget {budget:g}"
         if short_of_weights or found.load > found.total:
             what = "the weights alone" if short_of_weights else "the weights, while they are loaded,"
-        others = [f"{option} ({size(count)} of weights)" for option, count in self._smaller() if count < memory]
+        others = [f"{option} ({size(count)} of weights)" for option, count in self._smaller(batch) if count < memory]
         raise SemkvError(
             f"{what} need {size(needed - memory)} more",
             where="--memory",
@@ -247,7 +248,7 @@ class _Planner:
             fix=f"use {' or '.join(others)}" if others else "give more memory, or take a smaller model",
         )
 
-    def _smaller(self) -> Iterator[tuple[str, int]]:
+    def _smaller(self, batch: int) -> Iterator[tuple[str, int]]:
         """Other ways to store the weights that take less, with their bytes."""
         if self.on_onnxruntime:
             now = sum(onnxruntime_weights(self.shape, self.weights))
@@ -256,12 +257,12 @@ class _Planner:
                 if (count := sum(onnxruntime_weights(self.shape, weights))) < now:
                     yield f"--weights {weights}", count
             return
-        now = tensorrt_weights(self.shape, self.dtype, self.layout)
+        now = tensorrt_weights(self.shape, self.dtype, self.layout, batch)
         types: tuple[DType, ...] = (self.dtype, "float16") if self.dtype == "float32" else (self.dtype,)
         layouts: tuple[Layout, ...] = (self.layout, "single") if self.layout != "single" else (self.layout,)
         for dtype in types:
             for layout in layouts:
-                if (count := tensorrt_weights(self.shape, dtype, layout)) < now:
+                if (count := tensorrt_weights(self.shape, dtype, layout, batch)) < now:
                     named = [f"--dtype {dtype}"] if dtype != self.dtype else []
                     named += [f"--layout {layout}"] if layout != self.layout else []
                     yield " ".join(named), count

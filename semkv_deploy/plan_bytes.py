@@ -1,7 +1,7 @@
 """Bytes of one built profile, by target: the arithmetic behind `semkv-deploy plan`, and where each constant is from.
 
 Numbers marked "measured" are fits to ONNX Runtime 1.32 (anonymous memory of a process) and to TensorRT-RTX 1.7.1 (its
-build log); `tests/test_plan.py` holds the totals within 5 % of both.
+build log); `tests/plan` holds the totals within 5 % of both.
 """
 
 from __future__ import annotations
@@ -26,7 +26,11 @@ QUANTISED_BLOCK = 32
 """Inputs that share a scale: `passes.quantize.BLOCK_SIZE`, here because that module imports onnxruntime's quantiser."""
 
 _TRT_WORKSPACE = 8_192_000
-"""Bytes of scratch in every engine of TensorRT-RTX that has a matrix product (measured)."""
+"""Bytes of scratch in every engine of TensorRT-RTX that has a matrix product, one for each that run side by side
+(measured)."""
+
+PARALLEL_FAMILIES = ("phi",)
+"""Families whose attention and MLP read the same norm, so that the builder runs them side by side."""
 
 
 class Bytes(NamedTuple):
@@ -168,16 +172,18 @@ def _onnxruntime_compressor(need: Need) -> int:
     return int((8.6 if need.unrotates else 7.2) * keys) + 600 * need.slots * need.groups
 
 
-def tensorrt_weights(shape: DecoderShape, dtype: DType, layout: Layout) -> int:
+def tensorrt_weights(shape: DecoderShape, dtype: DType, layout: Layout, batch: int) -> int:
     """Bytes of weights in a profile's decoder engines ("Total Weights Memory" of the build log).
 
     Products, tables and biases in `dtype`, norms in float32. With two optimisation profiles in one engine the builder
-    packs each product by profile, so that all but a tied head are there twice (measured); two engines hold all twice.
+    packs each product by profile, so that all but a tied head are there twice, but once where the batch is dynamic
+    (measured); two engines hold all twice.
     """
+    by_profile = layout == "dual" and batch == 1
     once = twice = 0
     for weight in shape.weights:
         count = weight.size * (FLOAT if weight.wide else ELEMENT_BYTES[dtype])
-        if layout == "split" or (layout == "dual" and weight.use in ("product", "gemm")):
+        if layout == "split" or (by_profile and weight.use in ("product", "gemm")):
             twice += count
         else:
             once += count
@@ -189,14 +195,16 @@ def tensorrt_bytes(need: Need, dtype: DType, layout: Layout) -> Bytes:
     shape, profile, element = need.shape, need.profile, ELEMENT_BYTES[dtype]
     merges = need.method.merges
     chunk = profile.prefill_chunk
-    decode = _TRT_WORKSPACE + _tensorrt_activation(need, need.batch, 1, element)
     prefill_rows = need.batch if layout == "single" else 1
-    prefill = _TRT_WORKSPACE + _tensorrt_activation(need, prefill_rows, chunk, element)
+    # The one float32 kernel takes one row, which only an engine for nothing else promises.
+    unfused = dtype == "float32"
+    decode = _tensorrt_activation(need, need.batch, 1, element, layout, unfused=unfused and layout != "split")
+    prefill = _tensorrt_activation(need, prefill_rows, chunk, element, layout, unfused=unfused)
     if layout == "single":
         decode = prefill
     layer = need.cache(element) + need.bias
     return Bytes(
-        weights=tensorrt_weights(shape, dtype, layout),
+        weights=tensorrt_weights(shape, dtype, layout, need.batch),
         packing=0,
         programs=_tensorrt_programs(need, layout),
         cache=shape.layers * need.cache(element),
@@ -213,25 +221,42 @@ def tensorrt_bytes(need: Need, dtype: DType, layout: Layout) -> Bytes:
     )
 
 
-def _tensorrt_activation(need: Need, batch: int, rows: int, element: int) -> int:
-    """Peak of a run of `rows` tokens in each of `batch` rows, beside the fixed workspace.
+def _tensorrt_activation(need: Need, batch: int, rows: int, element: int, layout: Layout, *, unfused: bool) -> int:
+    """Peak of a run of `rows` tokens in each of `batch` rows, workspace included.
 
-    With several rows the builder repeats a layer's keys for every query head (measured).
+    With several rows the fused kernel has a layer's keys repeated for every query head; without a kernel (`unfused`)
+    there are the scores, and copies of keys and values. How often, the builder decides by size (all measured).
     """
     shape, capacity = need.shape, need.profile.capacity
     tokens = batch * rows
     rotary = 2 * shape.head_dim * FLOAT + 3 * INT64
     hidden, heads = shape.hidden_size * element, shape.query_heads * shape.head_dim * element
-    mask = repeated = 0
-    if rows > 1:
-        folded = shape.query_heads > shape.kv_heads
-        mask_heads = shape.kv_heads if folded or need.groups > 1 else 1
-        mask = tokens * capacity * mask_heads * element
-        repeated = batch * capacity * heads if folded else 0
-    attention = repeated + mask + tokens * (hidden + 2 * heads + rotary)
+    keys = shape.kv_heads * shape.head_dim * element
+    folded = shape.query_heads > shape.kv_heads
+    mask = tokens * capacity * (shape.kv_heads if folded or need.groups > 1 else 1) * element
+    layer_keys = batch * capacity * keys
+    parallel = shape.family in PARALLEL_FAMILIES
+    row = tokens * (hidden + 2 * heads + (0 if parallel else 2 * keys) + rotary)
     mlp = tokens * (shape.mlp_width * element + 3 * hidden + rotary)
-    head = tokens * (shape.vocab_size * element + hidden) if tokens > 1 else 0
-    return max(attention, mlp, head)
+    # With a dynamic batch, the last layer's rows are still there when the logits are made.
+    head = tokens * (
+        shape.vocab_size * element + int(7.5 * hidden) if batch > 1 else shape.vocab_size * element + hidden
+    )
+    workspaces = 2 if parallel and (rows == 1 or layout == "single") else 1
+    if unfused:
+        scores = tokens * shape.query_heads * capacity * FLOAT
+        copies = (2 if layer_keys >= 2 * MIB and (folded or rows > 1) else 1) * layer_keys
+        masks = (min(1 + mask // (4 * MIB), 3) + (0 if folded else 1)) * mask if rows > 1 else 0
+        attention = row + max(2 * scores if scores <= 4 * MIB and rows > 1 else 0, scores + masks + copies)
+    elif rows == 1:
+        attention = row
+    elif parallel:
+        attention = row + mask + (1 if layout == "single" else 2) * layer_keys
+    else:
+        repeated = batch * capacity * heads if folded else 0
+        attention = row + repeated + (2 if mask >= 8 * MIB else 1) * mask
+    layer = attention + mlp if parallel else max(attention, mlp)
+    return workspaces * _TRT_WORKSPACE + max(layer, head if tokens > 1 else 0)
 
 
 def _tensorrt_programs(need: Need, layout: Layout) -> int:

@@ -21,39 +21,18 @@ from semkv_deploy.methods import SemantiCache, method_from_options
 from semkv_deploy.plan import Plan, PlanRow, make_plan, parse_size
 from semkv_deploy.targets.tensorrt_api import missing
 
+from .models import CONTEXT, LARGE, exported, near, worker
+
 RTX = pytest.mark.skipif(missing("tensorrt-rtx") is not None, reason="TensorRT-RTX is not installed")
-CONTEXT = 4096
 MIB = 1 << 20
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tiny_checkpoint: Path) -> list[Path]:
-    """Files of a tokenizer."""
-    return [file for file in tiny_checkpoint.iterdir() if file.name.startswith(("tokenizer", "chat_template"))]
-
-
-def exported(folder: Path, tokenizer: list[Path], **sizes: Any) -> Path:
-    """A random Llama in `folder/checkpoint`, exported to `folder/export`."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    from semkv_deploy.export import export_model
-
-    torch.manual_seed(0)
-    config = LlamaConfig(**sizes, max_position_embeddings=CONTEXT, eos_token_id=1, bos_token_id=0)
-    LlamaForCausalLM(config).save_pretrained(folder / "checkpoint")
-    for file in tokenizer:
-        shutil.copy(file, folder / "checkpoint")
-    export_model(str(folder / "checkpoint"), folder / "export", SemantiCache())
-    return folder
-
-
 @pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
-def narrow(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tokenizer: list[Path]) -> Path:
+def narrow(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Path:
     """Widths that blocks of 32 do not divide, and a head that is the embedding, or one of its own."""
     return exported(
         tmp_path_factory.mktemp("narrow"),
-        tokenizer,
+        tiny_checkpoint,
         vocab_size=2048,
         hidden_size=144,
         intermediate_size=400,
@@ -66,19 +45,12 @@ def narrow(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture(scope="module")
-def export(tmp_path_factory: pytest.TempPathFactory, tokenizer: list[Path]) -> Path:
+def export(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Path:
     """Large enough that what is not the model's own is below 5 %: 8 layers of 512, vocabulary 8,192."""
     folder = exported(
         tmp_path_factory.mktemp("plan"),
-        tokenizer,
-        vocab_size=8192,
-        hidden_size=512,
-        intermediate_size=1408,
-        num_hidden_layers=8,
-        num_attention_heads=8,
-        num_key_value_heads=2,
-        head_dim=64,
-        tie_word_embeddings=True,
+        tiny_checkpoint,
+        **LARGE,
     )
     return folder / "export" / "decoder.onnx"
 
@@ -109,17 +81,6 @@ def plan(source: Path, **options: Any) -> Plan:
 
 def row(source: Path, budget: float, **options: Any) -> PlanRow:
     return plan(source, budgets=[budget], **options).rows[0]
-
-
-def worker(what: str, **request: Any) -> dict[str, Any]:
-    command = [sys.executable, str(Path(__file__).parent / "plan_worker.py"), json.dumps({"what": what, **request})]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def near(measured: float) -> Any:
-    return pytest.approx(measured, rel=0.05)
 
 
 def test_onnxruntime_weights_are_those_of_the_bundle(export: Path, bundle: Bundle):
@@ -181,11 +142,6 @@ def test_builder_counts_the_same_weights_and_activations(export: Path, bundle: B
     assert planned.compressor_bytes == near(
         worker("builder", onnx=str(bundle.root / compressor.onnx), profiles=[])["activations"][0]
     )
-    # One profile for both: weights are packed once.
-    single = row(export, built.contract.budget, target="tensorrt-rtx", layout="single")
-    said = worker("builder", onnx=str(bundle.root / decoder.onnx), profiles=shapes[:1])
-    assert single.weight_bytes == near(said["weights"][0])
-    assert single.activation_bytes == near(said["activations"][0])
 
 
 def test_dtype_and_layout_scale_tensorrt_weights(export: Path):
@@ -234,7 +190,7 @@ def test_methods_differ_in_what_they_need_beside_the_cache(export: Path):
 
 @pytest.mark.parametrize("target", ["onnxruntime-cpu", "tensorrt-rtx"])
 def test_largest_context_and_budget_are_the_largest_that_fit(export: Path, target: str):
-    memory = int(1.2 * row(export, 0.25, target=target, max_context=1024).total_bytes)
+    memory = int(1.2 * row(export, 0.25, target=target, max_context=1024, batches=[2]).total_bytes)
     found = row(export, 0.25, target=target, memory=memory, batches=[2])
     assert found.fits == (max(found.total_bytes, found.load_bytes) <= memory)
     context = found.largest_context

@@ -1,4 +1,4 @@
-"""What `plan` is held against, measured in a process of its own: `python plan_worker.py '{"what": …}'` prints JSON."""
+"""What `plan` is held against, measured in a process of its own: `python worker.py '{"what": …}'` prints JSON."""
 
 from __future__ import annotations
 
