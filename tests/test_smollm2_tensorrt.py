@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import resource
+import time
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from semkv_deploy.validate.weights import in_float32
 )
 def test_engines_at_full_depth(smollm2_export: Path, tmp_path: Path):
     """float16, budgets 0.2 and 0.5 of 8,192 tokens, one plan each for SM86, SM89 and SM120."""
+    started = time.monotonic()
     bundle = build_bundle(
         str(smollm2_export / "decoder.onnx"),
         tmp_path / "bundle",
@@ -36,6 +38,7 @@ def test_engines_at_full_depth(smollm2_export: Path, tmp_path: Path):
         target="tensorrt-rtx",
         tensorrt=TensorRTOptions(compute_capabilities="86,89,120"),
     )
+    seconds = time.monotonic() - started
     record = bundle.target("tensorrt-rtx")
     assert isinstance(record, TensorRTRecord) and record.compute_capabilities == [86, 89, 120]
     assert [budget.contract.capacity for budget in record.budgets] == [1664, 4096]
@@ -46,9 +49,11 @@ def test_engines_at_full_depth(smollm2_export: Path, tmp_path: Path):
         # Both caches of 30 layers appended in place, 30 layers of attention, and nothing of either kind besides.
         promised = {"KV_CACHE_UPDATE": 60, "ATTENTION_INPUT": 30} if engine.phase == "decoder" else {}
         assert engine.layers == promised
-    assert sum(engine.seconds for engine in engines) < 180
-    largest_child = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss << 10
-    assert largest_child < 6 << 30
+    assert seconds <= 180
+    # One builder at a time, beside this process; its own peak counts what earlier tests needed, too.
+    builder = max(engine.peak_rss or 0 for engine in engines)
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+    assert builder > 1 << 30 and builder + own <= 6 << 30, (builder, own)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from semkv_deploy.export.decoder import ReferenceDecoder
-from semkv_deploy.passes.native import Promise
 from semkv_deploy.targets.tensorrt_lower import Lowered, lower_decoder, write_weights
 
 NAMES = ["llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gemma3_text", "phi", "phi3"]
@@ -106,29 +105,43 @@ def test_every_type_is_consistent(name: str, dtype: Any, exported_family: Any, t
     importlib.util.find_spec("tensorrt_rtx_bindings") is None, reason="TensorRT-RTX is not installed (extra `rtx`)"
 )
 @pytest.mark.parametrize("name", ["qwen2", "qwen3", "mistral", "gemma", "gemma2", "phi"])
-def test_engine_is_built_and_proved(name: str, exported_family: Any, tmp_path: Path) -> None:
-    """float16, one plan for three GPUs; soft caps have no fused kernel, so that Gemma 2 is decomposed."""
-    from semkv_deploy.targets.tensorrt_engine_build import EngineRequest, build_engine
+def test_bundle_of_engines_is_built_and_proved(
+    name: str, build_model: Any, families: Any, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """Budgets 0.2 and 0.5 of 8,192 tokens in float16, one plan each for three GPUs, decoder and compressor.
 
-    sizes = HEADS_OF_64 | ({"head_dim": 64} if name in ("qwen3", "gemma", "gemma2") else {})
+    Soft caps have no fused kernel, so that Gemma 2 is decomposed.
+    """
+    from transformers import AutoTokenizer
+
+    from semkv_deploy.build import build_bundle
+    from semkv_deploy.bundle import TensorRTRecord
+    from semkv_deploy.methods import SemantiCache
+    from semkv_deploy.targets.tensorrt_build import TensorRTOptions
+
+    sizes = families[name].config | HEADS_OF_64 | {"vocab_size": 512, "max_position_embeddings": 8192}
+    sizes |= {"head_dim": 64} if name in ("qwen3", "gemma", "gemma2") else {}
     sizes |= {"num_key_value_heads": 4} if name == "phi" else {}
-    exported = exported_family(name, **sizes)
-    layers = exported.model.config.num_hidden_layers
-    made = lowered(exported.path, tmp_path, "float16", batch=1, sequence=1, rows=1)
-    attention = "MATRIX_MULTIPLY" if name == "gemma2" else "ATTENTION_INPUT"
-    assert made.promises[2::3] == [Promise(attention, f"layers.{layer:02d}.attention") for layer in range(layers)]
-    result = build_engine(
-        EngineRequest(
-            runtime="tensorrt-rtx",
-            onnx=made.path,
-            plan=tmp_path / "decoder.plan",
-            profiles=[],
-            compute_capabilities=[86, 89, 120],
-            promised=made.promises,
-            aliases=made.aliases,
-        ),
-        lambda what, share: None,
+    model = build_model(name, **sizes)
+    model.save_pretrained(tmp_path / "checkpoint")
+    AutoTokenizer.from_pretrained(tiny_checkpoint).save_pretrained(tmp_path / "checkpoint")
+    bundle = build_bundle(
+        str(tmp_path / "checkpoint"),
+        tmp_path / "bundle",
+        budgets=[0.2, 0.5],
+        method=SemantiCache(),
+        max_context=8192,
+        target="tensorrt-rtx",
+        tensorrt=TensorRTOptions(compute_capabilities="86,89,120"),
     )
-    assert result.bytes == (tmp_path / "decoder.plan").stat().st_size > 0
-    assert result.layer_kinds["KV_CACHE_UPDATE"] == 2 * layers
-    assert result.layer_kinds[attention] >= layers
+    record, layers = bundle.target("tensorrt-rtx"), model.config.num_hidden_layers
+    assert isinstance(record, TensorRTRecord) and record.compute_capabilities == [86, 89, 120]
+    assert [budget.contract.capacity for budget in record.budgets] == [1664, 4096]
+    attention = "MATRIX_MULTIPLY" if name == "gemma2" else "ATTENTION_INPUT"
+    for budget in record.budgets:
+        assert [profile.phase for profile in budget.contract.graphs[0].profiles] == ["prefill", "decode"]
+        assert [engine.phase for engine in budget.engines] == ["decoder", "compressor"]
+        decoder, compressor = budget.engines
+        assert decoder.layers == {"KV_CACHE_UPDATE": 2 * layers, attention: layers} and compressor.layers == {}
+        for engine in budget.engines:
+            assert engine.plan is not None and (bundle.root / engine.plan).stat().st_size == engine.bytes > 0

@@ -6,6 +6,8 @@ import contextlib
 import os
 import re
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from onnx import helper
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.targets import tensorrt_engine_build as module
 from semkv_deploy.targets.plan_file import read_header
-from semkv_deploy.targets.tensorrt_api import RTX_COMPUTE_CAPABILITIES, installed_version, runtime_module
+from semkv_deploy.targets.tensorrt_api import RTX_COMPUTE_CAPABILITIES, find_gpu, installed_version, runtime_module
 from semkv_deploy.targets.tensorrt_engine_build import EngineRequest, build_engine, list_creators, run_worker
 
 from .conftest import ALIASES, KEYS, PROMISED, QUERY, decoder_layer, plugin_layer, with_external_weights
@@ -206,6 +208,33 @@ def test_without_the_library_name_the_process_aborts_and_says_so(
     monkeypatch.setattr(module, "library_environment", lambda runtime: contextlib.nullcontext(dict(os.environ)))
     loaded = plugin_request.model_copy(update={"plugin_library": plugin_library})
     refused(loaded, "process died", "SIGABRT", "terminate called")
+
+
+@pytest.mark.parametrize("flag", ["REFIT", "REFIT_IDENTICAL", "STRIP_PLAN"])
+def test_engines_cannot_share_weights_without_a_gpu(request_: EngineRequest, flag: str) -> None:
+    """Why each engine holds its own: plans whose weights come from elsewhere are made with a GPU only."""
+    if find_gpu()[0] is not None:
+        pytest.skip("there is a GPU here")
+    with_external_weights(decoder_layer(), request_.onnx)
+    code = f"""
+import tensorrt_rtx_bindings as trt
+builder = trt.Builder(logger := trt.Logger(trt.Logger.ERROR))
+network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+assert trt.OnnxParser(network, logger).parse_from_file({str(request_.onnx)!r})
+for flags in ([], [trt.BuilderFlag.{flag}]):
+    config = builder.create_builder_config()
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(trt.ComputeCapability.SM86, 0)
+    profile = builder.create_optimization_profile()
+    for name, shapes in {QUERY | KEYS}.items():
+        profile.set_shape(name, *shapes)
+    config.add_optimization_profile(profile)
+    for each in flags:
+        config.set_flag(each)
+    print("plan" if builder.build_serialized_network(network, config) else "none")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert [line for line in done.stdout.splitlines() if line in ("plan", "none")] == ["plan", "none"]
 
 
 def test_child_that_dies_before_it_reads(request_: EngineRequest, monkeypatch: pytest.MonkeyPatch) -> None:
