@@ -14,50 +14,17 @@
 
 namespace semkv::nexus
 {
-__device__ __forceinline__ void writeNotANumber(Plan const& plan, int64_t head, int rowTileIndex)
-{
-    int const first = rowTileIndex * plan.rowTile * plan.call.headSize;
-    int const last = min((rowTileIndex + 1) * plan.rowTile, plan.queries) * plan.call.headSize;
-    int64_t const base = head * plan.queries * plan.call.headSize;
-    for (int i = first + static_cast<int>(threadIdx.x); i < last; i += kThreads)
-    {
-        storeElement(plan.call.output, plan.call.element, base + i, notANumber());
-    }
-}
-
 template <typename T, int kHeadSize, int kRows>
 __device__ __forceinline__ void walkSplit(Plan const& plan, float* shared)
 {
     using S = Shape<T, kHeadSize, kRows>;
     NexusAttentionParams const& call = plan.call;
-    int const rowTiles = ceilDivide(plan.queries, kRows);
-    int const rowTileIndex = static_cast<int>(blockIdx.x) % rowTiles;
-    int const split = static_cast<int>(blockIdx.y);
-    int const batch = static_cast<int>(blockIdx.z);
-    int64_t const head = static_cast<int64_t>(batch) * call.kvHeads + static_cast<int>(blockIdx.x) / rowTiles;
-
-    int64_t const given = call.length[batch];
-    if (!lengthFits(plan, given))
-    {
-        if (split == 0)
-        {
-            writeNotANumber(plan, head, rowTileIndex);
-        }
-        return;
-    }
-    int const length = static_cast<int>(given);
-    Range const range = slotRange(plan, length, rowTileIndex, split);
-    if (split >= range.active)
+    Share share;
+    if (!takeShare<T, kHeadSize, kRows>(plan, share))
     {
         return;
     }
-    if constexpr (!kIsCode<T>)
-    {
-        if (split == 0)
-        {
-            appendRows<T, kHeadSize>(plan, head, length, rowTileIndex, rowTiles);
-        }
-    }
+    auto const [head, rowTileIndex, split, length, range] = share;
 
     int const warp = static_cast<int>(threadIdx.x) / 32;
     Walker<T, kHeadSize, kRows> walker(plan, head, length, range.end, rowTileIndex);

@@ -162,4 +162,61 @@ __device__ __forceinline__ void appendRows(Plan const& plan, int64_t head, int l
         }
     }
 }
+
+__device__ __forceinline__ void writeNotANumber(Plan const& plan, int64_t head, int rowTileIndex)
+{
+    int const first = rowTileIndex * plan.rowTile * plan.call.headSize;
+    int const last = min((rowTileIndex + 1) * plan.rowTile, plan.queries) * plan.call.headSize;
+    int64_t const base = head * plan.queries * plan.call.headSize;
+    for (int i = first + static_cast<int>(threadIdx.x); i < last; i += kThreads)
+    {
+        storeElement(plan.call.output, plan.call.element, base + i, notANumber());
+    }
+}
+
+// What a thread block has to do. Grid: KV heads x row tiles, splits, batch.
+struct Share
+{
+    int64_t head; // batch row * kvHeads + KV head
+    int rowTileIndex;
+    int split;
+    int length;
+    Range range;
+};
+
+// False where there is nothing to do: the split has no entries, or the length is impossible, which is answered with NaN.
+// Otherwise the first split's blocks have appended the new rows, unless the cache holds codes. T: the cache's element type.
+template <typename T, int kHeadSize, int kRows>
+__device__ __forceinline__ bool takeShare(Plan const& plan, Share& share)
+{
+    NexusAttentionParams const& call = plan.call;
+    int const rowTiles = ceilDivide(plan.queries, kRows);
+    int const batch = static_cast<int>(blockIdx.z);
+    share.rowTileIndex = static_cast<int>(blockIdx.x) % rowTiles;
+    share.split = static_cast<int>(blockIdx.y);
+    share.head = static_cast<int64_t>(batch) * call.kvHeads + static_cast<int>(blockIdx.x) / rowTiles;
+    int64_t const given = call.length[batch];
+    if (!lengthFits(plan, given))
+    {
+        if (share.split == 0)
+        {
+            writeNotANumber(plan, share.head, share.rowTileIndex);
+        }
+        return false;
+    }
+    share.length = static_cast<int>(given);
+    share.range = slotRange(plan, share.length, share.rowTileIndex, share.split);
+    if (share.split >= share.range.active)
+    {
+        return false;
+    }
+    if constexpr (!kIsCode<T>)
+    {
+        if (share.split == 0)
+        {
+            appendRows<T, kHeadSize>(plan, share.head, share.length, share.rowTileIndex, rowTiles);
+        }
+    }
+    return true;
+}
 } // namespace semkv::nexus

@@ -66,35 +66,12 @@ __device__ __forceinline__ void tensorSplit(Plan const& plan, float* shared)
 {
     using W = TensorWarp<T, C, kHeadSize>;
     using S = typename W::S;
-    NexusAttentionParams const& call = plan.call;
-    int const rowTiles = ceilDivide(plan.queries, S::kRows);
-    int const rowTileIndex = static_cast<int>(blockIdx.x) % rowTiles;
-    int const split = static_cast<int>(blockIdx.y);
-    int const batch = static_cast<int>(blockIdx.z);
-    int64_t const head = static_cast<int64_t>(batch) * call.kvHeads + static_cast<int>(blockIdx.x) / rowTiles;
-
-    int64_t const given = call.length[batch];
-    if (!lengthFits(plan, given))
-    {
-        if (split == 0)
-        {
-            writeNotANumber(plan, head, rowTileIndex);
-        }
-        return;
-    }
-    int const length = static_cast<int>(given);
-    Range const range = slotRange(plan, length, rowTileIndex, split);
-    if (split >= range.active)
+    Share share;
+    if (!takeShare<C, kHeadSize, S::kRows>(plan, share))
     {
         return;
     }
-    if constexpr (!kIsCode<C>)
-    {
-        if (split == 0)
-        {
-            appendRows<T, kHeadSize>(plan, head, length, rowTileIndex, rowTiles);
-        }
-    }
+    auto const [head, rowTileIndex, split, length, range] = share;
 
     int const part = static_cast<int>(threadIdx.x) / 32 / S::kSharers;
     W warp(plan, head, length, range.end, rowTileIndex * S::kRows);
