@@ -182,8 +182,8 @@ struct TensorWarp : TensorRows<T, C, kHeadSize>
             for (int i = 0; i < S::kSlots / 4; ++i)
             {
                 float& x = logits[i / 2][2 * half + i % 2];
-                x = open ? (bias[i] > minusInfinity() ? x + bias[i] : minusInfinity())
-                         : masked(plan, x, position, this->slotAt(base, slots, this->ownOffset(i)), bias[i]);
+                x = open ? (bias[i] > minusInfinity() ? x + bias[i] * kLog2E : minusInfinity())
+                         : masked(plan, x, position, this->slotAt(base, slots, this->ownOffset(i)), bias[i] * kLog2E);
                 highest = fmaxf(highest, x);
             }
             highest = fmaxf(highest, __shfl_xor_sync(kFullWarp, highest, 1));

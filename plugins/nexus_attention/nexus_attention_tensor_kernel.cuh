@@ -25,18 +25,32 @@ struct SlotFacts
     __device__ __forceinline__ SlotFacts(W const& warp, int base, int slots)
     {
         NexusAttentionParams const& call = warp.plan.call;
-        bool const plain = warp.plain(base);
         int64_t const first = warp.head * call.capacity;
+        if (warp.plain(base))
+        {
+            int64_t const at = first + base + 2 * warp.t;
+            SEMKV_UNROLL
+            for (int i = 0; i < kOwn; ++i)
+            {
+                int const offset = i / 4 * 16 + i % 4 / 2 * 8 + i % 2;
+                bias[i] = call.slotBias[at + offset];
+                if constexpr (W::kCodes)
+                {
+                    keyScale[i] = call.keyScale[at + offset];
+                    valueScale[i] = call.valueScale[at + offset];
+                }
+            }
+            return;
+        }
         SEMKV_UNROLL
         for (int i = 0; i < kOwn; ++i)
         {
-            int const offset = warp.ownOffset(i);
-            int const slot = plain ? base + offset : warp.slotAt(base, slots, offset);
-            bool const old = plain || (slot >= 0 && slot < warp.length);
-            bias[i] = old ? call.slotBias[first + slot] * kLog2E : 0.0F;
+            int const slot = warp.slotAt(base, slots, warp.ownOffset(i));
+            bool const old = slot >= 0 && slot < warp.length;
+            bias[i] = old ? call.slotBias[first + slot] : 0.0F;
             if constexpr (W::kCodes)
             {
-                keyScale[i] = slot >= 0 ? call.keyScale[first + slot] * W::kUnit : 0.0F;
+                keyScale[i] = slot >= 0 ? call.keyScale[first + slot] : 0.0F;
                 valueScale[i] = slot >= 0 ? call.valueScale[first + slot] : 0.0F;
             }
         }
@@ -77,7 +91,8 @@ __device__ __forceinline__ void tensorSplit(Plan const& plan, float* shared)
     W warp(plan, head, length, range.end, rowTileIndex * S::kRows);
     typename S::KeyPiece keys[S::kTiles][S::kKeyChunks];
     int base = range.begin + part * S::kSlots;
-    int slots = warp.slotsFrom(base);
+    int slots = warp.slotsFrom(base, warp.namedFrom(base));
+    int64_t named = warp.namedFrom(base + S::kSlotTile);
     warp.loadKeys(keys, base, slots);
     // Sharers meet once a step, so that all of their block's warps make as many.
     int const last = range.end + (S::kSharers > 1 ? part * S::kSlots : 0);
@@ -86,7 +101,8 @@ __device__ __forceinline__ void tensorSplit(Plan const& plan, float* shared)
         typename S::ValuePiece values[S::kSlots / 4][S::kValueChunks];
         warp.loadValues(values, base, slots);
         SlotFacts<W> facts(warp, base, slots);
-        int const next = warp.slotsFrom(base + S::kSlotTile);
+        int const next = warp.slotsFrom(base + S::kSlotTile, named);
+        named = warp.namedFrom(base + 2 * S::kSlotTile);
         float logits[S::kTiles][4];
         warp.dotProducts(keys, logits);
         // The next keys travel while the softmax and the weighted sum are computed.
@@ -98,7 +114,7 @@ __device__ __forceinline__ void tensorSplit(Plan const& plan, float* shared)
         SEMKV_UNROLL
         for (int i = 0; i < S::kSlots / 4; ++i)
         {
-            float const factor = kIsCode<C> ? plan.factor * facts.keyScale[i] : plan.factor;
+            float const factor = kIsCode<C> ? plan.factor * W::kUnit * facts.keyScale[i] : plan.factor;
             logits[i / 2][i % 2] *= factor;
             logits[i / 2][2 + i % 2] *= factor;
         }

@@ -69,15 +69,25 @@ struct TensorRows
         return plan.call.slotIndex == nullptr && base + S::kSlots <= min(end, length);
     }
 
-    // With slotIndex: the slot of the lane's own entry from `base` on, negative where there is none.
-    __device__ __forceinline__ int slotsFrom(int base) const
+    // With slotIndex: what it holds for the lane's own entry from `base` on; a load that nothing waits for yet.
+    __device__ __forceinline__ int64_t namedFrom(int base) const
     {
-        if (plan.call.slotIndex == nullptr)
-        {
-            return 0;
-        }
         int const offset = static_cast<int>(threadIdx.x) % 32;
-        return offset < S::kSlots && base + offset < end ? slotOfEntry(plan, head, length, base + offset) : -1;
+        int const entry = base + offset;
+        bool const named = plan.call.slotIndex != nullptr && offset < S::kSlots && entry < min(end, plan.call.indexWidth);
+        return named ? plan.call.slotIndex[head * plan.call.indexWidth + entry] : -1;
+    }
+
+    // The slot that this makes.
+    __device__ __forceinline__ int slotsFrom(int base, int64_t named) const
+    {
+        int const offset = static_cast<int>(threadIdx.x) % 32;
+        int const entry = base + offset;
+        if (entry >= plan.call.indexWidth)
+        {
+            return offset < S::kSlots && entry < end ? length + entry - plan.call.indexWidth : -1;
+        }
+        return named < 0 ? -1 : named < length ? static_cast<int>(named) : kImpossibleSlot;
     }
 
     // Slot of the entry base + offset, negative where there is none. All lanes of the warp take part.

@@ -311,8 +311,8 @@ __global__ void __launch_bounds__(kBandThreads, 4)
             int const farthest = min(params.span - 1, slot);
             for (int d = 1; d <= farthest; ++d)
             {
-                bool const joins = live[kWord + own - d] != 0 && chunk[slot - d] == chunk[slot]
-                    && shared[cosineAt(own, d)] > threshold;
+                bool const joins = live[kWord + own - d] != 0 && shared[cosineAt(own, d)] > threshold
+                    && chunk[slot - d] == chunk[slot];
                 bits |= static_cast<uint64_t>(joins) << d;
             }
         }
