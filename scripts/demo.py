@@ -21,9 +21,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from semkv_deploy.build import build_bundle
 from semkv_deploy.bundle import Bundle
-from semkv_deploy.calibrate import mean_kl
+from semkv_deploy.compiler.calibrate import mean_kl
+from semkv_deploy.compiler.pipeline import build_bundle
 from semkv_deploy.methods import SemantiCache
 from semkv_deploy.runtime.chat import Chat
 from semkv_deploy.runtime.open import open_bundle, open_session

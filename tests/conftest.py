@@ -22,7 +22,7 @@ def tiny_tokenizer() -> Any:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    from semkv_deploy.calibrate import calibration_text
+    from semkv_deploy.compiler.calibrate import calibration_text
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -79,7 +79,7 @@ def tiny_export(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny_export: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Budgets 0.25, 0.5 and 1 of 512 tokens, float32 weights."""
-    from semkv_deploy.build import build_bundle
+    from semkv_deploy.compiler.pipeline import build_bundle
     from semkv_deploy.methods import SemantiCache
 
     out = tmp_path_factory.mktemp("bundle") / "tiny"

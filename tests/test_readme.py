@@ -42,7 +42,7 @@ def test_commands_and_code(smollm2_gguf: Path, tmp_path: Path):
 
 
 def test_number_of_lint_rules():
-    from semkv_deploy.passes.lint_tensorrt import RULES
+    from semkv_deploy.lint.tensorrt.rules import RULES
 
     assert f"the same {len(RULES)} rules" in README.read_text(encoding="utf-8")
 

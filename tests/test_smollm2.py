@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from semkv_deploy.bundle import Bundle
-from semkv_deploy.calibrate import calibration_text, mean_kl
+from semkv_deploy.compiler.calibrate import calibration_text, mean_kl
 from semkv_deploy.runtime.chat import Chat
 from semkv_deploy.runtime.open import open_session
 from semkv_deploy.runtime.tokens import load_tokenizer
@@ -27,7 +27,7 @@ QUESTIONS = [
 @pytest.fixture(scope="module")
 def bundle(smollm2_export: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """Budgets 0.2 and 1 of 2,048 tokens, float32 weights."""
-    from semkv_deploy.build import build_bundle
+    from semkv_deploy.compiler.pipeline import build_bundle
     from semkv_deploy.methods import SemantiCache
 
     out = tmp_path_factory.mktemp("smollm2") / "bundle"

@@ -14,12 +14,12 @@ import numpy as np
 import psutil
 import pytest
 
-from semkv_deploy.build import build_bundle
 from semkv_deploy.bundle import Bundle, TensorRTRecord
-from semkv_deploy.calibrate import calibration_text
+from semkv_deploy.compiler.calibrate import calibration_text
+from semkv_deploy.compiler.pipeline import build_bundle
 from semkv_deploy.methods import SemantiCache
 from semkv_deploy.runtime.tokens import load_tokenizer
-from semkv_deploy.targets.tensorrt_build import TensorRTOptions
+from semkv_deploy.targets.tensorrt.build import TensorRTOptions
 from semkv_deploy.validate.checks import Graphs, open_session
 from semkv_deploy.validate.reference import ReferenceEngine
 from semkv_deploy.validate.weights import in_float32

@@ -19,7 +19,7 @@ from semkv_deploy.bench import memory
 
 def prompt_tokens(encode: Any, count: int) -> list[int]:
     """`count` token ids of real text: the calibration text, over and over."""
-    from semkv_deploy.calibrate import calibration_text
+    from semkv_deploy.compiler.calibrate import calibration_text
 
     text = encode(calibration_text())
     return (list(text) * (count // len(text) + 1))[:count]

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
-from semkv_deploy import calibrate
 from semkv_deploy.budget import StaticProfile, static_profile
 from semkv_deploy.bundle import Bundle
+from semkv_deploy.compiler import calibrate
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.methods import AnyMethod, SemantiCache, StreamingLLM
 from semkv_deploy.runtime.session import Session
 from semkv_deploy.runtime.tokens import ChunkCounter, delimiter_table, load_tokenizer
-from semkv_deploy.targets.onnxruntime_build import lower_decoder, save_decoder
-from semkv_deploy.targets.onnxruntime_engine import OnnxRuntimeEngine
+from semkv_deploy.targets.onnxruntime.build import lower_decoder, save_decoder
+from semkv_deploy.targets.onnxruntime.engine import OnnxRuntimeEngine
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from semkv_deploy.errors import SemkvError
 
 if TYPE_CHECKING:
-    from semkv_deploy.facts import ModelFacts
     from semkv_deploy.methods.base import Method
+    from semkv_deploy.model.config import ModelFacts
 
 DECODER = "decoder.onnx"
 COMPRESSOR = "compressor.onnx"
@@ -69,10 +69,10 @@ def export_checkpoint(source: str, out: Path, progress: Progress = lambda what, 
     progress("loading the checkpoint", None)
 
     from semkv_deploy.export.checkpoint import load_checkpoint
+    from semkv_deploy.export.config import model_facts
     from semkv_deploy.export.decoder import export_decoder
     from semkv_deploy.export.delimiters import find_delimiters
-    from semkv_deploy.export.facts import model_facts
-    from semkv_deploy.export.writer import write_model
+    from semkv_deploy.graph.files import write_model
 
     checkpoint = load_checkpoint(source)
     facts = model_facts(checkpoint.model, checkpoint.tokenizer, checkpoint.name)

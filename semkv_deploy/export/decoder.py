@@ -30,7 +30,7 @@ from semkv_deploy import ops
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.export.attention import LayerSpec, nexus_attention, probe, unsupported
 from semkv_deploy.export.tidy import tidy
-from semkv_deploy.facts import layer_tag
+from semkv_deploy.model.config import layer_tag
 from semkv_deploy.ops import nexus_attention as nexus
 
 LayerCache = tuple[Tensor, Tensor, Tensor]

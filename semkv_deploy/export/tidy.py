@@ -19,7 +19,7 @@ import onnxscript.optimizer
 
 from semkv_deploy import ops
 from semkv_deploy.errors import SemkvError
-from semkv_deploy.facts import layer_tag
+from semkv_deploy.model.config import layer_tag
 from semkv_deploy.ops import nexus_attention as nexus
 
 

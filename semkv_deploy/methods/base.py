@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import onnx
     from typing_extensions import Self
 
-    from semkv_deploy.facts import ModelFacts
+    from semkv_deploy.model.config import ModelFacts
 
 STATE = ("key_cache", "value_cache", "slot_bias", "length", "slot_position", "slot_chunk")
 """Tensors that go in as `name` and come out as `name_out`."""

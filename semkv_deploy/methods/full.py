@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from semkv_deploy.methods.base import Method
 
 if TYPE_CHECKING:
-    from semkv_deploy.facts import ModelFacts
+    from semkv_deploy.model.config import ModelFacts
 
 
 class Full(Method):

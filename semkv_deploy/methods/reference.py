@@ -10,8 +10,8 @@ from semkv_deploy.ops import compact_cache, semantic_cluster
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from semkv_deploy.facts import ModelFacts, Rotary
     from semkv_deploy.methods.base import Method
+    from semkv_deploy.model.config import ModelFacts, Rotary
 
 
 def compress(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from semkv_deploy.errors import SemkvError
 
 if TYPE_CHECKING:
-    from semkv_deploy.facts import ModelFacts
+    from semkv_deploy.model.config import ModelFacts
 
 UNROTATE = """
     channel_axis = Constant <value = int64[1] {{3}}> ()

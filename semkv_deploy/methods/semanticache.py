@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from semkv_deploy.methods import graph, rotation
+from semkv_deploy.methods import rotation, text
 from semkv_deploy.methods.base import Method
 
 if TYPE_CHECKING:
     import onnx
 
-    from semkv_deploy.facts import ModelFacts
+    from semkv_deploy.model.config import ModelFacts
 
 LADDER_STEP = 0.02
 LADDER_STEPS = 24
@@ -91,16 +91,16 @@ class SemantiCache(Method):
     def compressor(self, facts: ModelFacts) -> onnx.ModelProto:
         if self.merge_keys == "auto":
             return self.for_model(facts).compressor(facts)
-        return graph.parse_compressor(
+        return text.parse_compressor(
             facts,
             groups=self.groups(facts.kv_heads),
             inputs=("thresholds", "target", "sinks", "recent"),
             operators=("SemanticCluster", "CompactCache"),
             body=f"""
-            {graph.SLOTS}
+            {text.SLOTS}
             before_window = Sub (length, recent)
             {self._cluster(facts)}
-            {graph.EVICT_OLDEST}
+            {text.EVICT_OLDEST}
             key_cache_out, value_cache_out, slot_bias_out, length_out =
                 semkv.CompactCache (clustered_key, clustered_value, clustered_bias, keep_index)
 
@@ -110,7 +110,7 @@ class SemantiCache(Method):
             kept_elements = Expand (kept_from, source_shape)
             kept_source = GatherElements <axis = 2> (source_slot, kept_elements)
             final_index = Where (kept_none, minus_one, kept_source)
-            {graph.MOVE_METADATA}
+            {text.MOVE_METADATA}
             """,
         )
 
@@ -118,7 +118,7 @@ class SemantiCache(Method):
         """Clusters every slot, unconditionally."""
         if self.merge_keys == "auto":
             return self.for_model(facts).calibration_graph(facts)
-        return graph.parse_compressor(
+        return text.parse_compressor(
             facts,
             groups=self.groups(facts.kv_heads),
             inputs=("thresholds",),
@@ -126,7 +126,7 @@ class SemantiCache(Method):
             body=f"""
             sinks = Constant <value = int64 {{0}}> ()
             target = Sub (length, length)
-            {graph.SLOTS}
+            {text.SLOTS}
             before_window = Identity (length)
             {self._cluster(facts)}
             length_out = Identity (clustered_length)

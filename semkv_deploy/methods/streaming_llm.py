@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from semkv_deploy.methods import graph
+from semkv_deploy.methods import text
 from semkv_deploy.methods.base import Method
 
 if TYPE_CHECKING:
     import onnx
 
-    from semkv_deploy.facts import ModelFacts
+    from semkv_deploy.model.config import ModelFacts
 
 
 class StreamingLLM(Method):
@@ -23,19 +23,19 @@ class StreamingLLM(Method):
     kind: Literal["streaming-llm"] = "streaming-llm"
 
     def compressor(self, facts: ModelFacts) -> onnx.ModelProto:
-        return graph.parse_compressor(
+        return text.parse_compressor(
             facts,
             groups=1,
             inputs=("sinks", "target"),
             operators=("CompactCache",),
             body=f"""
-            {graph.SLOTS}
+            {text.SLOTS}
             clustered_length = Identity (length)
-            {graph.EVICT_OLDEST}
+            {text.EVICT_OLDEST}
             key_cache_out, value_cache_out, slot_bias_out, length_out =
                 semkv.CompactCache (key_cache, value_cache, slot_bias, keep_index)
             final_index = Identity (keep_index)
-            {graph.MOVE_METADATA}
+            {text.MOVE_METADATA}
             level = Where (over, zero, minus_one)
             """,
         )

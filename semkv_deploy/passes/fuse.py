@@ -10,8 +10,8 @@ from onnxscript.rewriter.ort_fusions.rms_normalization import fuse_rms_normaliza
 from onnxscript.rewriter.ort_fusions.rotary_embedding import fuse_rotary_embedding
 from onnxscript.rewriter.ort_fusions.skip_normalization import fuse_skip_rms_normalization
 
+from semkv_deploy.graph.editing import GraphEditor, replace, sole, static
 from semkv_deploy.ops import DOMAIN
-from semkv_deploy.passes.editing import GraphEditor, replace, sole, static
 
 _FUSION_DOMAIN = "ai.onnxruntime._fusion"
 

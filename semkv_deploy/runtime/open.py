@@ -67,7 +67,7 @@ def session_on(bundle: Bundle, profile: BuiltProfile, engine: Engine) -> Session
 def _onnxruntime_engine(
     bundle: Bundle, record: TargetRecord, profile: BuiltProfile, *, batch: int, threads: int | None, in_place: bool
 ) -> Engine:
-    from semkv_deploy.targets.onnxruntime_engine import OnnxRuntimeEngine
+    from semkv_deploy.targets.onnxruntime.engine import OnnxRuntimeEngine
 
     facts, method = bundle.manifest.model, bundle.manifest.method
     return OnnxRuntimeEngine(
@@ -88,8 +88,8 @@ def tensorrt_engine(bundle: Bundle, record: TensorRTRecord, profile: BuiltProfil
     Raises:
         SemkvError: when there are none, or none for this batch, GPU or version.
     """
-    from semkv_deploy.targets.tensorrt_api import find_gpu
-    from semkv_deploy.targets.tensorrt_engine import TensorRTEngine
+    from semkv_deploy.targets.tensorrt.api import find_gpu
+    from semkv_deploy.targets.tensorrt.engine import TensorRTEngine
 
     where = f"--target {record.runtime}"
     built = next(each for each in record.budgets if each.contract.budget == profile.budget)

@@ -31,7 +31,7 @@ NEVER = 2.0
 
 
 class Engine(Protocol):
-    """What a session needs of a target: see `targets.onnxruntime_engine.OnnxRuntimeEngine`."""
+    """What a session needs of a target: see `targets.onnxruntime.engine.OnnxRuntimeEngine`."""
 
     batch: int
     capacity: int

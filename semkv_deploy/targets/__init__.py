@@ -27,7 +27,7 @@ def _missing_onnxruntime(provider: str, package: str) -> str | None:
 
 
 def _missing_tensorrt(runtime: TensorRTTarget, *, to_run: bool) -> str | None:
-    from semkv_deploy.targets.tensorrt_api import missing, missing_to_run
+    from semkv_deploy.targets.tensorrt.api import missing, missing_to_run
 
     return missing_to_run(runtime) if to_run else missing(runtime)
 

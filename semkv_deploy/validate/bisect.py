@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from semkv_deploy.targets.onnxruntime_engine import onnxruntime
+from semkv_deploy.targets.onnxruntime.engine import onnxruntime
 from semkv_deploy.validate.compare import Tolerance, difference, live_rows
 from semkv_deploy.validate.runner import StatefulRunner
 from semkv_deploy.validate.ties import run_compressor
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import onnx
     from numpy.typing import NDArray
 
-    from semkv_deploy.facts import ModelFacts
+    from semkv_deploy.model.config import ModelFacts
     from semkv_deploy.runtime.session import Session
     from semkv_deploy.validate.checks import Graphs
     from semkv_deploy.validate.scenario import Event

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from semkv_deploy.bundle import TensorRTRecord
 from semkv_deploy.errors import SemkvError
-from semkv_deploy.passes.aliases import alias_map, check_alias_safety
+from semkv_deploy.lint.aliases import alias_map, check_alias_safety
 from semkv_deploy.runtime.open import session_on, tensorrt_engine
 from semkv_deploy.targets import TO_RUN
-from semkv_deploy.targets.onnxruntime_engine import OnnxRuntimeEngine
+from semkv_deploy.targets.onnxruntime.engine import OnnxRuntimeEngine
 from semkv_deploy.validate import weights
 from semkv_deploy.validate.compare import AS_SHIPPED, FLOAT16, INT8
 from semkv_deploy.validate.split import SplitEngine
 
 if TYPE_CHECKING:
     from semkv_deploy.bundle import BuiltProfile, Bundle, TargetRecord, TensorRTBudget
-    from semkv_deploy.contract import Phase
+    from semkv_deploy.bundle.contract import Phase
     from semkv_deploy.runtime.session import Engine, Session
 
 PORTABLE = "onnx/decoder.onnx"

@@ -203,7 +203,7 @@ def live_rows(cache: NDArray[Any], length: NDArray[np.int64]) -> NDArray[np.floa
 
 def kl(reference: NDArray[np.float32], got: NDArray[np.float32]) -> list[float]:
     """KL(reference || got) in nats for each row that is not all zeros; logits `[B,V]`."""
-    from semkv_deploy.calibrate import mean_kl
+    from semkv_deploy.compiler.calibrate import mean_kl
 
     rows = np.flatnonzero(np.any(reference != 0, axis=-1))
     return [mean_kl(reference[row : row + 1], got[row : row + 1]) for row in rows]

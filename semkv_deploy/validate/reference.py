@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from semkv_deploy.methods.reference import compress
-from semkv_deploy.targets.onnxruntime_engine import Compressed
+from semkv_deploy.targets.onnxruntime.engine import Compressed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from semkv_deploy.facts import ModelFacts
     from semkv_deploy.methods.base import Method
+    from semkv_deploy.model.config import ModelFacts
 
 
 class ReferenceEngine:
-    """What `targets.onnxruntime_engine.OnnxRuntimeEngine` does, with torch tensors."""
+    """What `targets.onnxruntime.engine.OnnxRuntimeEngine` does, with torch tensors."""
 
     def __init__(self, model: PreTrainedModel, *, facts: ModelFacts, method: Method, batch: int, capacity: int) -> None:
         from semkv_deploy.export.decoder import ReferenceDecoder, cache_names, present_names

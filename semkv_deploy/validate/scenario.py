@@ -140,7 +140,7 @@ def plan(text: Sequence[int], profile: BuiltProfile, *, max_context: int, batch:
 
 def bundle_text(root: Any) -> list[int]:
     """The calibration text in a bundle's own tokens."""
-    from semkv_deploy.calibrate import calibration_text
+    from semkv_deploy.compiler.calibrate import calibration_text
     from semkv_deploy.runtime.tokens import load_tokenizer
 
     ids: list[int] = load_tokenizer(root).encode(calibration_text(), add_special_tokens=False)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from semkv_deploy.targets.onnxruntime_engine import OnnxRuntimeEngine
+from semkv_deploy.targets.onnxruntime.engine import OnnxRuntimeEngine
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

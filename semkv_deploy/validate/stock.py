@@ -15,7 +15,7 @@ from semkv_deploy.bundle import TensorRTRecord
 
 if TYPE_CHECKING:
     from semkv_deploy.bundle import BuiltProfile, Bundle
-    from semkv_deploy.contract import StaticBudgetContract
+    from semkv_deploy.bundle.contract import StaticBudgetContract
 
 ROWS = 8
 """Rows of a run, where the graph leaves them open."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from semkv_deploy.targets.onnxruntime_engine import Compressed, inference_session
+from semkv_deploy.targets.onnxruntime.engine import Compressed, inference_session
 from semkv_deploy.validate.compare import difference, live_rows
 
 if TYPE_CHECKING:

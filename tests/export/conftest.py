@@ -214,7 +214,7 @@ class Exported:
 def exported_family(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Exported]:
     """`exported_family(name, **config)`: exported when first asked for, for seconds are spent on each."""
     from semkv_deploy.export.decoder import export_decoder
-    from semkv_deploy.export.writer import write_model
+    from semkv_deploy.graph.files import write_model
 
     @functools.cache
     def export(name: str, **overrides: Any) -> Exported:

@@ -19,8 +19,8 @@ import torch
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.export import export_checkpoint
 from semkv_deploy.export.decoder import ReferenceDecoder, cache_names, present_names
-from semkv_deploy.facts import ModelFacts
-from semkv_deploy.passes.aliases import prefixes
+from semkv_deploy.lint.aliases import prefixes
+from semkv_deploy.model.config import ModelFacts
 
 ROOT = Path(__file__).parents[2]
 

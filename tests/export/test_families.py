@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from semkv_deploy.export.attention import probe
+from semkv_deploy.export.config import _rotary
 from semkv_deploy.export.decoder import ReferenceDecoder, cache_names
-from semkv_deploy.export.facts import _rotary
 
 NAMES = ["llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gemma3_text", "phi", "phi3"]
 CAPACITY = 40

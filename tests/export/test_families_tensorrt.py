@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from semkv_deploy.export.decoder import ReferenceDecoder
-from semkv_deploy.targets.tensorrt_lower import Lowered, lower_decoder, write_weights
+from semkv_deploy.targets.tensorrt.lower import Lowered, lower_decoder, write_weights
 
 NAMES = ["llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gemma3_text", "phi", "phi3"]
 CAPACITY = 64
@@ -114,10 +114,10 @@ def test_bundle_of_engines_is_built_and_proved(
     """
     from transformers import AutoTokenizer
 
-    from semkv_deploy.build import build_bundle
     from semkv_deploy.bundle import TensorRTRecord
+    from semkv_deploy.compiler.pipeline import build_bundle
     from semkv_deploy.methods import SemantiCache
-    from semkv_deploy.targets.tensorrt_build import TensorRTOptions
+    from semkv_deploy.targets.tensorrt.build import TensorRTOptions
 
     sizes = families[name].config | HEADS_OF_64 | {"vocab_size": 512, "max_position_embeddings": 8192}
     sizes |= {"head_dim": 64} if name in ("qwen3", "gemma", "gemma2") else {}

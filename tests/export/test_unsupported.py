@@ -11,8 +11,8 @@ import torch
 
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.export.attention import probe
+from semkv_deploy.export.config import _max_position, _rotary
 from semkv_deploy.export.decoder import ReferenceDecoder
-from semkv_deploy.export.facts import _max_position, _rotary
 from semkv_deploy.export.tidy import _check_attention
 
 Build = Callable[..., Any]

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from semkv_deploy.errors import SemkvError
-from semkv_deploy.facts import ModelFacts, Rotary
 from semkv_deploy.methods import Full, SemantiCache, StreamingLLM, method_from_options
 from semkv_deploy.methods.base import STATE, Method
 from semkv_deploy.methods.reference import compress
+from semkv_deploy.model.config import ModelFacts, Rotary
 
 HEADS, CAPACITY, DIM = 2, 128, 16
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import onnx
 import pytest
 
-from semkv_deploy.build import build_bundle
 from semkv_deploy.bundle import TensorRTRecord
+from semkv_deploy.compiler.pipeline import build_bundle
 from semkv_deploy.methods import SemantiCache
-from semkv_deploy.targets.tensorrt_build import TensorRTOptions
+from semkv_deploy.targets.tensorrt.build import TensorRTOptions
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx_bindings") is None, reason="TensorRT-RTX is not installed (extra `rtx`)"

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from semkv_deploy.bundle import Bundle
-from semkv_deploy.calibrate import mean_kl
+from semkv_deploy.compiler.calibrate import mean_kl
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.methods import Full, SemantiCache, StreamingLLM
 from semkv_deploy.runtime.open import open_session
@@ -98,7 +98,7 @@ def test_three_turns_with_compression_match_the_reference(bundle: Bundle, model:
     ids=lambda method: method.model_dump_json(exclude_defaults=True),
 )
 def test_every_method_built_matches_its_reference(method: Any, tiny_export: Path, model: Any, tmp_path: Path):
-    from semkv_deploy.build import build_bundle
+    from semkv_deploy.compiler.pipeline import build_bundle
 
     decoder = str(tiny_export / "decoder.onnx")
     built = build_bundle(decoder, tmp_path / "bundle", budgets=[0.25], method=method, weights="fp32")
@@ -115,7 +115,7 @@ def test_every_method_built_matches_its_reference(method: Any, tiny_export: Path
 @pytest.mark.parametrize("weights", ["int4", "int8"])
 def test_full_method_and_quantised_weights(weights: Any, tiny_export: Path, bundle: Bundle, tmp_path: Path):
     """The full cache takes no slot bias; what is left of the difference to float32 is the weights'."""
-    from semkv_deploy.build import build_bundle
+    from semkv_deploy.compiler.pipeline import build_bundle
 
     decoder = str(tiny_export / "decoder.onnx")
     built = build_bundle(decoder, tmp_path / "bundle", budgets=[1.0], method=Full(), weights=weights)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from semkv_deploy.build import build_bundle
+from semkv_deploy.compiler.pipeline import build_bundle
 from semkv_deploy.methods import SemantiCache
-from semkv_deploy.targets.tensorrt_build import TensorRTOptions
+from semkv_deploy.targets.tensorrt.build import TensorRTOptions
 
 
 def build(export: Path, out: Path, **options: Any) -> Path:

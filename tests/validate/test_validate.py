@@ -20,8 +20,8 @@ from semkv_deploy.bundle import Bundle, sha256, write_manifest
 from semkv_deploy.cli import main
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.methods import Full, SemantiCache, StreamingLLM
-from semkv_deploy.targets import plugin_choice
-from semkv_deploy.targets.onnxruntime_engine import Compressed, inference_session
+from semkv_deploy.targets.onnxruntime.engine import Compressed, inference_session
+from semkv_deploy.targets.tensorrt import plugins as plugin_choice
 from semkv_deploy.validate.checks import Graphs, open_session, reference_graphs
 from semkv_deploy.validate.compare import FLOAT16, INT8, TOLERANCES, CompareState, difference
 from semkv_deploy.validate.report import as_json, as_page

@@ -1,0 +1,3 @@
+from semkv_deploy.cli.commands import main
+
+main()

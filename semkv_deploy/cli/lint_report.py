@@ -1,0 +1,140 @@
+"""`inspect --lint`: findings of any ONNX file, or of every graph of a bundle, for people and for machines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import click
+
+from semkv_deploy.errors import SemkvError
+
+if TYPE_CHECKING:
+    import onnx
+
+    from semkv_deploy.lint.onnxruntime import Finding
+
+LINTED = ("tensorrt-rtx", "tensorrt", "onnxruntime-cpu", "onnxruntime-cuda")
+"""Targets that have rules."""
+
+ORDER = ("wrong", "blocked", "slow", "unverified")
+COLOUR = {"wrong": "bold red", "blocked": "red", "slow": "yellow", "unverified": "cyan"}
+
+
+class LintedGraph(NamedTuple):
+    """A graph, the target whose rules were applied, and what they found."""
+
+    path: Path
+    target: str
+    findings: list[Finding]
+
+
+def lint_file(path: Path, target: str, *, plugins: Collection[str] = (), profiles: bool = False) -> LintedGraph:
+    """Findings of one ONNX file; its external data is looked at, not loaded.
+
+    Raises:
+        SemkvError: when the file is missing, not ONNX or contradicts itself, or the target has no rules.
+    """
+    from semkv_deploy.lint.onnxruntime import lint_onnxruntime
+    from semkv_deploy.lint.structure import check_structure
+    from semkv_deploy.lint.tensorrt.rules import lint_tensorrt
+
+    if target not in LINTED:
+        raise SemkvError("no lint rules for it", where=f"--target {target}", expected=" or ".join(LINTED))
+    model = _load(path)
+    check_structure(model)
+    if target.startswith("tensorrt"):
+        return LintedGraph(path, target, lint_tensorrt(model, folder=path.parent, plugins=plugins, profiles=profiles))
+    return LintedGraph(path, target, lint_onnxruntime(model))
+
+
+def lint_bundle(root: Path) -> list[LintedGraph]:
+    """Findings of every graph of every target of a bundle, by that target's rules.
+
+    Raises:
+        SemkvError: as `Bundle.open`.
+    """
+    from semkv_deploy.bundle import Bundle, TensorRTRecord
+
+    linted = []
+    for target, record in Bundle.open(root).manifest.targets.items():
+        if isinstance(record, TensorRTRecord):
+            for budget in record.budgets:
+                for engine, graph in zip(budget.engines, budget.contract.graphs, strict=True):
+                    profiles = bool(graph.profiles)
+                    linted.append(lint_file(root / engine.onnx, target, plugins=record.plugins, profiles=profiles))
+        else:
+            names = [record.decoder, *([record.compressor] if record.compressor else [])]
+            linted += [lint_file(root / name, target) for name in names]
+    return linted
+
+
+def report(path: Path, *, target: str, as_json: bool) -> bool:
+    """Prints the findings of a file or bundle.
+
+    Returns:
+        Whether one of them is fatal.
+    """
+    linted = lint_bundle(path) if path.is_dir() else [lint_file(path, target)]
+    if as_json:
+        click.echo(json.dumps([_as_data(graph, path) for graph in linted], indent=1))
+    else:
+        for graph in linted:
+            _table(graph, path)
+    return any(finding.fatal for graph in linted for finding in graph.findings)
+
+
+def _load(path: Path) -> onnx.ModelProto:
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    if not path.is_file():
+        raise SemkvError("no such file", where=path, expected="an ONNX file or a bundle", fix="check the path")
+    try:
+        model = onnx.load(path, load_external_data=False)
+        valid = bool(model.graph.node) and bool(model.opset_import)
+    except DecodeError:
+        valid = False
+    if not valid:
+        raise SemkvError("not an ONNX model", where=path, fix="give an ONNX file, or a bundle's directory")
+    return model
+
+
+def _label(graph: LintedGraph, root: Path) -> str:
+    return str(graph.path.relative_to(root)) if root.is_dir() else str(graph.path)
+
+
+def _as_data(graph: LintedGraph, root: Path) -> dict[str, object]:
+    findings = [
+        {key: getattr(finding, key) for key in ("verdict", "rule", "node", "what", "fix", "fatal")}
+        for finding in graph.findings
+    ]
+    return {"file": _label(graph, root), "target": graph.target, "findings": findings}
+
+
+def _table(graph: LintedGraph, root: Path) -> None:
+    """One row for each kind of finding: the same one in thirty layers is one row with a count."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console()
+    title = f"[bold]{escape(_label(graph, root))}[/bold], {graph.target}"
+    if not graph.findings:
+        console.print(f"{title}: nothing found")
+        return
+    kinds: dict[tuple[str, str, str], list[Finding]] = {}
+    for finding in graph.findings:
+        kinds.setdefault((finding.verdict, finding.rule, finding.fix), []).append(finding)
+    counts = [(sum(found.verdict == verdict for found in graph.findings), verdict) for verdict in ORDER]
+    console.print(f"{title}: " + ", ".join(f"{count} {verdict}" for count, verdict in counts if count))
+    table = Table("verdict", "node", "what", "fix")
+    for (verdict, _, fix), found in sorted(kinds.items(), key=lambda kind: ORDER.index(kind[0][0])):
+        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+        colour = COLOUR[verdict]
+        table.add_row(
+            f"[{colour}]{verdict}[/{colour}]", escape(found[0].node) + more, escape(found[0].what), escape(fix)
+        )
+    console.print(table)

@@ -1,0 +1,278 @@
+"""Bytes of one built profile, by target: the arithmetic behind `semkv-deploy plan`, and where each constant is from.
+
+Numbers marked "measured" are fits to ONNX Runtime 1.32 (anonymous memory of a process) and to TensorRT-RTX 1.7.1 (its
+build log); `tests/memory` holds the totals within 5 % of both.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from semkv_deploy.budget import StaticProfile
+    from semkv_deploy.memory.source import DecoderShape
+    from semkv_deploy.methods import AnyMethod
+
+WeightFormat = Literal["fp32", "int8", "int4"]
+DType = Literal["float32", "float16", "bfloat16"]
+Layout = Literal["dual", "single", "split"]
+
+ELEMENT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+FLOAT, INT64 = 4, 8
+MIB = 1 << 20
+
+QUANTISED_BLOCK = 32
+"""Inputs that share a scale: `passes.quantize.BLOCK_SIZE`, here because that module imports onnxruntime's quantiser."""
+
+_TRT_WORKSPACE = 8_192_000
+"""Bytes of scratch in every engine of TensorRT-RTX that has a matrix product, one for each that run side by side
+(measured)."""
+
+PARALLEL_FAMILIES = ("phi",)
+"""Families whose attention and MLP read the same norm, so that the builder runs them side by side."""
+
+
+class Bytes(NamedTuple):
+    """What one profile takes; see `plan.PlanRow` for the meaning of each."""
+
+    weights: int
+    packing: int
+    programs: int
+    cache: int
+    bias: int
+    spare: int
+    activation_decode: int
+    activation_prefill: int
+    activation: int
+    compressor: int
+    metadata: int
+    io: int
+    load: int
+
+    @property
+    def total(self) -> int:
+        """All of it while running; of the activations the peak."""
+        return sum(self) - self.activation_decode - self.activation_prefill - self.load
+
+    @property
+    def needed(self) -> int:
+        """The most there ever is: while running, or while loading."""
+        return max(self.total, self.load)
+
+
+class Need(NamedTuple):
+    """A profile to count, and how the target stores it."""
+
+    shape: DecoderShape
+    method: AnyMethod
+    profile: StaticProfile
+    batch: int
+
+    @property
+    def compresses(self) -> bool:
+        return self.profile.budget < 1 and self.method.kind != "full"
+
+    @property
+    def groups(self) -> int:
+        return self.method.groups(self.shape.kv_heads)
+
+    @property
+    def slots(self) -> int:
+        """Slots of one layer, all rows."""
+        return self.batch * self.profile.capacity
+
+    @property
+    def unrotates(self) -> bool:
+        return getattr(self.method, "merge_keys", "cached") != "cached" and self.shape.rotated_alike
+
+    def cache(self, element: int) -> int:
+        """Keys and values of one layer."""
+        return 2 * self.slots * self.shape.kv_heads * self.shape.head_dim * element
+
+    @property
+    def bias(self) -> int:
+        """Slot biases of one layer."""
+        return self.slots * self.shape.kv_heads * FLOAT
+
+    @property
+    def metadata(self) -> int:
+        """Position and chunk number of every slot, which the session keeps in host memory."""
+        return 2 * self.shape.layers * self.slots * self.groups * INT64
+
+
+def onnxruntime_weights(shape: DecoderShape, weights: WeightFormat) -> tuple[int, int]:
+    """Bytes in the decoder's data file, and what ONNX Runtime adds when it packs them.
+
+    Constant MatMuls become blocks of 32 inputs with a float32 scale; tables (so a tied head) and norms stay float32.
+    Packing for int8 activations adds the sum of each block (float32, measured); float32 products are packed instead
+    of kept, at no cost.
+    """
+    stored = packed = 0
+    for weight in shape.weights:
+        if weight.use != "product" or weights == "fp32":
+            stored += weight.size * FLOAT
+            continue
+        inputs, outputs = weight.shape
+        blocks = outputs * math.ceil(inputs / QUANTISED_BLOCK)
+        stored += blocks * (QUANTISED_BLOCK // (2 if weights == "int4" else 1) + FLOAT)
+        packed += blocks * FLOAT
+    return stored, packed
+
+
+def onnxruntime_bytes(need: Need, weights: WeightFormat, workers: int) -> Bytes:
+    """As `targets.onnxruntime.engine` allocates; `workers` layers are compressed at a time."""
+    shape, profile = need.shape, need.profile
+    stored, packed = onnxruntime_weights(shape, weights)
+    layer = need.cache(ELEMENT_BYTES[shape.cache_dtype]) + need.bias
+    # A mask of [rows, capacity] is made from the biases for each layer, for every query head where biases differ by
+    # head; two of them are alive at a time.
+    mask_heads = 0 if not need.method.merges else 1 if need.groups == 1 else shape.query_heads
+
+    def activation(rows: int) -> int:
+        live = rows * FLOAT * (shape.mlp_width + 3 * shape.hidden_size)
+        live += 2 * rows * profile.capacity * FLOAT * mask_heads
+        # The arena grows by whole regions, the first of 1 MiB (measured).
+        return live + min(live, MIB)
+
+    decode, prefill = activation(need.batch), activation(profile.prefill_chunk)
+    programs = _session_bytes(need)
+    # A tied head is an embedding that is transposed: ONNX Runtime does that while it loads, into a copy (measured).
+    tied = not any(weight.use == "product" and not weight.in_layer for weight in shape.weights)
+    copied = max((weight.size * FLOAT for weight in shape.weights if weight.use == "table"), default=0) if tied else 0
+    return Bytes(
+        weights=stored,
+        packing=packed,
+        programs=programs,
+        cache=shape.layers * need.cache(ELEMENT_BYTES[shape.cache_dtype]),
+        bias=shape.layers * need.bias,
+        spare=workers * layer if need.compresses else 0,
+        activation_decode=decode,
+        activation_prefill=prefill,
+        activation=max(decode, prefill),
+        compressor=workers * _onnxruntime_compressor(need) if need.compresses else 0,
+        metadata=need.metadata,
+        io=(need.batch + 1) * shape.vocab_size * FLOAT,
+        load=stored + packed + programs + copied,
+    )
+
+
+def _session_bytes(need: Need) -> int:
+    """Objects of the sessions of ONNX Runtime (measured: 8 and 30 layers; a compressor's own)."""
+    compressor = 0.0 if not need.compresses else 2.4 if need.method.merges else 1.3
+    return int((3.3 + 0.2 * need.shape.layers + compressor) * MIB)
+
+
+def _onnxruntime_compressor(need: Need) -> int:
+    """Scratch of compressing one layer, in copies of its keys in float32, and bytes a slot and group for similarities
+    (measured with two workers, which share an arena: 1 to 6 rows, 2 to 8 heads of 64 and 128, 1,024 to 4,096 slots)."""
+    keys = need.slots * need.shape.kv_heads * need.shape.head_dim * FLOAT
+    if not need.method.merges:
+        return int(1.1 * keys)
+    return int((8.6 if need.unrotates else 7.2) * keys) + 600 * need.slots * need.groups
+
+
+def tensorrt_weights(shape: DecoderShape, dtype: DType, layout: Layout, batch: int) -> int:
+    """Bytes of weights in a profile's decoder engines ("Total Weights Memory" of the build log).
+
+    Products, tables and biases in `dtype`, norms in float32. With two optimisation profiles in one engine the builder
+    packs each product by profile, so that all but a tied head are there twice, but once where the batch is dynamic
+    (measured); two engines hold all twice.
+    """
+    by_profile = layout == "dual" and batch == 1
+    once = twice = 0
+    for weight in shape.weights:
+        count = weight.size * (FLOAT if weight.wide else ELEMENT_BYTES[dtype])
+        if layout == "split" or (by_profile and weight.use in ("product", "gemm")):
+            twice += count
+        else:
+            once += count
+    return once + 2 * twice
+
+
+def tensorrt_bytes(need: Need, dtype: DType, layout: Layout) -> Bytes:
+    """As TensorRT-RTX's builder counts ("Total Activation Memory"), and the buffers a host binds."""
+    shape, profile, element = need.shape, need.profile, ELEMENT_BYTES[dtype]
+    merges = need.method.merges
+    chunk = profile.prefill_chunk
+    prefill_rows = need.batch if layout == "single" else 1
+    # The one float32 kernel takes one row, which only an engine for nothing else promises.
+    unfused = dtype == "float32"
+    decode = _tensorrt_activation(need, need.batch, 1, element, layout, unfused=unfused and layout != "split")
+    prefill = _tensorrt_activation(need, prefill_rows, chunk, element, layout, unfused=unfused)
+    if layout == "single":
+        decode = prefill
+    layer = need.cache(element) + need.bias
+    return Bytes(
+        weights=tensorrt_weights(shape, dtype, layout, need.batch),
+        packing=0,
+        programs=_tensorrt_programs(need, layout),
+        cache=shape.layers * need.cache(element),
+        bias=shape.layers * need.bias if merges else 0,
+        spare=layer if need.compresses else 0,
+        activation_decode=decode,
+        activation_prefill=prefill,
+        # One context switches profiles; two engines have a context each.
+        activation=decode + prefill if layout == "split" else max(decode, prefill),
+        compressor=_tensorrt_compressor(need) if need.compresses else 0,
+        metadata=need.metadata,
+        io=(need.batch + 1) * shape.vocab_size * FLOAT,
+        load=0,
+    )
+
+
+def _tensorrt_activation(need: Need, batch: int, rows: int, element: int, layout: Layout, *, unfused: bool) -> int:
+    """Peak of a run of `rows` tokens in each of `batch` rows, workspace included.
+
+    With several rows the fused kernel has a layer's keys repeated for every query head; without a kernel (`unfused`)
+    there are the scores, and copies of keys and values. How often, the builder decides by size (all measured).
+    """
+    shape, capacity = need.shape, need.profile.capacity
+    tokens = batch * rows
+    rotary = 2 * shape.head_dim * FLOAT + 3 * INT64
+    hidden, heads = shape.hidden_size * element, shape.query_heads * shape.head_dim * element
+    keys = shape.kv_heads * shape.head_dim * element
+    folded = shape.query_heads > shape.kv_heads
+    mask = tokens * capacity * (shape.kv_heads if folded or need.groups > 1 else 1) * element
+    layer_keys = batch * capacity * keys
+    parallel = shape.family in PARALLEL_FAMILIES
+    row = tokens * (hidden + 2 * heads + (0 if parallel else 2 * keys) + rotary)
+    mlp = tokens * (shape.mlp_width * element + 3 * hidden + rotary)
+    # With a dynamic batch, the last layer's rows are still there when the logits are made.
+    head = tokens * (
+        shape.vocab_size * element + int(7.5 * hidden) if batch > 1 else shape.vocab_size * element + hidden
+    )
+    workspaces = 2 if parallel and (rows == 1 or layout == "single") else 1
+    if unfused:
+        scores = tokens * shape.query_heads * capacity * FLOAT
+        copies = (2 if layer_keys >= 2 * MIB and (folded or rows > 1) else 1) * layer_keys
+        masks = (min(1 + mask // (4 * MIB), 3) + (0 if folded else 1)) * mask if rows > 1 else 0
+        attention = row + max(2 * scores if scores <= 4 * MIB and rows > 1 else 0, scores + masks + copies)
+    elif rows == 1:
+        attention = row
+    elif parallel:
+        attention = row + mask + (1 if layout == "single" else 2) * layer_keys
+    else:
+        repeated = batch * capacity * heads if folded else 0
+        attention = row + repeated + (2 if mask >= 8 * MIB else 1) * mask
+    layer = attention + mlp if parallel else max(attention, mlp)
+    return workspaces * _TRT_WORKSPACE + max(layer, head if tokens > 1 else 0)
+
+
+def _tensorrt_programs(need: Need, layout: Layout) -> int:
+    """Kernels and descriptions in the plan files (measured; about the same for one GPU architecture and for three)."""
+    layers = need.shape.layers
+    decode, prefill = 1.0 + 0.29 * layers, 1.15 + 0.41 * layers
+    compressor = 0.0 if not need.compresses else 4.2 if need.method.merges else 1.0
+    return int(((prefill if layout == "single" else decode + prefill) + compressor) * 1e6)
+
+
+def _tensorrt_compressor(need: Need) -> int:
+    """Scratch of the compressor engine: levels are tried side by side (measured)."""
+    if not need.method.merges:
+        return need.slots * 26
+    keys = need.slots * need.shape.kv_heads * need.shape.head_dim * FLOAT
+    levels = max(1, len(need.method.thresholds(None)))
+    # A block of span / 2 slots is compared with itself and the span before it; twice: once moved, once compared.
+    window = 3 * getattr(need.method, "span", 64) // 2
+    return _TRT_WORKSPACE + 8 * keys + 2 * need.slots * need.groups * levels * window * FLOAT

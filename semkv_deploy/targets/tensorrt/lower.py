@@ -1,0 +1,162 @@
+"""Writes the graphs that TensorRT parses: decoders over one file of weights, and compressors."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from semkv_deploy.errors import SemkvError
+from semkv_deploy.ops import DOMAIN
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from semkv_deploy.methods.base import Method
+    from semkv_deploy.model.config import ModelFacts
+    from semkv_deploy.passes.lower_gqa import BiasMode
+    from semkv_deploy.passes.lower_native import Promise
+    from semkv_deploy.passes.precision import DType
+
+WEIGHTS = "decoder.onnx.data"
+IR_VERSION = 10
+"""Importers of 2025 take it; nothing here needs a newer one."""
+
+
+class Lowered(NamedTuple):
+    """A graph on disk: its alias map and the layers that TensorRT must make of it."""
+
+    path: Path
+    aliases: dict[str, str]
+    promises: list[Promise]
+
+
+def write_weights(portable: Path, folder: Path, dtype: DType) -> tuple[bytes, int]:
+    """The decoder in its final type, weights written to `folder`; the graph itself is returned, not yet lowered.
+
+    Returns:
+        The serialised graph, with `semkv::NexusAttention` nodes, and the bytes of its weights.
+    """
+    import onnx_ir as ir
+    import onnx_ir.passes.common as common
+
+    from semkv_deploy.graph.files import write_model
+    from semkv_deploy.passes.precision import convert_floats
+
+    model = ir.load(portable)
+    for key in [key for key in model.functions if key[0] == DOMAIN]:
+        del model.functions[key]
+    common.ShapeInferencePass()(model)
+    convert_floats(model, dtype)
+    common.RemoveUnusedNodesPass()(model)
+    model.ir_version = IR_VERSION
+    graph = folder / WEIGHTS.removesuffix(".data")
+    write_model(model, graph)
+    data = graph.read_bytes()
+    graph.unlink()
+    return data, (folder / WEIGHTS).stat().st_size
+
+
+def lower_decoder(
+    graph: bytes, path: Path, *, bias: BiasMode, dims: Mapping[str, int], plugins: Collection[str] = ()
+) -> Lowered:
+    """One decoder graph for TensorRT, written beside the weights.
+
+    Args:
+        graph: from `write_weights`.
+        dims: static sizes by symbol (batch, sequence, rows, capacity); "capacity" must be there.
+        plugins: operators that stay as plugin nodes.
+    """
+    import onnx
+    import onnx_ir as ir
+    import onnx_ir.passes.common as common
+
+    from semkv_deploy.lint.aliases import alias_map, check_alias_safety
+    from semkv_deploy.passes.lower_native import lower_to_native
+    from semkv_deploy.passes.plugin_nodes import keep_as_plugins
+
+    model = ir.from_proto(onnx.ModelProto.FromString(graph))
+    if "NexusAttention" in plugins:
+        promises = keep_as_plugins(model, {"NexusAttention"}, bias=bias, dims=dims)
+    else:
+        promises = lower_to_native(model, bias=bias, dims=dims)
+    _check_complete(model, plugins, path.name)
+    common.RemoveUnusedNodesPass()(model)
+    common.TopologicalSortPass()(model)
+    proto = ir.to_proto(model)
+    aliases = alias_map(proto.graph)
+    check_alias_safety(proto.graph, aliases)
+    path.write_bytes(proto.SerializeToString(deterministic=True))
+    return Lowered(path, aliases, promises)
+
+
+def lower_compressor(
+    method: Method,
+    facts: ModelFacts,
+    path: Path,
+    *,
+    dtype: DType,
+    batch: int,
+    capacity: int,
+    levels: int,
+    plugins: Collection[str] = (),
+) -> Lowered | None:
+    """The compressor of one layer for TensorRT, every shape static; None for a method that never compresses."""
+    import onnx
+    import onnx.inliner
+    import onnx_ir as ir
+    import onnx_ir.passes.common as common
+    from onnxscript.optimizer import optimize
+
+    from semkv_deploy.passes import static_cluster
+    from semkv_deploy.passes.lower_native import set_dims
+    from semkv_deploy.passes.plugin_nodes import keep_as_plugins
+
+    portable = method.compressor(facts.model_copy(update={"dtype": dtype}))
+    if portable is None:
+        return None
+    functions = [
+        static_cluster.function_proto() if function.name == "SemanticCluster" else function
+        for function in portable.functions
+        if function.name not in plugins
+    ]
+    del portable.functions[:]
+    portable.functions.extend(functions)
+    # One body per node: a function shared by two nodes would give two nodes one name.
+    inlined = onnx.inliner.inline_local_functions(portable)
+    model = ir.from_proto(inlined)
+    set_dims(model, {"batch": batch, "capacity": capacity, "levels": levels})
+    common.ShapeInferencePass()(model)
+    optimize(model, num_iterations=3)
+    # After the optimiser, which would take away the copies that plugins need.
+    promises = keep_as_plugins(model, set(plugins), bias="head", dims={})
+    _check_complete(model, plugins, path.name)
+    _name_nodes(model.graph)
+    model.ir_version = IR_VERSION
+    for key in [key for key in model.opset_imports if key == DOMAIN and not promises]:
+        del model.opset_imports[key]
+    path.write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
+    return Lowered(path, {}, promises)
+
+
+def _check_complete(model: ir.Model, plugins: Collection[str], where: str) -> None:
+    """Fails where an operator of the `semkv` domain is neither lowered nor asked for as a plugin."""
+    left = [node.name for node in model.graph if node.domain == DOMAIN and node.op_type not in plugins]
+    if left:
+        raise SemkvError("operators of domain semkv are left", where=where, expected="standard operators", got=left[:3])
+
+
+def _name_nodes(graph: ir.Graph | ir.Function) -> None:
+    """Unique names for all nodes, subgraphs included: TensorRT cannot tell nodes of one name apart."""
+    numbers = itertools.count()
+
+    def name(nodes: ir.Graph | ir.Function) -> None:
+        for node in nodes:
+            if not (node.name or "").startswith("plugin."):
+                node.name = f"{node.op_type}_{next(numbers)}"
+            for attribute in node.attributes.values():
+                if attribute.type.name == "GRAPH":
+                    name(attribute.as_graph())
+
+    name(graph)

@@ -1,0 +1,296 @@
+"""The command line as a user meets it: in a process of its own, judged by what it prints and how it exits."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import semkv_deploy
+
+
+def cli(*arguments: object, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "semkv_deploy.cli", *map(str, arguments)]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
+    return subprocess.run(command, input=stdin, capture_output=True, text=True, env=environment, check=False)
+
+
+def refused(result: subprocess.CompletedProcess[str], *words: str) -> None:
+    """Exit code not 0, one line on standard error with these words, no traceback."""
+    assert result.returncode != 0
+    assert "Traceback" not in result.stderr
+    lines = [line for line in result.stderr.splitlines() if line.lower().startswith("error")]
+    assert len(lines) == 1, result.stderr
+    for word in words:
+        assert word in lines[0], (word, lines[0])
+
+
+def nothing_left(folder: Path) -> None:
+    assert [path.name for path in folder.iterdir()] == []
+
+
+def test_help_does_not_import_torch_and_is_quick():
+    code = (
+        "import sys, time; t = time.perf_counter()\n"
+        "import semkv_deploy, semkv_deploy.cli as c\n"
+        "try: c.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "assert not {'torch', 'transformers', 'onnx', 'onnxruntime', 'numpy'} & set(sys.modules), sorted(sys.modules)\n"
+        "print('SECONDS', time.perf_counter() - t)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "generate" in out and float(out.rsplit("SECONDS", 1)[1]) < 0.5
+
+
+@pytest.mark.parametrize("command", ["export", "build", "generate", "inspect", "bench", "evaluate", "doctor"])
+def test_every_command_has_help_with_an_example(command: str):
+    out = cli(command, "--help").stdout
+    assert f"semkv-deploy {command}" in out.split("Options")[0]
+
+
+def test_build_generate_inspect(tiny_export: Path, tmp_path: Path):
+    bundle = tmp_path / "bundle"
+    built = cli("build", tiny_export / "decoder.onnx", "--budget", "0.5", "--max-context", 256, "-o", bundle)
+    assert built.returncode == 0, built.stderr
+    assert "0.5 (50 % compression)" in built.stdout and " 128 " in built.stdout and "int4 weights" in built.stdout
+    shown = cli("inspect", bundle, "--json")
+    manifest = json.loads(shown.stdout)
+    assert manifest["max_context"] == 256 and manifest["method"]["kind"] == "semanticache"
+    assert manifest["targets"]["onnxruntime-cpu"]["weight_kl"] > 0
+    assert len(manifest["calibration"]["kept"]) == 2
+    said = cli("generate", bundle, "--prompt", "Hello", "--max-new-tokens", 5, "--stats")
+    assert said.returncode == 0 and "tokens seen" in said.stderr
+    raw = cli("generate", bundle, "--raw", "--prompt", "The weather", "--max-new-tokens", 5)
+    assert raw.returncode == 0
+    chat = cli("generate", bundle, "--max-new-tokens", 4, stdin="Hello\nAnd then?\n\n")
+    assert chat.returncode == 0 and chat.stdout.count("you>") == 3
+
+
+def test_evaluate(tiny_bundle: Path, tmp_path: Path):
+    (tmp_path / "text.txt").write_text((Path(semkv_deploy.__file__).parent / "data" / "calibration.txt").read_text())
+    result = cli("evaluate", tiny_bundle, "--text", tmp_path / "text.txt", "--tokens", 512, "--budget", "0.5", "--json")
+    rows = json.loads(result.stdout)
+    assert len(rows) == 8 and all(row["kl"] > 0 and row["capacity"] == 256 for row in rows)
+
+
+def test_bench(tiny_bundle: Path):
+    result = cli("bench", tiny_bundle, "--context", 300, "--tokens", 8, "--json")
+    output = json.loads(result.stdout)
+    assert set(output["results"]) == {"budget 0.25", "budget 0.5", "budget 1"}
+    assert output["results"]["budget 0.25"]["kept"] <= 128 < output["results"]["budget 1"]["kept"] == 300
+    assert output["ratios"]["decode: budget 1 / budget 0.25"] > 0
+    refused(cli("bench", tiny_bundle, "--context", 1000), "--context", "out of range")
+
+
+def test_doctor_names_what_is_missing():
+    found = json.loads(cli("doctor", "--json").stdout)
+    here = found["targets"]["onnxruntime-cpu"]
+    assert here["available"] is True and here["runnable"] is True
+    for target in ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda"):
+        state = found["targets"][target]
+        assert state["available"] == (state["missing"] is None)
+        assert state["runnable"] == (state["missing_to_run"] is None)
+    if found["machine"]["gpu"] is None:
+        assert "GPU" in found["targets"]["tensorrt"]["missing"]
+        assert not found["targets"]["tensorrt-rtx"]["runnable"]
+    assert found["targets"]["onnxruntime-cuda"]["missing"] == "bundles are not built for it yet"
+    shown = cli("doctor").stdout
+    for name, state in found["targets"].items():
+        assert name in shown and (state["missing"] or "") in shown
+
+
+def test_missing_file(tmp_path: Path):
+    refused(
+        cli("build", tmp_path / "absent.onnx", "--budget", "0.5", "-o", tmp_path / "b"), "absent.onnx", "no such file"
+    )
+    nothing_left(tmp_path)
+
+
+def test_missing_checkpoint(tmp_path: Path):
+    refused(cli("export", tmp_path / "absent", "-o", tmp_path / "e"), "absent")
+    nothing_left(tmp_path)
+
+
+def test_not_an_onnx(tmp_path: Path):
+    (tmp_path / "model.onnx").write_text("this is no model")
+    (tmp_path / "out").mkdir()
+    refused(cli("build", tmp_path / "model.onnx", "--budget", "0.5", "-o", tmp_path / "out" / "b"), "not an ONNX model")
+    nothing_left(tmp_path / "out")
+
+
+def test_onnx_without_semkv_operators(tmp_path: Path):
+    import onnx.parser
+
+    text = '<ir_version: 10, opset_import: ["": 21]> g (float[1] x) => (float[1] y) { y = Neg (x) }'
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "model.onnx")
+    refused(cli("build", tmp_path / "model.onnx", "--budget", "0.5", "-o", tmp_path / "b"), "no node of domain semkv")
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("budget, words", [("0", "out of range"), ("1.5", "out of range"), ("abc", "not a number")])
+def test_bad_budget(tiny_export: Path, tmp_path: Path, budget: str, words: str):
+    result = cli("build", tiny_export / "decoder.onnx", "--budget", budget, "-o", tmp_path / "b")
+    refused(result, "--budget", words, "0 < budget <= 1")
+    nothing_left(tmp_path)
+
+
+def test_budget_too_small_for_the_context(tiny_export: Path, tmp_path: Path):
+    result = cli("build", tiny_export / "decoder.onnx", "--budget", "0.01", "-o", tmp_path / "b")
+    refused(result, "too few to hold anything", "raise --budget".capitalize())
+    nothing_left(tmp_path)
+
+
+def test_context_beyond_the_model(tiny_export: Path, tmp_path: Path):
+    result = cli(
+        "build", tiny_export / "decoder.onnx", "--budget", "0.5", "--max-context", 100000, "-o", tmp_path / "b"
+    )
+    refused(result, "--max-context", "beyond the model's context", "1 to 512 tokens", "100000")
+    nothing_left(tmp_path)
+
+
+def test_truncated_external_data(tiny_export: Path, tmp_path: Path):
+    broken = Path(shutil.copytree(tiny_export, tmp_path / "export"))
+    data = broken / "decoder.onnx.data"
+    data.write_bytes(data.read_bytes()[:-1000])
+    (tmp_path / "out").mkdir()
+    result = cli("build", broken / "decoder.onnx", "--budget", "0.5", "-o", tmp_path / "out" / "b")
+    refused(result, "decoder.onnx.data", "truncated", "bytes")
+    nothing_left(tmp_path / "out")
+
+
+def test_altered_bundle_is_refused_by_generate(tiny_bundle: Path, tmp_path: Path):
+    copy = Path(shutil.copytree(tiny_bundle, tmp_path / "b"))
+    path = copy / "targets/onnxruntime-cpu/decoder.onnx.data"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 255
+    path.write_bytes(content)
+    refused(cli("generate", copy, "--prompt", "x"), "decoder.onnx.data", "altered")
+
+
+def test_unknown_target(tiny_export: Path, tmp_path: Path):
+    result = cli("build", tiny_export / "decoder.onnx", "--budget", "0.5", "--target", "coreml", "-o", tmp_path / "b")
+    refused(result, "unknown target", "onnxruntime-cpu", "coreml")
+    nothing_left(tmp_path)
+
+
+def test_target_that_is_not_available_here(tiny_export: Path, tmp_path: Path):
+    result = cli("build", tiny_export / "decoder.onnx", "--budget", "0.5", "--target", "tensorrt", "-o", tmp_path / "b")
+    if json.loads(cli("doctor", "--json").stdout)["targets"]["tensorrt"]["available"]:
+        pytest.skip("target tensorrt is available on this machine")
+    refused(result, "--target tensorrt", "not available on this machine", "GPU")
+    nothing_left(tmp_path)
+
+
+def test_prompt_longer_than_max_context(tiny_bundle: Path):
+    refused(cli("generate", tiny_bundle, "--raw", "--prompt", "word " * 1000), "do not fit the context", "512")
+
+
+def test_budget_that_was_not_built(tiny_bundle: Path):
+    refused(cli("generate", tiny_bundle, "--budget", "0.3", "--prompt", "x"), "no such budget", "0.25 or 0.5 or 1")
+
+
+def test_unknown_method_option(tiny_export: Path, tmp_path: Path):
+    result = cli(
+        "build", tiny_export / "decoder.onnx", "--budget", "0.5", "--method-option", "colour=red", "-o", tmp_path / "b"
+    )
+    refused(result, "semanticache does not take colour", "cluster_by")
+    nothing_left(tmp_path)
+
+
+def test_existing_output_is_not_overwritten(tiny_export: Path, tiny_bundle: Path):
+    before = (tiny_bundle / "bundle.json").read_bytes()
+    result = cli("build", tiny_export / "decoder.onnx", "--budget", "0.5", "-o", tiny_bundle)
+    refused(result, "already exists", "--force")
+    assert (tiny_bundle / "bundle.json").read_bytes() == before
+
+
+def test_debug_shows_the_traceback(tmp_path: Path):
+    result = cli("--debug", "build", tmp_path / "absent.onnx", "--budget", "0.5", "-o", tmp_path / "b")
+    assert result.returncode != 0 and "Traceback" in result.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_build_leaves_nothing(tiny_checkpoint: Path, tmp_path: Path, number: signal.Signals):
+    """The signal comes while the bundle is half written."""
+    command = [sys.executable, "-m", "semkv_deploy.cli", "build", str(tiny_checkpoint), "--budget", "0.5"]
+    process = subprocess.Popen(
+        [*command, "-o", str(tmp_path / "b")],
+        stderr=subprocess.PIPE,
+        text=True,
+        # A background job ignores interrupts, and so would what it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.iterdir()):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "interrupted" in stderr and "Traceback" not in stderr
+    nothing_left(tmp_path)
+
+
+@pytest.mark.parametrize("command", ["build", "plan"])
+@pytest.mark.parametrize("dtype, words", [("int8", "takes no 8-bit cache"), ("float15", "unknown element type")])
+def test_unknown_element_type(command: str, dtype: str, words: str, tiny_export: Path, tmp_path: Path):
+    output = ["-o", tmp_path / "b"] if command == "build" else []
+    options = ["--budget", "0.5", "--target", "tensorrt-rtx", "--dtype", dtype, *output]
+    result = cli(command, tiny_export / "decoder.onnx", *options)
+    refused(result, "--dtype", words, "expected float16, bfloat16 or float32", f"got {dtype}")
+    assert result.returncode == 1
+    nothing_left(tmp_path)
+
+
+def test_compute_capability_is_checked_without_engines(tiny_export: Path, tmp_path: Path):
+    options = ["--budget", "0.5", "--target", "tensorrt-rtx", "--no-engines", "--compute-capability", "90"]
+    refused(
+        cli("build", tiny_export / "decoder.onnx", *options, "-o", tmp_path / "b"), "--compute-capability", "Hopper"
+    )
+    nothing_left(tmp_path)
+
+
+def test_calibration_text_that_is_no_utf_8(tiny_export: Path, tmp_path: Path):
+    text = tmp_path / "text.txt"
+    text.write_bytes("Frühling".encode("latin-1"))
+    options = ["--budget", "0.5", "--calibration-text", text, "-o", tmp_path / "b"]
+    result = cli("build", tiny_export / "decoder.onnx", *options)
+    refused(result, f"--calibration-text {text}: not UTF-8 text (got byte 0xfc at offset 2)")
+
+
+def test_engine_cache_that_is_a_file(tiny_export: Path, tmp_path: Path):
+    pytest.importorskip("tensorrt_rtx_bindings")
+    (tmp_path / "cache").touch()
+    (tmp_path / "out").mkdir()
+    options = ["--budget", "0.5", "--target", "tensorrt-rtx", "--engine-cache", tmp_path / "cache"]
+    result = cli("build", tiny_export / "decoder.onnx", *options, "-o", tmp_path / "out" / "b")
+    refused(result, f"--engine-cache {tmp_path / 'cache'}: cannot be a folder of engines: File exists")
+    nothing_left(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "error, line",
+    [
+        (PermissionError(13, "Permission denied", "reports"), "error: reports: Permission denied"),
+        (OSError(28, "No space left on device"), "error: No space left on device"),
+    ],
+)
+def test_error_of_the_system_is_one_sentence(error: OSError, line: str, monkeypatch: pytest.MonkeyPatch):
+    from click.testing import CliRunner
+
+    from semkv_deploy.cli import doctor, main
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(doctor, "report", fail)
+    result = CliRunner().invoke(main, ["doctor"])
+    assert (result.exit_code, result.output.strip()) == (1, line)
+    assert CliRunner().invoke(main, ["--debug", "doctor"]).exception is error
