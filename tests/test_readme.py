@@ -59,7 +59,7 @@ def test_scripts_it_names_exist():
 
 
 def test_commands_it_lists_are_the_commands_there_are():
-    from semkv_deploy.cli import main
+    from semkv_deploy.cli.main import COMMANDS
 
     listed = set(re.findall(r"^\| `(\w+)` \|", README.read_text(encoding="utf-8"), re.MULTILINE))
-    assert listed == set(main.commands)
+    assert listed == set(COMMANDS)

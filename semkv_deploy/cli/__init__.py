@@ -1,5 +1,5 @@
-"""The command line: one group, `main`."""
+"""The command line: `main` is the group; a file a command, `options` that they share, `console` for the terminal."""
 
-from semkv_deploy.cli.commands import main
+from semkv_deploy.cli.main import main
 
 __all__ = ["main"]

@@ -1,3 +1,3 @@
-from semkv_deploy.cli.commands import main
+from semkv_deploy.cli import main
 
 main()

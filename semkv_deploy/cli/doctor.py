@@ -1,4 +1,4 @@
-"""Which targets this machine can build for and run, and what is missing for the others."""
+"""`doctor`: targets that this machine can build for and run, and what is missing for the others."""
 
 from __future__ import annotations
 
@@ -10,9 +10,22 @@ from typing import get_args
 
 import click
 
-from semkv_deploy.bundle import tool_versions
+from semkv_deploy.cli.options import PATH, json_option
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.targets import PLANNED, TARGETS, TO_RUN, TensorRTTarget
+
+
+@click.command()
+@click.option("--plugin-library", type=PATH, help="Also list the TensorRT plugins that it registers.")
+@json_option()
+def doctor(plugin_library: Path | None, as_json: bool) -> None:
+    """Says which targets this machine can build for and run, and what is missing for the others.
+
+    \b
+    semkv-deploy doctor
+    semkv-deploy doctor --plugin-library build/plugins/libsemkv_plugins.so
+    """
+    report(as_json, plugin_library)
 
 
 def findings(plugin_library: Path | None = None) -> dict[str, object]:
@@ -24,6 +37,7 @@ def findings(plugin_library: Path | None = None) -> dict[str, object]:
     Raises:
         SemkvError: when there is no such library.
     """
+    from semkv_deploy.bundle import tool_versions
     from semkv_deploy.targets.tensorrt.api import find_gpu
 
     gpu, no_gpu = find_gpu()

@@ -11,7 +11,9 @@ import yaml
 from click.testing import CliRunner
 
 from semkv_deploy.bundle import Bundle, TensorRTRecord
-from semkv_deploy.cli.commands import build, main, plan
+from semkv_deploy.cli import main
+from semkv_deploy.cli.build import build
+from semkv_deploy.cli.plan import plan
 from semkv_deploy.cli.recipe import load_recipe
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.targets.tensorrt.api import missing

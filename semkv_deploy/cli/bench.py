@@ -1,0 +1,30 @@
+"""`bench`: time and memory of a bundle's budgets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from semkv_deploy.cli.options import PATH, bundle_argument, json_option, target_option
+
+
+@click.command()
+@bundle_argument
+@click.option("--context", type=click.IntRange(min=256), help="Tokens of context.  [default: the bundle's max-context]")
+@click.option("--tokens", type=click.IntRange(min=4), default=32, show_default=True, help="Tokens decoded and timed.")
+@click.option("--genai", type=PATH, help="onnxruntime-genai model directory to compare with.")
+@click.option("--plot", type=PATH, help="Also draw a picture (needs matplotlib).")
+@json_option()
+@target_option()
+def bench(
+    bundle: Path, context: int | None, tokens: int, genai: Path | None, plot: Path | None, as_json: bool, target: str
+) -> None:
+    """Measures decode time, prefill time and memory of every budget, each in a process of its own.
+
+    \b
+    semkv-deploy bench bundle/ --genai smollm2-genai/ --json
+    """
+    from semkv_deploy.bench import report
+
+    report.run(bundle, context=context, tokens=tokens, genai=genai, plot=plot, as_json=as_json, target=target)

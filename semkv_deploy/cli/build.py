@@ -1,0 +1,98 @@
+"""`build`: an export or a checkpoint becomes a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from semkv_deploy.cli.console import progress, read_text
+from semkv_deploy.cli.options import (
+    PATH,
+    budgets_option,
+    force_option,
+    max_context_option,
+    method_options,
+    source_argument,
+    targets_option,
+    tensorrt_options,
+    weights_option,
+)
+
+if TYPE_CHECKING:
+    from semkv_deploy.methods import AnyMethod
+    from semkv_deploy.targets.tensorrt.build import TensorRTOptions
+
+
+def _read_recipe(ctx: click.Context, _: click.Parameter, path: Path | None) -> str | None:
+    """Makes the recipe's values the command's defaults; returns the family it is for."""
+    if path is None:
+        return None
+    from semkv_deploy.cli.recipe import FAMILY, load_recipe
+
+    values = load_recipe(path, ctx.command)
+    family = values.pop(FAMILY)
+    ctx.default_map = values
+    return str(family)
+
+
+@click.command()
+@source_argument
+@click.option(
+    "--recipe",
+    "family",
+    type=PATH,
+    is_eager=True,
+    callback=_read_recipe,
+    help="YAML file with these options; those given here as well win.",
+)
+@click.option("-o", "--output", type=PATH, default=Path("bundle"), show_default=True)
+@budgets_option(required=True)
+@max_context_option
+@targets_option("Runtime to build for: onnxruntime-cpu, tensorrt-rtx, tensorrt", default=["onnxruntime-cpu"])
+@weights_option
+@tensorrt_options
+@click.option("--calibration-text", type=PATH, help="Text to calibrate on.  [default: one that ships here]")
+@force_option
+@method_options
+def build(
+    source: str,
+    family: str | None,
+    output: Path,
+    budgets: list[float],
+    max_context: int | None,
+    targets: tuple[str, ...],
+    weights: Any,
+    tensorrt: TensorRTOptions,
+    calibration_text: Path | None,
+    force: bool,
+    method: AnyMethod,
+) -> None:
+    """Builds a bundle from decoder.onnx of an export, or from anything `export` takes.
+
+    \b
+    semkv-deploy build exported/decoder.onnx --budget 0.2 --budget 0.5 -o bundle/
+    semkv-deploy build exported/decoder.onnx --budget 0.2 --target tensorrt-rtx --compute-capability 86,89 -o bundle/
+    semkv-deploy build ./my-model --recipe recipes/qwen3-8b/tensorrt-rtx.yaml -o bundle/
+    """
+    from semkv_deploy.cli.bundle_summary import summary
+    from semkv_deploy.compiler.pipeline import build_bundle
+
+    text = None if calibration_text is None else read_text(calibration_text, "--calibration-text")
+    with progress() as report:
+        bundle = build_bundle(
+            source,
+            output,
+            budgets=budgets,
+            method=method,
+            max_context=max_context,
+            target=targets,
+            weights=weights,
+            tensorrt=tensorrt,
+            family=family,
+            calibration_text=text,
+            force=force,
+            progress=report,
+        )
+    summary(bundle)

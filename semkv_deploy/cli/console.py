@@ -1,0 +1,66 @@
+"""The terminal: progress, the one sentence of an error, and text files that options name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from semkv_deploy.errors import SemkvError
+
+
+def sentence(error: SemkvError | OSError) -> str:
+    """Returns an error as one line; of an error of the system, the file and the reason."""
+    if isinstance(error, SemkvError) or error.strerror is None:
+        return " ".join(str(error).split())
+    return f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[str, float | None], None]]:
+    """Shows a bar for each phase on a terminal, prints a line for each elsewhere; both on standard error."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), TimeElapsedColumn()]
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        phases: dict[str, Any] = {}
+
+        def report(what: str, share: float | None) -> None:
+            if what not in phases:
+                for task in phases.values():
+                    bar.update(task, total=1, completed=1)
+                phases[what] = bar.add_task(what, total=None)
+                if not console.is_terminal:
+                    click.echo(what, err=True)
+            if share is not None:
+                bar.update(phases[what], total=1, completed=share)
+
+        yield report
+        for task in phases.values():
+            bar.update(task, total=1, completed=1)
+
+
+def read_text(path: Path, option: str) -> str:
+    """Reads the UTF-8 text file that `option` names.
+
+    Raises:
+        SemkvError: when there is no such file, or it is not UTF-8, with the byte that is not.
+    """
+    where = f"{option} {path}"
+    if not path.is_file():
+        raise SemkvError("no such file", where=where)
+    content = path.read_bytes()
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise SemkvError(
+            "not UTF-8 text",
+            where=where,
+            got=f"byte {content[error.start]:#04x} at offset {error.start}",
+            fix="convert the file, or give another",
+        ) from None

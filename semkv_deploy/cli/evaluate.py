@@ -1,0 +1,26 @@
+"""`evaluate`: KL of methods against the full cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from semkv_deploy.cli.options import PATH, budgets_option, bundle_argument, json_option
+
+
+@click.command()
+@bundle_argument
+@click.option("--text", type=PATH, required=True, help="Text to evaluate on.")
+@click.option("--tokens", type=click.IntRange(min=512), default=2048, show_default=True, help="Tokens of it.")
+@budgets_option(default=["0.2", "0.5"])
+@json_option()
+def evaluate(bundle: Path, text: Path, tokens: int, budgets: list[float], as_json: bool) -> None:
+    """Measures what methods and their options cost in KL against the full cache, at equal capacity.
+
+    \b
+    semkv-deploy evaluate bundle/ --text moby-dick.txt --budget 0.2
+    """
+    from semkv_deploy.evaluate import kl
+
+    kl.run(bundle, text=text, tokens=tokens, budgets=budgets, as_json=as_json)

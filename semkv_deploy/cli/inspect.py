@@ -1,0 +1,41 @@
+"""`inspect`: what is in a bundle, or what a target would refuse, ignore or do slowly."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from semkv_deploy.cli.options import bundle_argument, json_option, target_option
+
+
+@click.command()
+@bundle_argument
+@click.option("--lint", is_flag=True, help="Say what a target would refuse, ignore or do slowly; takes any ONNX file.")
+@target_option("Whose rules --lint applies to a file.", default="tensorrt-rtx")
+@json_option("Print the manifest, or the findings, as JSON.")
+def inspect(bundle: Path, lint: bool, target: str, as_json: bool) -> None:
+    """Verifies a bundle and shows what is in it, or lints a bundle or an ONNX file.
+
+    With --lint the exit code is 1 when a finding stops a build.
+
+    \b
+    semkv-deploy inspect bundle/ --json
+    semkv-deploy inspect --lint model.onnx
+    """
+    if lint:
+        from semkv_deploy.cli.lint_report import report
+
+        if report(bundle, target=target, as_json=as_json):
+            sys.exit(1)
+        return
+    from semkv_deploy.bundle import Bundle
+    from semkv_deploy.cli.bundle_summary import check_engines, summary
+
+    opened = Bundle.open(bundle)
+    if as_json:
+        click.echo(opened.manifest.model_dump_json(indent=1))
+    else:
+        summary(opened)
+    check_engines(opened)

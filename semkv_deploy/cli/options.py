@@ -1,0 +1,256 @@
+"""Options that several commands take: each one, its check and its default are stated here and nowhere else.
+
+A group is a decorator. It declares its options on a command, checks what was typed, and gives the command one object
+in their place: `@method_options` adds `--method`, `--method-option` and `--compress-at`, and passes `method`.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from semkv_deploy.errors import SemkvError
+
+if TYPE_CHECKING:
+    from semkv_deploy.methods import AnyMethod
+    from semkv_deploy.targets.tensorrt.build import TensorRTOptions
+
+Decorator = Callable[[Any], Any]
+
+METHOD_NAMES = ["semanticache", "streaming-llm", "full"]
+PATH = click.Path(path_type=Path)
+
+
+def _group(keyword: str, options: Sequence[Decorator], parse: Callable[..., Any]) -> Decorator:
+    """Makes a decorator that adds `options` and passes what `parse` makes of them as `keyword`.
+
+    Args:
+        parse: its parameters are the names of the options.
+    """
+    names = tuple(inspect.signature(parse).parameters)
+
+    def decorate(command: Callable[..., Any]) -> Any:
+        @functools.wraps(command)
+        def with_object(**values: Any) -> Any:
+            own = {name: values.pop(name) for name in names}
+            return command(**{keyword: parse(**own)}, **values)
+
+        decorated: Any = with_object
+        for option in reversed(options):
+            decorated = option(decorated)
+        return decorated
+
+    return decorate
+
+
+bundle_argument = click.argument("bundle", type=PATH)
+source_argument = click.argument("source")
+force_option = click.option("--force", is_flag=True, help="Replace the output directory.")
+max_context_option = click.option(
+    "--max-context", type=int, help="Most tokens of a conversation.  [default: the model's, at most 8192]"
+)
+weights_option = click.option(
+    "--weights",
+    type=click.Choice(["fp32", "int8", "int4"]),
+    default="int4",
+    show_default=True,
+    help="How ONNX Runtime targets store weights.",
+)
+
+
+def json_option(help: str = "Print JSON instead of a table.") -> Decorator:
+    """Adds `--json`, passed as `as_json`."""
+    return click.option("--json", "as_json", is_flag=True, help=help)
+
+
+def target_option(help: str = "Runtime to use.", *, default: str | None = "onnxruntime-cpu") -> Decorator:
+    """Adds `--target`, passed as `target`; the rooms that open, build or lint say which names they take."""
+    return click.option("--target", default=default, show_default=True, help=help)
+
+
+def targets_option(help: str, *, default: Sequence[str] | None = None) -> Decorator:
+    """Adds `--target` that may be given several times, passed as `targets`."""
+    several = f"{help}; may be given several times." + ("" if default else "  [default: all]")
+    return click.option("--target", "targets", multiple=True, default=default, show_default=bool(default), help=several)
+
+
+BUDGET_HELP = "Share of cache entries kept, 0 < budget <= 1"
+
+
+def budget_option(default: str) -> Decorator:
+    """Adds `--budget`, passed as `budget`: a share, or None.
+
+    Args:
+        default: what None means, for the help.
+    """
+
+    def parse(budget: str | None) -> float | None:
+        from semkv_deploy.budget import parse_budget
+
+        return None if budget is None else parse_budget(budget)
+
+    return _group("budget", [click.option("--budget", help=f"{BUDGET_HELP}.  [default: {default}]")], parse)
+
+
+def budgets_option(*, required: bool = False, default: Sequence[str] = ()) -> Decorator:
+    """Adds `--budget` that may be given several times, passed as `budgets`: shares, none for all that were built."""
+
+    def parse(budgets: tuple[str, ...]) -> list[float]:
+        from semkv_deploy.budget import parse_budget
+
+        return [parse_budget(budget) for budget in budgets]
+
+    text = f"{BUDGET_HELP}; may be given several times." + ("" if required or default else "  [default: all]")
+    option = click.option(
+        "--budget",
+        "budgets",
+        multiple=True,
+        required=required,
+        default=list(default) or None,
+        show_default=bool(default),
+        help=text,
+    )
+    return _group("budgets", [option], parse)
+
+
+def _parse_method(method: str, method_option: tuple[str, ...], compress_at: str) -> AnyMethod:
+    import yaml
+
+    from semkv_deploy.methods import method_from_options
+
+    values: dict[str, Any] = {"compress_at": compress_at}
+    for option in method_option:
+        name, separator, value = option.partition("=")
+        if not separator:
+            raise SemkvError("not of the form name=value", where="--method-option", got=option)
+        values[name.replace("-", "_")] = yaml.safe_load(value)
+    return method_from_options(method, values)
+
+
+method_options = _group(
+    "method",
+    [
+        click.option(
+            "--method",
+            type=click.Choice(METHOD_NAMES),
+            default="semanticache",
+            show_default=True,
+            help="Compression method.",
+        ),
+        click.option(
+            "--method-option",
+            multiple=True,
+            metavar="NAME=VALUE",
+            help="Parameter of the method, such as cluster_by=head, merge_keys=cached, ladder=paper, recent=0.5, "
+            "sinks=4.",
+        ),
+        click.option(
+            "--compress-at",
+            type=click.Choice(["full", "turn"]),
+            default="full",
+            show_default=True,
+            help="When the cache is full, or at every turn end as well.",
+        ),
+    ],
+    _parse_method,
+)
+
+
+def _parse_dtype(dtype: str) -> str:
+    if dtype not in ("float16", "bfloat16", "float32"):
+        eight = dtype in ("int8", "fp8")
+        raise SemkvError(
+            "TensorRT's in-place append takes no 8-bit cache" if eight else "unknown element type",
+            where="--dtype",
+            expected="float16, bfloat16 or float32",
+            got=dtype,
+            fix="use --dtype float16; 8-bit caches are for hosts of the NexusAttention plugin" if eight else None,
+        )
+    return dtype
+
+
+dtype_option = _group(
+    "dtype",
+    [
+        click.option(
+            "--dtype",
+            default="float16",
+            show_default=True,
+            metavar="TYPE",
+            help="TensorRT: type of weights and caches: float16, bfloat16 or float32.",
+        )
+    ],
+    _parse_dtype,
+)
+
+layout_option = click.option(
+    "--layout",
+    type=click.Choice(["dual", "single", "split"]),
+    default="dual",
+    show_default=True,
+    help="TensorRT: prefill and decode as two optimization profiles, as one, or as two engines.",
+)
+
+
+def _parse_tensorrt(
+    dtype: Any,
+    layout: Any,
+    batch: int,
+    compute_capabilities: str | None,
+    plugins: str,
+    plugin_library: Path | None,
+    memory_limit: str | None,
+    engine_cache: Path | None,
+    no_engines: bool,
+) -> TensorRTOptions:
+    from semkv_deploy.memory.estimate import parse_size
+    from semkv_deploy.targets.tensorrt.build import TensorRTOptions
+
+    return TensorRTOptions(
+        dtype=dtype,
+        layout=layout,
+        batch=batch,
+        compute_capabilities=compute_capabilities,
+        plugins=tuple(plugins.split(",")),
+        plugin_library=plugin_library,
+        memory_limit=None if memory_limit is None else parse_size(memory_limit),
+        engine_cache=engine_cache,
+        engines=not no_engines,
+    )
+
+
+tensorrt_options = _group(
+    "tensorrt",
+    [
+        dtype_option,
+        layout_option,
+        click.option(
+            "--batch", type=click.IntRange(min=1), default=1, show_default=True, help="TensorRT: rows decoded."
+        ),
+        click.option(
+            "--compute-capability",
+            "compute_capabilities",
+            metavar="LIST",
+            help="TensorRT-RTX: GPUs one engine is for, such as 86,89,120.  [default: 80,86,89,120]",
+        ),
+        click.option(
+            "--plugins",
+            default="none",
+            show_default=True,
+            metavar="LIST",
+            help="TensorRT: operators that are plugins: none, auto, or names such as nexus_attention,semantic_cluster.",
+        ),
+        click.option("--plugin-library", type=PATH, help="TensorRT: libsemkv_plugins.so, embedded in engines."),
+        click.option(
+            "--memory-limit", metavar="SIZE", help="TensorRT: workspace of the builder at most, such as 2GiB."
+        ),
+        click.option("--engine-cache", type=PATH, help="TensorRT: folder of engines to reuse and add to."),
+        click.option("--no-engines", is_flag=True, help="TensorRT: write the graphs and contracts, build no engine."),
+    ],
+    _parse_tensorrt,
+)

@@ -1,0 +1,75 @@
+"""`plan`: memory that a build would need."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from semkv_deploy.cli.options import (
+    budgets_option,
+    dtype_option,
+    json_option,
+    layout_option,
+    max_context_option,
+    method_options,
+    source_argument,
+    target_option,
+    weights_option,
+)
+
+if TYPE_CHECKING:
+    from semkv_deploy.methods import AnyMethod
+
+
+@click.command()
+@source_argument
+@budgets_option(required=True)
+@click.option("--batch", "batches", type=int, multiple=True, default=[1], help="Rows; several times.  [default: 1]")
+@max_context_option
+@target_option()
+@weights_option
+@dtype_option
+@layout_option
+@click.option("--memory", metavar="SIZE", help="Memory there is, such as 8GiB: say what fits and the largest context.")
+@json_option("Print JSON, with what each number is made of.")
+@method_options
+def plan(
+    source: str,
+    budgets: list[float],
+    batches: tuple[int, ...],
+    max_context: int | None,
+    target: str,
+    weights: Any,
+    dtype: Any,
+    layout: Any,
+    memory: str | None,
+    as_json: bool,
+    method: AnyMethod,
+) -> None:
+    """Says what a build would need in memory, before anything is built; no weights are read.
+
+    SOURCE is decoder.onnx of an export, or a directory with config.json.
+
+    \b
+    semkv-deploy plan exported/decoder.onnx --budget 0.2 --budget 0.5 --batch 1 --batch 8 --memory 2GiB
+    """
+    from semkv_deploy.memory import report
+    from semkv_deploy.memory.estimate import make_plan, parse_size
+
+    estimate = make_plan(
+        source,
+        budgets=budgets,
+        method=method,
+        batches=batches,
+        max_context=max_context,
+        target=target,
+        weights=weights,
+        dtype=dtype,
+        layout=layout,
+        memory=None if memory is None else parse_size(memory),
+    )
+    if as_json:
+        click.echo(report.as_json(estimate))
+    else:
+        report.show(estimate)
