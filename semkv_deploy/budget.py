@@ -1,16 +1,18 @@
 """Budgets and the static-budget profiles they become.
 
-A budget is the share of cache entries kept, 0 < b <= 1. Built, it is a capacity: the number of slots every layer's
+A budget is the share of cache entries kept, 0 < b <= 1. Built, it is a capacity: the number of slots a cache group's
 buffers have, with everything in it (sinks, recent window, open turn, room for the next append).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict
 
 from semkv_deploy.errors import SemkvError
+from semkv_deploy.model.cache_groups import CacheGroup, GroupShare, one_a_layer, symbols
 
 SLOT_MULTIPLE = 64
 """Capacities are multiples of this many slots: the band of `SemanticCluster` and every fused kernel divide it."""
@@ -18,29 +20,61 @@ SLOT_MULTIPLE = 64
 MIN_CAPACITY = 128
 
 
-class StaticProfile(BaseModel):
-    """One budget, built.
+class BudgetProfile(BaseModel):
+    """One budget of a model's cache, built.
 
     Attributes:
-        budget: share of cache entries kept.
-        capacity: slots per layer and batch row; a hard cap.
+        budget: share of cache entries kept, over all groups.
         prefill_chunk: rows a prompt is cut into; bounds the activations, so that memory is bounded by the capacity.
-        target: slots that may stay when a full cache is compressed; `capacity - target` is room for what comes next.
-        cache_bytes: key and value bytes of all layers for one batch row.
+        cache_bytes: key and value bytes of all groups for one batch row.
+        groups: capacities by cache group.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     budget: float
-    capacity: int
     prefill_chunk: int
-    target: int
     cache_bytes: int
+    groups: tuple[CacheGroup, ...]
 
     @property
-    def label(self) -> str:
-        """The budget as users write it, and as papers do: `0.2 (80 % compression)`."""
-        return f"{self.budget:g} ({round((1 - self.budget) * 100):d} % compression)"
+    def capacity(self) -> int:
+        """Slots of the largest group; of every group, where all have one share."""
+        return max(group.capacity for group in self.groups)
+
+    @property
+    def keep_slots(self) -> int:
+        """Slots that may stay when the largest group is compressed from full."""
+        return max(group.keep_slots for group in self.groups)
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """By group, the share of its heads' entries that it keeps: the budget, where all groups have one capacity."""
+        slots = sum(len(group.heads) * group.capacity for group in self.groups)
+        mean = slots / sum(len(group.heads) for group in self.groups)
+        return tuple(min(1.0, self.budget * (group.capacity / mean)) for group in self.groups)
+
+
+def label(budget: float) -> str:
+    """A budget as users write it, and as papers do: `0.2 (80 % compression)`."""
+    return f"{budget:g} ({round((1 - budget) * 100):d} % compression)"
+
+
+DEFAULT_MAX_CONTEXT = 8192
+"""Tokens of a conversation where nothing else is asked for and the model takes as many."""
+
+
+def choose_context(max_context: int | None, limit: int) -> int:
+    """The most tokens a conversation may have (None: the model's limit, at most 8,192).
+
+    Raises:
+        SemkvError: when more are asked for than the model takes.
+    """
+    context = min(limit, DEFAULT_MAX_CONTEXT) if max_context is None else max_context
+    if not 0 < context <= limit:
+        what = "beyond the model's context" if context > limit else "out of range"
+        raise SemkvError(what, where="--max-context", expected=f"1 to {limit} tokens", got=context)
+    return context
 
 
 def parse_budget(text: str | float) -> float:
@@ -60,34 +94,80 @@ def parse_budget(text: str | float) -> float:
     return value
 
 
-def static_profile(budget: float, max_context: int, *, bytes_per_slot: int, prefill_chunk: int = 128) -> StaticProfile:
+def budget_profile(
+    budget: float, max_context: int, *, bytes_per_slot: int, groups: Sequence[GroupShare], prefill_chunk: int = 128
+) -> BudgetProfile:
     """The profile of `budget` at `max_context` tokens.
 
     Args:
         budget: share of entries kept.
         max_context: most tokens a conversation may have.
-        bytes_per_slot: key and value bytes of one slot over all layers.
-        prefill_chunk: most rows of one prefill run; smaller where the capacity is small.
+        bytes_per_slot: key and value bytes of one slot over all layers and heads.
+        groups: cache groups and their shares.
+        prefill_chunk: most rows of one prefill run; smaller where a capacity is small.
 
     Raises:
-        SemkvError: when the capacity would be too small to hold sinks, a window and the next append.
+        SemkvError: when a capacity would be too small to hold sinks, a window and the next append.
     """
-    capacity = min(math.ceil(budget * max_context / SLOT_MULTIPLE), math.ceil(max_context / SLOT_MULTIPLE))
-    capacity *= SLOT_MULTIPLE
-    if capacity < MIN_CAPACITY:
+    whole = math.ceil(max_context / SLOT_MULTIPLE) * SLOT_MULTIPLE
+    mean = min(math.ceil(budget * max_context / SLOT_MULTIPLE) * SLOT_MULTIPLE, whole)
+    if mean < MIN_CAPACITY:
         raise SemkvError(
-            f"budget {budget:g} of {max_context} tokens is a capacity of {capacity} slots, too few to hold anything",
+            f"budget {budget:g} of {max_context} tokens is a capacity of {mean} slots, too few to hold anything",
             where="--budget",
             expected=f"at least {MIN_CAPACITY} slots",
             fix=f"raise --budget to {MIN_CAPACITY / max_context:.2f} or more, or raise --max-context",
         )
-    chunk = min(prefill_chunk, capacity // 4)
-    return StaticProfile(
+    capacities = group_capacities(mean, whole, groups)
+    chunk = min(prefill_chunk, min(capacities) // 4)
+    heads = sum(len(group.heads) for group in groups)
+    slots = sum(len(group.heads) * capacity for group, capacity in zip(groups, capacities, strict=True))
+    return BudgetProfile(
         budget=budget,
-        capacity=capacity,
         prefill_chunk=chunk,
-        # A quarter of the slots is given back at each compression: fewer, larger compressions cost less time, and a
-        # smaller share would be filled by the next two prefill chunks.
-        target=capacity - max(chunk, capacity // 4),
-        cache_bytes=capacity * bytes_per_slot,
+        cache_bytes=slots * bytes_per_slot // heads,
+        groups=tuple(
+            CacheGroup(
+                layer=group.layer,
+                heads=group.heads,
+                capacity=capacity,
+                # A quarter of the slots is given back at each compression: fewer, larger compressions cost less time,
+                # and a smaller share would be filled by the next two prefill chunks.
+                keep_slots=capacity - max(chunk, capacity // 4),
+                symbol=symbol,
+            )
+            for group, capacity, symbol in zip(groups, capacities, symbols(groups), strict=True)
+        ),
+    )
+
+
+def group_capacities(mean: int, whole: int, groups: Sequence[GroupShare]) -> list[int]:
+    """Capacities that are multiples of 64, in proportion to the groups' shares, and on average `mean` at most.
+
+    A group gets `MIN_CAPACITY` at least and `whole` at most; what that takes or leaves is shared by the others.
+    """
+    if len({group.share for group in groups}) == 1:
+        return [mean] * len(groups)
+    heads = [len(group.heads) for group in groups]
+    # In blocks of 64 slots. A share's clipping moves all others, so the factor is found by bisection: what is used
+    # grows with it.
+    total, least, most = sum(heads) * mean // SLOT_MULTIPLE, MIN_CAPACITY // SLOT_MULTIPLE, whole // SLOT_MULTIPLE
+
+    def blocks(factor: float) -> list[int]:
+        return [min(max(int(group.share * factor), least), most) for group in groups]
+
+    def used(factor: float) -> int:
+        return sum(count * size for count, size in zip(heads, blocks(factor), strict=True))
+
+    low, high = 0.0, (most + 1) / min(group.share for group in groups)
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if used(middle) <= total else (low, middle)
+    return [size * SLOT_MULTIPLE for size in blocks(low)]
+
+
+def static_profile(budget: float, max_context: int, *, bytes_per_slot: int, prefill_chunk: int = 128) -> BudgetProfile:
+    """The profile of one cache group: what every layer gets where all have one share."""
+    return budget_profile(
+        budget, max_context, bytes_per_slot=bytes_per_slot, groups=one_a_layer(1, 1), prefill_chunk=prefill_chunk
     )

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from semkv_deploy.budget import MIN_CAPACITY, parse_budget, static_profile
+from semkv_deploy.budget import MIN_CAPACITY, label, parse_budget, static_profile
 from semkv_deploy.errors import SemkvError
 
 
@@ -12,7 +12,7 @@ def test_profile_of_a_fifth_of_8192():
     profile = static_profile(0.2, 8192, bytes_per_slot=46080)
     assert profile.capacity == 1664
     assert profile.cache_bytes == 1664 * 46080
-    assert profile.label == "0.2 (80 % compression)"
+    assert label(profile.budget) == "0.2 (80 % compression)"
 
 
 @given(st.floats(0.01, 1), st.integers(128, 200_000))
@@ -24,9 +24,9 @@ def test_capacity_is_a_cap_rounded_up(budget: float, context: int):
         return
     assert profile.capacity % 64 == 0 and profile.capacity >= MIN_CAPACITY
     assert budget * context <= profile.capacity + 1e-6 and profile.capacity < budget * context + 64
-    assert 0 < profile.target < profile.capacity
+    assert 0 < profile.keep_slots < profile.capacity
     # After a compression, at least one whole prefill chunk fits.
-    assert profile.target + profile.prefill_chunk <= profile.capacity
+    assert profile.keep_slots + profile.prefill_chunk <= profile.capacity
 
 
 @pytest.mark.parametrize("text", ["0", "1.5", "-0.1", "nan", "inf"])

@@ -37,11 +37,11 @@ def run(
     requests: list[tuple[str, dict[str, Any]]] = []
     if genai is not None:
         requests.append(("onnxruntime-genai", {"engine": "genai", "path": str(genai)}))
-    for profile in sorted(bundle.manifest.profiles, key=lambda profile: -profile.budget):
+    for budget in sorted(bundle.manifest.budgets, reverse=True):
         requests.append(
             (
-                f"budget {profile.budget:g}",
-                {"engine": "bundle", "path": str(root), "target": target, "budget": profile.budget},
+                f"budget {budget:g}",
+                {"engine": "bundle", "path": str(root), "target": target, "budget": budget},
             )
         )
     for name, request in requests:

@@ -29,11 +29,10 @@ def measure_bundle(root: Path, target: str, budget: float, context: int, tokens:
     """Prefills `context - tokens` tokens, then times `tokens` decode steps.
 
     Returns:
-        prefill_s, compress_s, decode_ms (median), decode_ms_all, kept (mean live slots of a layer), cache_mib
+        prefill_s, compress_s, decode_ms (median), decode_ms_all, kept (mean live slots of a cache group), cache_mib
         (allocated), read_mib (cache read by one step), peak_mib (most memory beside the loaded weights; not on a GPU,
         whose memory is not the process's).
     """
-    from semkv_deploy.bundle import TensorRTRecord
     from semkv_deploy.runtime.open import open_bundle, open_session
     from semkv_deploy.runtime.tokens import load_tokenizer
 
@@ -53,10 +52,10 @@ def measure_bundle(root: Path, target: str, budget: float, context: int, tokens:
             started = time.perf_counter()
             logits = session.step(logits.argmax(-1))
             times.append((time.perf_counter() - started) * 1e3)
-    facts, record = bundle.manifest.model, bundle.target(target)
-    memory_is_ours = not isinstance(record, TensorRTRecord)
-    if isinstance(record, TensorRTRecord):
-        facts = facts.model_copy(update={"dtype": record.dtype})
+    contract, memory_is_ours = session.contract, not bundle.target(target).on_gpu
+    element = 4 if contract.dtype == "float32" else 2
+    heads = np.array([len(group.heads) for group in contract.cache.groups])
+    read = float((heads * session.length.mean(1)).sum()) * 2 * contract.head_dim * element
     kept = float(session.length.mean())
     return {
         "prefill_s": prefill,
@@ -68,7 +67,7 @@ def measure_bundle(root: Path, target: str, budget: float, context: int, tokens:
         "decode_ms_all": times,
         "kept": kept,
         "cache_mib": session.engine.cache_bytes() / (1 << 20),
-        "read_mib": kept * facts.cache_bytes_per_token / (1 << 20),
+        "read_mib": read / (1 << 20),
         **({"peak_mib": peak.mib} if memory_is_ours else {}),
     }
 

@@ -10,149 +10,45 @@ import shutil
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
-from semkv_deploy.budget import StaticProfile
-from semkv_deploy.bundle.contract import Layout, Phase, StaticBudgetContract
+from semkv_deploy.bundle.contract import Contract
+from semkv_deploy.bundle.manifest import (
+    SCHEMA_VERSION,
+    AnyTarget,
+    BudgetRecord,
+    EngineRecord,
+    FileRecord,
+    Manifest,
+    OnnxRuntimeRecord,
+    TensorRTRecord,
+)
+from semkv_deploy.bundle.opened import OpenedBudget
 from semkv_deploy.errors import SemkvError
-from semkv_deploy.methods import AnyMethod
-from semkv_deploy.model.config import ModelFacts
 
-SCHEMA_VERSION = 3
 MANIFEST = "bundle.json"
 
-
-class FileRecord(BaseModel):
-    """Size in bytes and SHA-256 of one file of a bundle."""
-
-    bytes: int
-    sha256: str
-
-
-class TargetRecord(BaseModel):
-    """What was built for ONNX Runtime.
-
-    Attributes:
-        decoder, compressor: graph files, relative to the bundle.
-        aliases: decoder input -> output that is the same buffer (appended in place).
-        weights: how weights are stored.
-        weight_bytes: bytes of the decoder's weights.
-        weight_kl: mean KL (nats per token) that storing them so costs on the calibration text; None: not lossy.
-        lint: findings that did not stop the build.
-    """
-
-    kind: Literal["onnxruntime"] = "onnxruntime"
-    decoder: str
-    compressor: str | None
-    aliases: dict[str, str]
-    weights: Literal["fp32", "int8", "int4"]
-    weight_bytes: int
-    weight_kl: float | None
-    lint: list[str]
-
-
-class EngineRecord(BaseModel):
-    """One graph for TensorRT and the engine built from it.
-
-    Attributes:
-        onnx: the lowered graph, relative to the bundle; its weights lie in `TensorRTRecord.weights`.
-        plan: the engine; None when engines were not built (`--no-engines`).
-        bytes: of the engine.
-        layers: how many layers of each kind the lowering promised; with a plan also proved: each was found by name in
-            TensorRT's network.
-        seconds: it took to build; 0 when it came from the engine cache.
-        weight_bytes: weights that the plan holds, as the builder counts; no engine shares those of another, because
-            TensorRT-RTX makes no weight-stripped or refittable plan without a GPU. None without a plan, or not said.
-        peak_rss: most bytes of memory of the process that built it; None: not built by this build.
-        timing_cache: what became of the kernel timings; "" without a plan.
-        warnings: of TensorRT's builder, each once.
-    """
-
-    phase: Phase
-    onnx: str
-    plan: str | None
-    bytes: int
-    layers: dict[str, int]
-    seconds: float = 0
-    weight_bytes: int | None = None
-    peak_rss: int | None = None
-    timing_cache: str = ""
-    warnings: list[str] = []
-
-
-class TensorRTBudget(BaseModel):
-    """One budget: the contract of its engines, and the engines."""
-
-    contract: StaticBudgetContract
-    engines: list[EngineRecord]
-
-
-class TensorRTRecord(BaseModel):
-    """What was built for TensorRT or TensorRT-RTX.
-
-    Attributes:
-        version: of the runtime that built the engines; only the same one opens them. None without engines.
-        compute_capabilities: the GPUs the engines are for, 86 for 8.6.
-        weights: external data of all graphs, relative to the bundle; `weight_bytes` of it are in each engine, once for
-            each profile that packs them its own way.
-        plugins: operators that are plugins in the engines; `plugin_library` is the library's file name.
-        lint: findings that did not stop the build.
-    """
-
-    kind: Literal["tensorrt"] = "tensorrt"
-    runtime: Literal["tensorrt", "tensorrt-rtx"]
-    version: str | None
-    compute_capabilities: list[int]
-    dtype: Literal["float32", "float16", "bfloat16"]
-    layout: Layout
-    weights: str
-    weight_bytes: int
-    plugins: list[str]
-    plugin_library: str | None
-    budgets: list[TensorRTBudget]
-    lint: list[str]
-
-
-AnyTarget = Annotated[TargetRecord | TensorRTRecord, Field(discriminator="kind")]
-
-
-class Calibration(BaseModel):
-    """Share of slots each layer keeps by threshold, on the calibration text.
-
-    Attributes:
-        tokens: length of the text.
-        thresholds: of the curve.
-        kept: `[layers][thresholds]` shares.
-    """
-
-    tokens: int
-    thresholds: list[float]
-    kept: list[list[float]]
-
-
-class BuiltProfile(StaticProfile):
-    """A profile and its thresholds `[layers][levels]`."""
-
-    thresholds: list[list[float]]
-
-
-class Manifest(BaseModel):
-    """`bundle.json`."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    schema_version: int = SCHEMA_VERSION
-    model: ModelFacts
-    method: AnyMethod
-    max_context: int
-    profiles: list[BuiltProfile]
-    calibration: Calibration | None
-    targets: dict[str, AnyTarget]
-    versions: dict[str, str]
-    files: dict[str, FileRecord]
+__all__ = [
+    "MANIFEST",
+    "SCHEMA_VERSION",
+    "AnyTarget",
+    "BudgetRecord",
+    "Bundle",
+    "Contract",
+    "EngineRecord",
+    "FileRecord",
+    "Manifest",
+    "OnnxRuntimeRecord",
+    "OpenedBudget",
+    "TensorRTRecord",
+    "new_directory",
+    "sha256",
+    "tool_versions",
+    "write_manifest",
+]
 
 
 class Bundle:
@@ -219,26 +115,12 @@ class Bundle:
                 )
         return cls(root, manifest)
 
-    def profile(self, budget: float | None) -> BuiltProfile:
-        """The profile of a budget (None: the smallest one built).
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the manifest, and so of everything it lists."""
+        return sha256(self.root / MANIFEST)
 
-        Raises:
-            SemkvError: when the budget was not built.
-        """
-        profiles = {profile.budget: profile for profile in self.manifest.profiles}
-        if budget is None:
-            return profiles[min(profiles)]
-        if budget not in profiles:
-            raise SemkvError(
-                "the bundle has no such budget",
-                where="--budget",
-                expected=" or ".join(f"{built:g}" for built in sorted(profiles)),
-                got=f"{budget:g}",
-                fix=f"build it with: semkv-deploy build … --budget {budget:g}",
-            )
-        return profiles[budget]
-
-    def target(self, name: str) -> TargetRecord | TensorRTRecord:
+    def target(self, name: str) -> OnnxRuntimeRecord | TensorRTRecord:
         """What was built for a target.
 
         Raises:
@@ -253,6 +135,46 @@ class Bundle:
             )
         return self.manifest.targets[name]
 
+    def built(self, target: str, budget: float | None = None) -> OpenedBudget:
+        """One budget of a target, ready for an engine (None: the smallest one built).
+
+        Raises:
+            SemkvError: when the target or the budget was not built.
+        """
+        record = self.target(target)
+        contract = self._contract([built.contract for built in record.budgets], budget)
+        return OpenedBudget(
+            self.root, contract, self.fingerprint, plugins=record.plugin_operators, compute_capabilities=record.gpus
+        )
+
+    def portable(self, budget: float | None = None) -> OpenedBudget:
+        """One budget of the portable graphs (None: the smallest one built).
+
+        Raises:
+            SemkvError: when the budget was not built, or the bundle was built without portable graphs.
+        """
+        if not self.manifest.portable:
+            raise SemkvError(
+                "the bundle has no portable graphs to compare with",
+                where=self.root,
+                fix="build it again without --no-portable",
+            )
+        return OpenedBudget(self.root, self._contract(self.manifest.portable, budget), self.fingerprint)
+
+    def _contract(self, contracts: Sequence[Contract], budget: float | None) -> Contract:
+        built = {contract.budget: contract for contract in contracts}
+        if budget is None:
+            return built[min(built)]
+        if budget not in built:
+            raise SemkvError(
+                "the bundle has no such budget",
+                where="--budget",
+                expected=" or ".join(f"{each:g}" for each in sorted(built)),
+                got=f"{budget:g}",
+                fix=f"build it with: semkv-deploy build … --budget {budget:g}",
+            )
+        return built[budget]
+
 
 def write_manifest(root: Path, manifest: Manifest) -> None:
     """Records every file below `root` in the manifest and writes it."""
@@ -262,8 +184,7 @@ def write_manifest(root: Path, manifest: Manifest) -> None:
         for name in names
         if name != MANIFEST
     }
-    text = manifest.model_copy(update={"files": files}).model_dump_json(indent=1)
-    (root / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    (root / MANIFEST).write_text(manifest.model_copy(update={"files": files}).to_json(), encoding="utf-8")
 
 
 def sha256(path: Path) -> str:

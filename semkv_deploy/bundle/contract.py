@@ -1,47 +1,50 @@
-"""The static-budget contract: everything a host must know to drive the engines of one budget, as data.
+"""The contract of one budget: everything a host must know to run a bundle, as data, the same for every target.
 
-It lies in the manifest, one for each budget of a TensorRT target, and its JSON schema beside the engines. A host in any
-language allocates what `inputs` and `outputs` say, gives both names of an alias pair one buffer, and follows the rules;
+It lies in `bundle.json`, one for each budget of each target. A host in any language allocates the buffers, binds them
+by the names that the programs give, gives both names of an alias pair one buffer, and follows the rules and behaviours;
 `tests/bundle/contract_host.py` is such a host, written from the manifest alone.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from semkv_deploy.methods.behaviours import Behaviour, MakeRoom
+from semkv_deploy.methods.layout import COMPRESS, DECODE, Binding, CacheLayout, Scope
+
 if TYPE_CHECKING:
     import onnx
 
-    from semkv_deploy.bundle import BuiltProfile
+    from semkv_deploy.budget import BudgetProfile
     from semkv_deploy.methods.base import Method
+    from semkv_deploy.methods.calibration import Settings
     from semkv_deploy.model.config import ModelFacts
-    from semkv_deploy.passes.precision import DType
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
-Layout = Literal["dual", "single", "split"]
-"""How prefill and decode are built.
+EngineLayout = Literal["dual", "single", "split"]
+"""How prefill and decode are built for TensorRT.
 
-dual: one engine with an optimisation profile for each (weights twice where the builder packs them by profile);
+dual: one engine with an optimization profile for each (weights twice where the builder packs them by profile);
 single: one engine with one profile that covers both; split: two engines.
 """
 
 Phase = Literal["decoder", "prefill", "decode", "compressor"]
+"""What a graph of a program is for: prompts and steps, prompts, steps; or a group's compression."""
 
 DELIMITERS = "delimiters.json"
-
-NO_MERGE = 2.0
-"""A similarity threshold that no cosine reaches."""
 
 POSITION_RULE = (
     "position_ids count tokens seen since the conversation began; they are never derived from length, which is smaller "
     "after a compression"
 )
 APPEND_RULE = (
-    "rows are written at slots length[layer, row] and up; the host keeps length + rows <= capacity, adds rows to "
-    "length after the run, and compresses before a run that would not fit"
+    "rows are written at slots length[group, row] and up; the host keeps length + rows <= the group's capacity, adds "
+    "rows to length after the run, and lets behaviours make room before a run that would not fit; without one, such a "
+    "run is refused"
 )
 DEAD_SLOT_RULE = (
     "keys and values at and above length hold any finite value and change nothing; in float16 without plugins, keys "
@@ -49,8 +52,9 @@ DEAD_SLOT_RULE = (
     "model's keys; slot_bias at and above length must be 0, because an appended slot keeps the bias that lies there"
 )
 BIAS_RULE = (
-    "slot_bias is a float32 buffer of the host for each layer, 0 at first; the decoder only reads it, compressing "
-    "writes it, with 0 at and above the new length; -inf in a live slot hides it"
+    "slot_bias is a float32 buffer of the host for each group, 0 at first; the decoder only reads it, compressing "
+    "writes it, with 0 at and above the new length; -inf in a live slot hides it; a decoder without slot_bias inputs "
+    "counts every live slot once"
 )
 CONVERSATION_RULE = (
     "a new conversation sets position, length and the chunk count of every row, and all of slot_bias, to 0; keys and "
@@ -58,34 +62,29 @@ CONVERSATION_RULE = (
 )
 BATCH_RULE = (
     "a prompt goes in pieces of at most prefill_chunk tokens, one row at a time: the run has batch 1, length is "
-    "[layers, 1], and each cache and slot_bias is bound to that row's slice (kv_heads entries of a first axis that has "
-    "the heads in it, else one); a decode step runs every row, and one that is not wanted keeps its position and "
-    "length: its token lies in a dead slot then, for which there must be room"
+    "[groups, 1], and each buffer is bound to that row's slice; a decode step runs every row, and one that is not "
+    "wanted keeps its position and length: its token lies in a dead slot then; where an unwanted row has no dead slot "
+    "left in some group, the wanted rows are run one by one, as a prompt of one token is"
 )
 LOGITS_RULE = (
     "logits_index says of which of the run's tokens the logits are wanted, counted from 0 within the run, the same "
     "number for every row: [[rows - 1]] after a piece of a prompt, [[0]] in a decode step"
 )
+SHAPE_RULE = (
+    "a buffer's bytes lie as its shape says, with Hkv and C of its group; a graph may view them in another shape of as "
+    "many elements (heads in the first axis): then the first axis of the run is batch x Hkv"
+)
+NAME_RULE = (
+    "patterns of a program's buffers have {group}: the group's number in decimal, padded with zeros to the width of "
+    "the last group's, two digits at least; a buffer whose name the graph does not have is not bound"
+)
 SLOT_RULE = (
-    "the host keeps two int64 for every layer, row, group and slot: slot_position, the position of the token appended "
-    "there, and slot_chunk, 2 x chunk number + 1 if the token is a delimiter, else + 0; a row's chunk number starts at "
-    "0 and grows by 1 at each token that is no delimiter and whose predecessor in the row, over all runs, is one; both "
-    "go through the compressor with their slots; delimiters are the token_ids of the file delimiters"
+    "the host keeps the slot columns, int64 [batch, 1 or heads, capacity] for every group: slot_position, the position "
+    "of the token appended in a slot, and slot_chunk, 2 x chunk number + 1 if the token is a delimiter, else + 0; a "
+    "row's chunk number starts at 0 and grows by 1 at each token that is no delimiter and whose predecessor in the "
+    "row, over all runs, is one; they go into a program and come out with their slots; delimiters are the token_ids of "
+    "the file delimiters"
 )
-COMPRESS_RULE = (
-    "one layer at a time, from its buffers into spare ones, which then become the layer's, as length_out, "
-    "slot_position_out and slot_chunk_out become its state; the buffers it came from may be overwritten by the run; "
-    "level and evicted are for statistics; where the decoder has no slot_bias, give zeros and ignore what comes out"
-)
-FULL_RULE = (
-    "before a run that appends n[row] tokens: if length + n > capacity in any layer of any row, compress all layers "
-    "once; a row that is full in some layer gets target, a row with room gets capacity as its target and is copied"
-)
-TURN_RULE = (
-    "with compress_at turn, all layers are also compressed when a turn ends, each row with the target budget x "
-    "position, rounded up, but at least minimum_target and at most target"
-)
-RECENT_RULE = "recent[row] is recent_share x the row's target, rounded down"
 
 
 class TensorContract(BaseModel):
@@ -99,7 +98,7 @@ class TensorContract(BaseModel):
 
 
 class ProfileContract(BaseModel):
-    """One optimisation profile: shapes of the dynamic inputs as (min, opt, max); none where all is static."""
+    """One optimization profile: shapes of the dynamic inputs as (min, opt, max); none where all is static."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -108,72 +107,74 @@ class ProfileContract(BaseModel):
 
 
 class GraphContract(BaseModel):
-    """One engine's interface.
+    """One graph, or the engine built from it.
 
     Attributes:
+        name: unique within the contract.
+        phase: what it is for.
+        onnx: the graph's file, relative to the bundle.
+        plan: the engine's file; None: the graph itself is run, or no engine was built.
+        groups: numbers of the cache groups that it takes; of a program of scope "group", one of them a run.
         aliases: input -> output that must be the same buffer.
-        profiles: optimisation profiles in the order of the engine's profile indices.
+        profiles: optimization profiles in the order of the engine's profile indices.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    name: str
     phase: Phase
+    onnx: str
+    plan: str | None = None
+    groups: tuple[int, ...]
     inputs: tuple[TensorContract, ...]
     outputs: tuple[TensorContract, ...]
     aliases: dict[str, str]
-    profiles: tuple[ProfileContract, ...]
+    profiles: tuple[ProfileContract, ...] = ()
+
+    def has_input(self, name: str) -> bool:
+        """Whether the graph has an input of this name."""
+        return any(tensor.name == name for tensor in self.inputs)
 
 
-class CompressorContract(BaseModel):
-    """How a host drives the compressor's graph: which values its inputs get, and when it runs.
+class ProgramContract(BaseModel):
+    """A program: what one run takes, how its buffers are bound, and its graphs; a host picks the one that fits.
 
-    An input that the graph does not have is not given.
+    Attributes:
+        scope: "cache": every group's buffers; "group": those of one group.
+        buffers: by the layout's buffer names.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    compress_at: Literal["full", "turn"] = Field(description="when full, or at every turn end as well")
-    groups: int = Field(description="slots of a layer have one position and chunk for each of so many groups of heads")
-    thresholds: tuple[tuple[float, ...], ...] = Field(
-        description="by layer, the float32 values of the input thresholds; 2 where nothing may merge (sliding windows)"
-    )
-    sinks: tuple[int, ...] = Field(description="by layer, the value of the input sinks; 0 in layers with a window")
-    recent_share: float = Field(description="of a row's target, how much is never merged")
-    minimum_target: int = Field(description="least target of a row at a turn's end")
-    compress_rule: str = COMPRESS_RULE
-    full_rule: str = FULL_RULE
-    turn_rule: str = TURN_RULE
-    recent_rule: str = RECENT_RULE
+    scope: Scope
+    buffers: dict[str, Binding]
+    graphs: tuple[GraphContract, ...] = Field(min_length=1)
 
 
-class StaticBudgetContract(BaseModel):
-    """One budget, as its engines see it."""
+class Contract(BaseModel):
+    """One budget of one target, as a host sees it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     schema_version: int = SCHEMA_VERSION
-    budget: float
-    batch: int
-    capacity: int = Field(description="slots of each layer's buffers per batch row; a hard cap")
-    target: int = Field(description="slots that may stay when a full cache is compressed")
-    sinks: int = Field(description="first slots that are never touched")
-    recent: int = Field(description="last slots that are never merged")
-    prefill_chunk: int = Field(description="most rows of one prefill run")
-    chunk_cap: int | None = Field(description="most slots between the members of one core; None: nothing is merged")
-    levels: int = Field(description="length of the threshold ladder the compressor is built for")
-    dtype: str = Field(description="element type of weights and caches")
-    cache_shape: tuple[int | str, ...] = Field(
-        description="of one layer's key or value cache in the first graph; others may view its bytes in another shape"
-    )
-    heads_in_batch: bool = Field(description="the first axis of cache_shape is batch x KV heads, in that order")
-    slot_bias: bool = Field(description="the decoder has slot_bias inputs; without, every live slot counts once")
+    target: str
+    budget: float = Field(description="share of cache entries kept, over all groups", gt=0, le=1)
+    batch: int | None = Field(description="rows; null: the host chooses, buffers and graphs take any number", ge=1)
+    max_context: int = Field(description="most tokens a row may have", ge=1, lt=1 << 31)
+    prefill_chunk: int = Field(description="most rows of one prefill run", ge=1, lt=1 << 31)
+    dtype: Literal["float32", "float16", "bfloat16"] = Field(description="element type T of the caches")
+    engine_layout: EngineLayout | None = Field(description="of TensorRT targets; null elsewhere")
+    layers: int = Field(ge=1, lt=1 << 16)
+    kv_heads: int = Field(ge=1, lt=1 << 16)
+    query_heads: int = Field(ge=1, lt=1 << 16)
+    head_dim: int = Field(ge=1, lt=1 << 16)
+    vocab_size: int = Field(ge=1, lt=1 << 31)
     windows: tuple[int, ...] = Field(description="by layer, tokens of its sliding window, which the graph has; 0: none")
+    stop_ids: tuple[int, ...] = Field(description="token ids that end a reply; they are not appended")
     delimiters: str = Field(description="file of the bundle whose token_ids end a chunk")
-    layers: int
-    kv_heads: int
-    query_heads: int
-    head_dim: int
-    vocab_size: int
+    cache: CacheLayout = Field(description="groups, buffers, slot columns and step inputs")
+    programs: dict[str, ProgramContract]
+    behaviours: tuple[Behaviour, ...] = Field(description="what the host does between runs; none: it only appends")
     position_rule: str = POSITION_RULE
     append_rule: str = APPEND_RULE
     dead_slot_rule: str = DEAD_SLOT_RULE
@@ -181,97 +182,110 @@ class StaticBudgetContract(BaseModel):
     conversation_rule: str = CONVERSATION_RULE
     batch_rule: str = BATCH_RULE
     logits_rule: str = LOGITS_RULE
+    shape_rule: str = SHAPE_RULE
+    name_rule: str = NAME_RULE
     slot_rule: str = SLOT_RULE
-    compressor: CompressorContract | None = Field(
-        description="null: never compressed; a run that would not fit is refused"
-    )
-    layout: Layout
-    graphs: tuple[GraphContract, ...]
 
     @property
-    def cache_bytes(self) -> int:
-        """Bytes of all layers' key and value caches, all batch rows."""
+    def capacity(self) -> int:
+        """Slots of the largest group."""
+        return max(group.capacity for group in self.cache.groups)
+
+    @property
+    def decoders(self) -> tuple[GraphContract, ...]:
+        """Graphs of the decoder."""
+        return self.programs[DECODE].graphs
+
+    @property
+    def compressors(self) -> tuple[GraphContract, ...]:
+        """Graphs that compress a group; none where nothing is compressed."""
+        return self.programs[COMPRESS].graphs if COMPRESS in self.programs else ()
+
+    @property
+    def graphs(self) -> tuple[GraphContract, ...]:
+        """Graphs of all programs, in order."""
+        return tuple(graph for program in self.programs.values() for graph in program.graphs)
+
+    @property
+    def make_room(self) -> MakeRoom | None:
+        """The behaviour that compresses; None where nothing is compressed."""
+        return next((behaviour for behaviour in self.behaviours if isinstance(behaviour, MakeRoom)), None)
+
+    def cache_bytes(self, batch: int | None = None) -> int:
+        """Bytes of all groups' key and value caches, for so many rows (None: the contract's, or one)."""
+        slots = sum(len(group.heads) * group.capacity for group in self.cache.groups)
         element = 4 if self.dtype == "float32" else 2
-        return 2 * self.layers * self.batch * self.kv_heads * self.capacity * self.head_dim * element
+        return 2 * (batch or self.batch or 1) * slots * self.head_dim * element
 
-    @classmethod
-    def json_schema(cls) -> dict[str, object]:
-        """The contract's JSON schema."""
-        return cls.model_json_schema()
+    def with_graphs(self, program: str, graphs: Sequence[GraphContract]) -> Contract:
+        """The same contract with other graphs of one program."""
+        replaced = self.programs[program].model_copy(update={"graphs": tuple(graphs)})
+        return self.model_copy(update={"programs": {**self.programs, program: replaced}})
 
 
-def static_budget_contract(
-    profile: BuiltProfile,
-    facts: ModelFacts,
+def make_contract(
+    target: str,
+    profile: BudgetProfile,
+    model: ModelFacts,
     method: Method,
+    settings: Settings | None,
     *,
-    batch: int,
-    dtype: DType,
-    layout: Layout,
-    graphs: tuple[GraphContract, ...],
-) -> StaticBudgetContract:
-    """The contract of a profile and the graphs written for it."""
-    decoder = next(graph for graph in graphs if graph.phase != "compressor")
-    cache = next(tensor for tensor in decoder.inputs if tensor.name.startswith("past_key_values."))
-    span = getattr(method, "span", None)
-    return StaticBudgetContract(
+    max_context: int,
+    stop_ids: Sequence[int],
+    batch: int | None,
+    dtype: str,
+    engine_layout: EngineLayout | None,
+    graphs: Mapping[str, Sequence[GraphContract]],
+) -> Contract:
+    """The contract of a profile and the graphs written for it, by program."""
+    layout = method.layout(model, profile.groups)
+    programs = {}
+    for name, of_program in graphs.items():
+        scope, bindings = method.bindings(name, layout)
+        programs[name] = ProgramContract(scope=scope, buffers=bindings, graphs=tuple(of_program))
+    return Contract(
+        target=target,
         budget=profile.budget,
         batch=batch,
-        capacity=profile.capacity,
-        target=profile.target,
-        sinks=method.sinks,
-        recent=method.recent_slots(profile.target),
+        max_context=max_context,
         prefill_chunk=profile.prefill_chunk,
-        chunk_cap=span,
-        levels=len(profile.thresholds[0]),
-        dtype=dtype,
-        cache_shape=cache.shape,
-        heads_in_batch=cache.shape[1] != facts.kv_heads,
-        slot_bias=any(tensor.name.startswith("slot_bias.") for tensor in decoder.inputs),
-        windows=facts.windows,
+        dtype=dtype,  # type: ignore[arg-type]  # pydantic checks it
+        engine_layout=engine_layout,
+        layers=model.layers,
+        kv_heads=model.kv_heads,
+        query_heads=model.query_heads,
+        head_dim=model.head_dim,
+        vocab_size=model.vocab_size,
+        windows=model.windows,
+        stop_ids=tuple(stop_ids),
         delimiters=DELIMITERS,
-        compressor=_compressor(profile, facts, method)
-        if any(graph.phase == "compressor" for graph in graphs)
-        else None,
-        layers=facts.layers,
-        kv_heads=facts.kv_heads,
-        query_heads=facts.query_heads,
-        head_dim=facts.head_dim,
-        vocab_size=facts.vocab_size,
-        layout=layout,
-        graphs=graphs,
-    )
-
-
-def _compressor(profile: BuiltProfile, facts: ModelFacts, method: Method) -> CompressorContract:
-    """What `runtime.session` gives a compressor, as data.
-
-    In a layer with a sliding window nothing may be merged or taken from the middle: how far apart its slots are is how
-    far apart tokens are. Only its oldest slots go.
-    """
-    windowed = [window > 0 for window in facts.windows]
-    return CompressorContract(
-        compress_at=method.compress_at,
-        groups=method.groups(facts.kv_heads),
-        thresholds=tuple(
-            tuple(NO_MERGE if fixed else value for value in values)
-            for fixed, values in zip(windowed, profile.thresholds, strict=True)
-        ),
-        sinks=tuple(0 if fixed else method.sinks for fixed in windowed),
-        recent_share=getattr(method, "recent", 0.0),
-        minimum_target=method.sinks + 1,
+        cache=layout,
+        programs=programs,
+        behaviours=tuple(method.behaviours(model, profile, settings)),
     )
 
 
 def graph_contract(
-    model: onnx.ModelProto, phase: Phase, aliases: dict[str, str], profiles: tuple[ProfileContract, ...]
+    model: onnx.ModelProto,
+    name: str,
+    phase: Phase,
+    onnx_file: str,
+    *,
+    groups: Iterable[int],
+    aliases: Mapping[str, str] | None = None,
+    plan: str | None = None,
+    profiles: tuple[ProfileContract, ...] = (),
 ) -> GraphContract:
-    """The interface of a lowered graph."""
+    """The interface of a graph."""
     return GraphContract(
+        name=name,
         phase=phase,
+        onnx=onnx_file,
+        plan=plan,
+        groups=tuple(groups),
         inputs=tuple(_tensor(value) for value in model.graph.input),
         outputs=tuple(_tensor(value) for value in model.graph.output),
-        aliases=aliases,
+        aliases=dict(aliases or {}),
         profiles=profiles,
     )
 

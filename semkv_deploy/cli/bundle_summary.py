@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from semkv_deploy.bundle import TargetRecord, TensorRTRecord
+from semkv_deploy.budget import label
+from semkv_deploy.bundle import OnnxRuntimeRecord, TensorRTRecord
 
 if TYPE_CHECKING:
-    from semkv_deploy.bundle import Bundle
+    from collections.abc import Sequence
+
+    from semkv_deploy.bundle import Bundle, Manifest
 
 MIB = 1 << 20
 
@@ -44,20 +47,41 @@ def summary(bundle: Bundle) -> None:
             continue
         cost = "" if record.weight_kl is None else f", KL {record.weight_kl:.4f} against fp32 on the calibration text"
         console.print(f"{name}: {record.weights} weights, {record.weight_bytes / MIB:.0f} MiB{cost}")
-        console.print(f"{name}: {len(record.aliases)} caches appended in place")
+        aliases = record.budgets[0].contract.decoders[0].aliases
+        console.print(f"{name}: {len(aliases)} caches appended in place")
         for finding in record.lint:
             console.print(f"{name}: {finding}")
+    _budgets(console, manifest)
+
+
+def _budgets(console: Console, manifest: Manifest) -> None:
+    """Prints a row for each budget: its capacities, and what a compression keeps of them."""
+    of_host = [record for record in manifest.targets.values() if isinstance(record, OnnxRuntimeRecord)]
+    built = (of_host[0] if of_host else next(iter(manifest.targets.values()))).budgets
+    columns = ["budget", "slots", "kept when full"] + (["cache MiB per row"] if of_host else [])
     table = Table()
-    columns = ["budget", "slots", "kept when full"]
-    if any(isinstance(record, TargetRecord) for record in manifest.targets.values()):
-        columns.append("cache MiB per row")
     for column in columns:
         table.add_column(column, no_wrap=True, justify="left" if column == "budget" else "right")
-    for profile in manifest.profiles:
-        kept = str(profile.target) if profile.budget < 1 and method.kind != "full" else "-"
-        row = (profile.label, str(profile.capacity), kept, f"{profile.cache_bytes / MIB:.1f}")
+    for contract in (each.contract for each in built):
+        capacities = [group.capacity for group in contract.cache.groups]
+        room = contract.make_room
+        row = (
+            label(contract.budget),
+            _range(capacities),
+            _range(room.keep_slots) if room is not None else "-",
+            f"{contract.cache_bytes(1) / MIB:.1f}",
+        )
         table.add_row(*row[: len(columns)])
     console.print(table)
+    groups = built[0].contract.cache.groups
+    if len(groups) != manifest.model.layers:
+        console.print(f"{len(groups)} cache groups over {manifest.model.layers} layers")
+
+
+def _range(counts: Sequence[int]) -> str:
+    """One number, or the smallest and the largest."""
+    low, high = min(counts), max(counts)
+    return str(low) if low == high else f"{low} to {high}"
 
 
 def check_engines(bundle: Bundle) -> None:
@@ -72,9 +96,9 @@ def check_engines(bundle: Bundle) -> None:
     for record in bundle.manifest.targets.values():
         if isinstance(record, TensorRTRecord) and installed_version(record.runtime) is not None:
             for budget in record.budgets:
-                for engine in budget.engines:
-                    if engine.plan is not None:
-                        check_plan(bundle.root / engine.plan, record.runtime)
+                for graph in budget.contract.graphs:
+                    if graph.plan is not None:
+                        check_plan(bundle.root / graph.plan, record.runtime)
 
 
 def _tensorrt(console: Console, name: str, record: TensorRTRecord) -> None:
@@ -88,17 +112,20 @@ def _tensorrt(console: Console, name: str, record: TensorRTRecord) -> None:
     console.print()
     engines = [engine for budget in record.budgets for engine in budget.engines]
     # Without an engine there was no network to look layers up in.
-    layers = "proved" if all(engine.plan for engine in engines) else "promised"
+    layers = (
+        "proved" if all(graph.plan for budget in record.budgets for graph in budget.contract.graphs) else "promised"
+    )
     table = Table()
     for column in ("budget", "engine", "slots", "cache MiB", "engine MiB", layers):
         table.add_column(column, no_wrap=True, justify="left" if column in ("engine", layers) else "right")
     for budget in record.budgets:
         contract = budget.contract
-        for engine in budget.engines:
+        for engine, graph in zip(budget.engines, contract.graphs, strict=True):
             kinds = " + ".join(f"{count} {PROVED[kind]}" for kind, count in engine.layers.items())
-            cache = f"{contract.cache_bytes / MIB:.1f}" if engine.phase != "compressor" else ""
-            size = f"{engine.bytes / MIB:.1f}" if engine.plan else "-"
-            table.add_row(f"{contract.budget:g}", engine.phase, str(contract.capacity), cache, size, kinds or "-")
+            cache = f"{contract.cache_bytes() / MIB:.1f}" if graph.phase != "compressor" else ""
+            size = f"{engine.bytes / MIB:.1f}" if graph.plan else "-"
+            capacities = [contract.cache.groups[number].capacity for number in graph.groups]
+            table.add_row(f"{contract.budget:g}", graph.phase, _range(capacities), cache, size, kinds or "-")
     console.print(table)
     weights = sum(engine.weight_bytes or 0 for engine in engines)
     if weights:
@@ -112,8 +139,8 @@ def _tensorrt(console: Console, name: str, record: TensorRTRecord) -> None:
         console.print(f"kernel timings {'; '.join(sorted(timings))}")
     for engine in engines:
         for warning in engine.warnings[:WARNINGS]:
-            console.print(f"{engine.phase}: TensorRT warns: {' '.join(warning.split())[:200]}", markup=False)
+            console.print(f"{engine.graph}: TensorRT warns: {' '.join(warning.split())[:200]}", markup=False)
         if len(engine.warnings) > WARNINGS:
-            console.print(f"{engine.phase}: {len(engine.warnings) - WARNINGS} more warnings are in bundle.json")
+            console.print(f"{engine.graph}: {len(engine.warnings) - WARNINGS} more warnings are in bundle.json")
     for finding in record.lint:
         console.print(f"{name}: {finding}")

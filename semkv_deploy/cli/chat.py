@@ -84,7 +84,7 @@ def describe(session: Session) -> str:
     """What the session holds, and what compression did to get there, in one line."""
     stats = session.stats
     seen, kept = int(session.position.max()), int(session.kept_slots.max())
-    text = f"{seen} tokens seen, {kept} of {session.engine.capacity} slots live"
+    text = f"{seen} tokens seen, {kept} of {session.contract.capacity} slots live"
     if stats.runs:
         levels = ", ".join(f"level {level}: {count}" for level, count in sorted(stats.levels.items()) if level >= 0)
         text += f"; compressed {stats.runs} times in {stats.seconds:.2f} s ({levels}), {stats.evicted} slots evicted"

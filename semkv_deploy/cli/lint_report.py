@@ -56,19 +56,18 @@ def lint_bundle(root: Path) -> list[LintedGraph]:
     Raises:
         SemkvError: as `Bundle.open`.
     """
-    from semkv_deploy.bundle import Bundle, TensorRTRecord
+    from semkv_deploy.bundle import Bundle
 
-    linted = []
+    linted: dict[tuple[str, str], LintedGraph] = {}
     for target, record in Bundle.open(root).manifest.targets.items():
-        if isinstance(record, TensorRTRecord):
-            for budget in record.budgets:
-                for engine, graph in zip(budget.engines, budget.contract.graphs, strict=True):
-                    profiles = bool(graph.profiles)
-                    linted.append(lint_file(root / engine.onnx, target, plugins=record.plugins, profiles=profiles))
-        else:
-            names = [record.decoder, *([record.compressor] if record.compressor else [])]
-            linted += [lint_file(root / name, target) for name in names]
-    return linted
+        for built in record.budgets:
+            for graph in built.contract.graphs:
+                # Budgets of ONNX Runtime share their graphs.
+                if (target, graph.onnx) not in linted:
+                    linted[target, graph.onnx] = lint_file(
+                        root / graph.onnx, target, plugins=record.plugin_operators, profiles=bool(graph.profiles)
+                    )
+    return list(linted.values())
 
 
 def report(path: Path, *, target: str, as_json: bool) -> bool:

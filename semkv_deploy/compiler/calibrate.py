@@ -1,32 +1,38 @@
-"""From a budget to similarity thresholds, one for each layer, and what storing weights in fewer bits costs.
-
-A layer's keys decide how much merges at a threshold, and layers differ widely, so each layer gets the threshold at
-which a text keeps the share of slots that its budget's first compression must reach.
-"""
+"""The text that methods are calibrated on, as the uncompressed model reads it; and the cost of quantised weights."""
 
 from __future__ import annotations
 
 import importlib.resources
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from semkv_deploy.bundle import Calibration
+from semkv_deploy.budget import BudgetProfile
+from semkv_deploy.bundle.contract import graph_contract, make_contract
+from semkv_deploy.bundle.opened import OpenedBudget
+from semkv_deploy.errors import SemkvError
+from semkv_deploy.methods.calibration import CalibrationText
+from semkv_deploy.methods.full import Full
+from semkv_deploy.methods.layout import DECODE
+from semkv_deploy.model.cache_groups import CacheGroup
+from semkv_deploy.model.delimiters import ChunkCounter, Delimiters
 from semkv_deploy.targets.onnxruntime.engine import OnnxRuntimeEngine, inference_session
 
 if TYPE_CHECKING:
+    import onnx
     from numpy.typing import NDArray
 
-    from semkv_deploy.budget import StaticProfile
-    from semkv_deploy.methods.base import Method
+    from semkv_deploy.methods import Method
+    from semkv_deploy.methods.calibration import Settings
+    from semkv_deploy.model.cache_groups import GroupShare
     from semkv_deploy.model.config import ModelFacts
 
 MAX_TOKENS = 1024
-CURVE = [round(0.98 - 0.04 * step, 2) for step in range(20)]
-"""Thresholds of the curve, falling."""
+MIN_TOKENS = 64
+PREFILL_CHUNK = 128
 
 
 def calibration_text() -> str:
@@ -34,17 +40,100 @@ def calibration_text() -> str:
     return (importlib.resources.files("semkv_deploy") / "data" / "calibration.txt").read_text(encoding="utf-8")
 
 
-def forward(decoder: Path, facts: ModelFacts, tokens: list[int]) -> tuple[NDArray[np.float32], OnnxRuntimeEngine]:
-    """Logits `[n,V]` of a text and the engine whose caches hold its keys and values."""
+def calibration_tokens(tokenizer: Any, model: ModelFacts, text: str | None) -> list[int]:
+    """The text to calibrate on (None: the one that ships with the package) as token ids, 1,024 at most.
+
+    Raises:
+        SemkvError: when it is too short.
+    """
+    text = text if text is not None else calibration_text()
+    tokens: list[int] = tokenizer.encode(text, add_special_tokens=False)[: min(MAX_TOKENS, model.max_position)]
+    if len(tokens) < MIN_TOKENS:
+        raise SemkvError(
+            "too short to calibrate on",
+            where="--calibration-text",
+            expected=f"{MIN_TOKENS} tokens or more",
+            got=len(tokens),
+        )
+    return tokens
+
+
+def forward(
+    decoder: Path, model: ModelFacts, groups: Sequence[GroupShare], tokens: list[int]
+) -> tuple[NDArray[np.float32], OnnxRuntimeEngine]:
+    """Logits `[n,V]` of a text and the engine whose caches hold its keys and values.
+
+    Args:
+        decoder: lowered for ONNX Runtime.
+        groups: that the decoder has.
+    """
+    import onnx
+
     capacity = -(-len(tokens) // 64) * 64
-    engine = OnnxRuntimeEngine(decoder, None, facts=facts, batch=1, capacity=capacity)
+    profile = BudgetProfile(
+        budget=1.0,
+        prefill_chunk=PREFILL_CHUNK,
+        cache_bytes=capacity * model.cache_bytes_per_token,
+        groups=tuple(
+            CacheGroup(layer=group.layer, heads=group.heads, capacity=capacity, keep_slots=capacity) for group in groups
+        ),
+    )
+    graph = graph_contract(
+        onnx.load(decoder, load_external_data=False), "decoder", "decoder", decoder.name, groups=range(len(groups))
+    )
+    contract = make_contract(
+        "onnxruntime-cpu",
+        profile,
+        model,
+        Full(),
+        None,
+        max_context=capacity,
+        stop_ids=(),
+        batch=None,
+        dtype="float32",
+        engine_layout=None,
+        graphs={DECODE: [graph]},
+    )
+    engine = OnnxRuntimeEngine(OpenedBudget(decoder.parent, contract))
     logits = []
-    for start in range(0, len(tokens), 128):
-        piece = np.array([tokens[start : start + 128]], np.int64)
-        length = np.full((facts.layers, 1), start, np.int64)
-        positions = start + np.arange(piece.shape[1])[None]
-        logits.append(engine.run(piece, positions, np.arange(piece.shape[1])[None], length, row=0)[0].copy())
+    for start in range(0, len(tokens), PREFILL_CHUNK):
+        piece = np.array([tokens[start : start + PREFILL_CHUNK]], np.int64)
+        within = np.arange(piece.shape[1])[None]
+        feeds = {
+            "input_ids": piece,
+            "position_ids": start + within,
+            "logits_index": within,
+            "length": np.full((len(groups), 1), start, np.int64),
+        }
+        logits.append(engine.run(DECODE, feeds, row=0)["logits"][0].copy())
     return np.concatenate(logits), engine
+
+
+def calibrate(
+    method: Method,
+    model: ModelFacts,
+    engine: OnnxRuntimeEngine,
+    tokens: list[int],
+    delimiters: Delimiters,
+    progress: Callable[[float], None] = lambda share: None,
+) -> Settings | None:
+    """What a method makes of a text whose keys and values an engine holds."""
+    sessions: dict[int, Any] = {}
+
+    def run(graph: onnx.ModelProto, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        if id(graph) not in sessions:
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "graph.onnx"
+                path.write_bytes(graph.SerializeToString())
+                # The graph is kept beside its session, so that no other graph gets its id.
+                sessions[id(graph)] = inference_session(path), graph
+        session = sessions[id(graph)][0]
+        names = [value.name for value in session.get_outputs()]
+        given = {value.name: feeds[value.name] for value in session.get_inputs()}
+        return dict(zip(names, session.run(names, given), strict=True))
+
+    chunk = ChunkCounter().count(delimiters.table(model.vocab_size)[tokens])
+    return method.calibrate(model, CalibrationText(chunk, engine.contract.cache.groups, engine.read, run, progress))
 
 
 def mean_kl(reference: NDArray[np.float32], other: NDArray[np.float32]) -> float:
@@ -55,66 +144,3 @@ def mean_kl(reference: NDArray[np.float32], other: NDArray[np.float32]) -> float
         log_p, log_q = p - np.log(np.exp(p).sum()), q - np.log(np.exp(q).sum())
         total += float((np.exp(log_p) * (log_p - log_q)).sum())
     return total / len(reference)
-
-
-def kept_curve(
-    method: Method,
-    facts: ModelFacts,
-    engine: OnnxRuntimeEngine,
-    chunk: NDArray[np.int64],
-    progress: Callable[[float], None],
-) -> Calibration | None:
-    """Share of slots that each layer keeps at each threshold of `CURVE`; None for methods without thresholds.
-
-    Args:
-        engine: holds the text's keys.
-        chunk: `[n]` the text's `slot_chunk`.
-        progress: called with the share done.
-    """
-    graph = method.calibration_graph(facts)
-    if graph is None:
-        return None
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "cluster.onnx"
-        path.write_bytes(graph.SerializeToString())
-        session = inference_session(path)
-    count, groups = len(chunk), method.groups(facts.kv_heads)
-    metadata = np.zeros((2, 1, groups, engine.capacity), np.int64)
-    metadata[0, 0, :, :count], metadata[1, 0, :, :count] = np.arange(count), chunk
-    kept = []
-    for number, layer in enumerate(engine.layers):
-        feed: dict[str, Any] = {
-            "key_cache": layer.key,
-            "value_cache": layer.value,
-            "slot_bias": layer.bias,
-            "length": np.array([count], np.int64),
-            "slot_position": metadata[0],
-            "slot_chunk": metadata[1],
-        }
-        shares = []
-        for threshold in CURVE:
-            (length,) = session.run(["length_out"], {**feed, "thresholds": np.array([threshold], np.float32)})
-            shares.append(round(int(length[0]) / count, 4))
-        kept.append(shares)
-        progress((number + 1) / facts.layers)
-    return Calibration(tokens=count, thresholds=CURVE, kept=kept)
-
-
-def layer_thresholds(
-    method: Method, profile: StaticProfile, curve: Calibration | None, layers: int
-) -> list[list[float]]:
-    """`[layers][levels]` thresholds of a profile.
-
-    A full cache is compressed from `capacity` to `target` slots with sinks and window untouched; what lies between
-    must shrink by the rest, and a layer starts at the threshold that does so on the calibration text.
-    """
-    if curve is None:
-        return [method.thresholds(None) for _ in range(layers)]
-    untouched = method.sinks + method.recent_slots(profile.target)
-    share = (profile.target - untouched) / (profile.capacity - untouched)
-    thresholds = []
-    for kept in curve.kept:
-        # Shares fall with the threshold; np.interp wants rising abscissae.
-        calibrated = float(np.interp(share, kept[::-1], curve.thresholds[::-1]))
-        thresholds.append(method.thresholds(round(calibrated, 2)))
-    return thresholds

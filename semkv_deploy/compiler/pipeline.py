@@ -1,46 +1,59 @@
-"""From a checkpoint or an exported decoder to a bundle."""
+"""From a checkpoint or an exported decoder to a bundle, in named steps that hand one value along."""
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from semkv_deploy.budget import static_profile
-from semkv_deploy.bundle import (
-    AnyTarget,
-    BuiltProfile,
-    Bundle,
-    Manifest,
-    TargetRecord,
-    new_directory,
-    tool_versions,
-    write_manifest,
-)
+from semkv_deploy.budget import BudgetProfile, budget_profile, choose_context
+from semkv_deploy.bundle import Bundle, Manifest, new_directory, tool_versions, write_manifest
+from semkv_deploy.bundle.contract import Contract, GraphContract, Phase, graph_contract
 from semkv_deploy.compiler import calibrate
 from semkv_deploy.errors import SemkvError
+from semkv_deploy.methods.layout import COMPRESS, DECODE
+from semkv_deploy.model.cache_groups import GroupShare, check_groups, is_default, parse_groups
+from semkv_deploy.model.delimiters import Delimiters
 from semkv_deploy.model.exported import open_export
-from semkv_deploy.passes.quantize import quantize_weights
-from semkv_deploy.runtime.tokens import ChunkCounter, delimiter_table, load_tokenizer
+from semkv_deploy.runtime.tokens import load_tokenizer
 from semkv_deploy.targets import is_tensorrt, require_available
-from semkv_deploy.targets.onnxruntime.build import BuiltDecoder, copy_compressor, lower_decoder, save_decoder
+from semkv_deploy.targets.build import Progress, TargetInputs, WrittenProgram
+from semkv_deploy.targets.onnxruntime.build import BuiltDecoder, build_onnxruntime, lower_decoder, save_decoder
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from semkv_deploy.methods import AnyMethod
+    from semkv_deploy.methods import Method
+    from semkv_deploy.methods.calibration import Settings
     from semkv_deploy.model.config import ModelFacts
-    from semkv_deploy.passes.lower_gqa import BiasMode
     from semkv_deploy.passes.quantize import WeightFormat
     from semkv_deploy.targets.tensorrt.build import TensorRTOptions
 
-Progress = Callable[[str, float | None], None]
-"""Called with what is being done, and the share of it that is done (None: unknown)."""
+PORTABLE = "portable"
+"""What contracts of portable graphs have for a target."""
 
-DEFAULT_MAX_CONTEXT = 8192
+_FILE_OF = {COMPRESS: "compressor"}
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The decoder lowered for ONNX Runtime in float32, and what it says of the calibration text.
+
+    Attributes:
+        built: what writing it gave.
+        tokens: the text.
+        logits: `[n,V]`.
+        settings: what the method was calibrated to.
+    """
+
+    path: Path
+    built: BuiltDecoder
+    tokens: list[int]
+    logits: NDArray[np.float32]
+    settings: Settings | None
 
 
 def build_bundle(
@@ -48,8 +61,9 @@ def build_bundle(
     out: Path,
     *,
     budgets: Sequence[float],
-    method: AnyMethod,
+    method: Method,
     max_context: int | None = None,
+    groups: Sequence[GroupShare] | str | None = None,
     target: str | Sequence[str] = "onnxruntime-cpu",
     weights: WeightFormat = "int4",
     tensorrt: TensorRTOptions | None = None,
@@ -64,6 +78,8 @@ def build_bundle(
         source: `decoder.onnx` of an export directory, or anything `export` takes.
         budgets: shares of cache entries kept, one profile each.
         max_context: most tokens of a conversation; None: the model's, at most 8,192.
+        groups: cache groups and their shares of the cache, or what `model.cache_groups.parse_groups` takes; None: one a
+            layer, all alike.
         target: one or several.
         weights: how `onnxruntime-*` targets store weights.
         tensorrt: options of the `tensorrt*` targets; None: the defaults.
@@ -73,77 +89,53 @@ def build_bundle(
     Raises:
         SemkvError: on any input that cannot be built.
     """
-    from semkv_deploy.targets.tensorrt.build import TensorRTOptions, build_tensorrt, check_options
+    from semkv_deploy.targets.tensorrt.build import TensorRTOptions, build_tensorrt
 
     targets = [target] if isinstance(target, str) else list(dict.fromkeys(target))
     options = tensorrt or TensorRTOptions()
-    for name in targets:
-        require_available(name, engines=options.engines)
-        if is_tensorrt(name):
-            check_options(name, options)
-    portable = Path(source)
-    facts = open_export(portable) if portable.suffix == ".onnx" else None
+    check_targets(targets, options)
     with new_directory(out, force=force) as root:
-        onnx_dir = root / "onnx"
-        onnx_dir.mkdir()
-        if facts is None:
-            from semkv_deploy.export import export_checkpoint
-
-            facts = export_checkpoint(source, onnx_dir, progress)
-        else:
-            # Copied, not linked: onnx tools refuse external data with several hard links.
-            shutil.copytree(portable.parent, onnx_dir, dirs_exist_ok=True)
-            (onnx_dir / portable.name).rename(onnx_dir / "decoder.onnx")
-        if family is not None and family != facts.family:
-            raise SemkvError(
-                "the recipe is for another family of models", where=source, expected=family, got=facts.family
-            )
-        context = _context(max_context, facts)
-        profiles = [
-            static_profile(budget, context, bytes_per_slot=facts.cache_bytes_per_token)
-            for budget in sorted(set(budgets))
-        ]
-        for name in ("tokenizer", "delimiters.json"):
-            shutil.move(onnx_dir / name, root / name)
-        (onnx_dir / "model.json").unlink()
-        method = method.for_model(facts)
-        compressor = method.compressor(facts)
-        (onnx_dir / "compressor.onnx").unlink(missing_ok=True)
-        if compressor is not None:
-            (onnx_dir / "compressor.onnx").write_bytes(compressor.SerializeToString(deterministic=True))
-
-        records: dict[str, AnyTarget] = {}
-        reference = root / "work" / "decoder.onnx"
+        model = take_source(source, root, family, progress)
+        context = choose_context(max_context, model.max_position)
+        method = method.resolve(model)
+        shares = cache_groups(groups, model)
+        profiles = make_profiles(budgets, context, model, shares)
+        programs = write_portable(root, model, method, shares, profiles)
         progress("lowering the decoder", None)
-        bias: BiasMode = "none" if not method.merges else "layer" if method.groups(facts.kv_heads) == 1 else "head"
-        built = save_decoder(lower_decoder(onnx_dir / "decoder.onnx", bias=bias, layers=facts.layers), reference)
-        tokens, delimiters = _calibration_tokens(root, facts, calibration_text)
-        progress("calibrating", 0.0)
-        logits, engine = calibrate.forward(reference, facts, tokens)
-        chunk = ChunkCounter().count(delimiter_table(delimiters, facts.vocab_size)[tokens])
-        curve = calibrate.kept_curve(method, facts, engine, chunk, lambda share: progress("calibrating", share))
-        del engine
-        built_profiles = [
-            BuiltProfile(
-                **profile.model_dump(), thresholds=calibrate.layer_thresholds(method, profile, curve, facts.layers)
+        reference = read_calibration_text(root, model, method, shares, calibration_text, progress)
+        inputs = TargetInputs(
+            root=root,
+            model=model,
+            method=method,
+            max_context=context,
+            groups=shares,
+            profiles=profiles,
+            settings=reference.settings,
+            programs=programs,
+            stop_ids=model.eos_token_ids,
+            progress=progress,
+        )
+        records = {
+            name: build_tensorrt(inputs, name, options)
+            if is_tensorrt(name)
+            else build_onnxruntime(
+                inputs,
+                name,
+                weights,
+                reference.path,
+                reference.built,
+                cost=lambda decoder: weight_cost(decoder, model, shares, reference),
             )
-            for profile in profiles
-        ]
-        for name in targets:
-            if is_tensorrt(name):
-                records[name] = build_tensorrt(root, name, facts, method, built_profiles, options, progress)
-            else:
-                records[name] = _build_onnxruntime(
-                    root, name, facts, reference, built, weights, tokens, logits, progress
-                )
+            for name in targets
+        }
         shutil.rmtree(root / "work")
         progress("writing the manifest", None)
         manifest = Manifest(
-            model=facts,
+            model=model,
             method=method,
             max_context=context,
-            profiles=built_profiles,
-            calibration=curve,
+            calibration=reference.settings.model_dump(mode="json") if reference.settings else None,
+            portable=portable_contracts(inputs),
             targets=records,
             versions=tool_versions(),
             files={},
@@ -152,60 +144,146 @@ def build_bundle(
     return Bundle(out, manifest)
 
 
-def _context(max_context: int | None, facts: ModelFacts) -> int:
-    limit = facts.max_position
-    context = min(limit, DEFAULT_MAX_CONTEXT) if max_context is None else max_context
-    if not 0 < context <= limit:
-        what = "beyond the model's context" if context > limit else "out of range"
-        raise SemkvError(what, where="--max-context", expected=f"1 to {limit} tokens", got=context)
-    return context
+def check_targets(targets: Sequence[str], options: TensorRTOptions) -> None:
+    """Fails before minutes of work where a target cannot be built here.
+
+    Raises:
+        SemkvError: see `targets.require_available` and `targets.tensorrt.build.check_options`.
+    """
+    from semkv_deploy.targets.tensorrt.build import check_options
+
+    for name in targets:
+        require_available(name, engines=options.engines)
+        if is_tensorrt(name):
+            check_options(name, options)
 
 
-def _calibration_tokens(root: Path, facts: ModelFacts, text: str | None) -> tuple[list[int], list[int]]:
-    """The text to calibrate on, as tokens, and the delimiters' token ids."""
-    tokenizer = load_tokenizer(root)
-    text = text if text is not None else calibrate.calibration_text()
-    tokens = tokenizer.encode(text, add_special_tokens=False)[: min(calibrate.MAX_TOKENS, facts.max_position)]
-    if len(tokens) < 64:
-        raise SemkvError(
-            "too short to calibrate on", where="--calibration-text", expected="64 tokens or more", got=len(tokens)
-        )
-    return tokens, json.loads((root / "delimiters.json").read_text(encoding="utf-8"))["token_ids"]
+def take_source(source: str, root: Path, family: str | None, progress: Progress) -> ModelFacts:
+    """Puts the portable decoder into `root/onnx`, and tokenizer and delimiters into `root`; returns the model's facts.
 
+    Raises:
+        SemkvError: when it cannot be read or exported, or is of another family.
+    """
+    portable = Path(source)
+    model = open_export(portable) if portable.suffix == ".onnx" else None
+    onnx_dir = root / "onnx"
+    onnx_dir.mkdir()
+    if model is None:
+        from semkv_deploy.export import export_checkpoint
 
-def _build_onnxruntime(
-    root: Path,
-    target: str,
-    facts: ModelFacts,
-    reference: Path,
-    built: BuiltDecoder,
-    weights: WeightFormat,
-    tokens: list[int],
-    logits: NDArray[np.float32],
-    progress: Progress,
-) -> TargetRecord:
-    """Quantises the lowered float32 decoder at `reference`; `logits` are what that one gives on `tokens`."""
-    folder = root / "targets" / target
-    folder.mkdir(parents=True)
-    decoder = folder / "decoder.onnx"
-    kl = None
-    if weights == "fp32":
-        for file in (reference, reference.with_name(reference.name + ".data")):
-            shutil.copyfile(file, folder / file.name)
+        model = export_checkpoint(source, onnx_dir, progress)
     else:
-        progress(f"quantising weights to {weights}", None)
-        built = save_decoder(quantize_weights(reference, weights), decoder)
-        progress(f"measuring what {weights} weights cost", None)
-        kl = round(calibrate.mean_kl(logits, calibrate.forward(decoder, facts, tokens)[0]), 4)
-    compressor = root / "onnx" / "compressor.onnx"
-    if compressor.exists():
-        copy_compressor(compressor, folder / "compressor.onnx")
-    return TargetRecord(
-        decoder=decoder.relative_to(root).as_posix(),
-        compressor=(folder / "compressor.onnx").relative_to(root).as_posix() if compressor.exists() else None,
-        aliases=built.aliases,
-        weights=weights,
-        weight_bytes=built.weight_bytes,
-        weight_kl=kl,
-        lint=built.lint,
+        # Copied, not linked: onnx tools refuse external data with several hard links.
+        shutil.copytree(portable.parent, onnx_dir, dirs_exist_ok=True)
+        (onnx_dir / portable.name).rename(onnx_dir / "decoder.onnx")
+    if family is not None and family != model.family:
+        raise SemkvError("the recipe is for another family of models", where=source, expected=family, got=model.family)
+    for name in ("tokenizer", "delimiters.json"):
+        shutil.move(onnx_dir / name, root / name)
+    (onnx_dir / "model.json").unlink()
+    for compressor in onnx_dir.glob("compressor*.onnx"):
+        compressor.unlink()
+    return model
+
+
+def cache_groups(groups: Sequence[GroupShare] | str | None, model: ModelFacts) -> tuple[GroupShare, ...]:
+    """The groups that were asked for, in order.
+
+    Raises:
+        SemkvError: when they are not the model's KV heads, each once.
+    """
+    if groups is None or isinstance(groups, str):
+        return parse_groups(groups, model.layers, model.kv_heads)
+    return check_groups(groups, model.layers, model.kv_heads)
+
+
+def make_profiles(
+    budgets: Sequence[float], context: int, model: ModelFacts, groups: tuple[GroupShare, ...]
+) -> tuple[BudgetProfile, ...]:
+    """One profile for each budget, in rising order."""
+    return tuple(
+        budget_profile(budget, context, bytes_per_slot=model.cache_bytes_per_token, groups=groups)
+        for budget in sorted(set(budgets))
     )
+
+
+def write_portable(
+    root: Path,
+    model: ModelFacts,
+    method: Method,
+    groups: tuple[GroupShare, ...],
+    profiles: Sequence[BudgetProfile],
+) -> tuple[WrittenProgram, ...]:
+    """Rewrites the portable decoder for the groups and the method, and writes the method's graphs beside it."""
+    import onnx_ir as ir
+
+    from semkv_deploy.methods.base import Method as Base
+    from semkv_deploy.passes.split_groups import split_groups
+
+    layout = method.layout(model, profiles[0].groups)
+    if not is_default(groups, model.layers) or type(method).rewrite_decoder is not Base.rewrite_decoder:
+        path = root / "onnx" / "decoder.onnx"
+        decoder = ir.load(path)
+        if not is_default(groups, model.layers):
+            split_groups(decoder, profiles[0].groups)
+        method.rewrite_decoder(decoder, layout)
+        # The graph only: weights stay in the file that it names.
+        path.write_bytes(ir.to_proto(decoder).SerializeToString(deterministic=True))
+    programs = method.programs(model, layout)
+    written = []
+    for program in programs:
+        alone = sum(other.name == program.name for other in programs) == 1
+        heads = len(layout.groups[program.groups[0]].heads)
+        name = _FILE_OF.get(program.name, program.name) + ("" if alone else f".{heads}_heads")
+        file = f"onnx/{name}.onnx"
+        (root / file).write_bytes(program.graph.SerializeToString(deterministic=True))
+        written.append(WrittenProgram(program.name, file, program.groups))
+    return tuple(written)
+
+
+def read_calibration_text(
+    root: Path,
+    model: ModelFacts,
+    method: Method,
+    groups: tuple[GroupShare, ...],
+    text: str | None,
+    progress: Progress,
+) -> Reference:
+    """Lowers the decoder in float32 to `root/work`, runs the calibration text through it, and calibrates the method.
+
+    Raises:
+        SemkvError: when the text is too short.
+    """
+    path = root / "work" / "decoder.onnx"
+    lowered = lower_decoder(root / "onnx" / "decoder.onnx", bias=method.bias_mode, groups=len(groups))
+    built = save_decoder(lowered, path)
+    tokens = calibrate.calibration_tokens(load_tokenizer(root), model, text)
+    progress("calibrating", 0.0)
+    logits, engine = calibrate.forward(path, model, groups, tokens)
+    delimiters = Delimiters.read(root / "delimiters.json")
+    settings = calibrate.calibrate(
+        method, model, engine, tokens, delimiters, lambda share: progress("calibrating", share)
+    )
+    return Reference(path, built, tokens, logits, settings)
+
+
+def weight_cost(decoder: Path, model: ModelFacts, groups: tuple[GroupShare, ...], reference: Reference) -> float:
+    """Mean KL (nats per token) that a decoder's weights cost on the calibration text."""
+    return calibrate.mean_kl(reference.logits, calibrate.forward(decoder, model, groups, reference.tokens)[0])
+
+
+def portable_contracts(inputs: TargetInputs) -> list[Contract]:
+    """Contracts of the portable graphs: what every target is compared with."""
+    import onnx
+
+    from semkv_deploy.lint.aliases import alias_map
+
+    def contract(file: str, phase: Phase, groups: Sequence[int]) -> GraphContract:
+        graph = onnx.load(inputs.root / file, load_external_data=False)
+        aliases = alias_map(graph.graph) if phase == "decoder" else {}
+        return graph_contract(graph, Path(file).stem, phase, file, groups=groups, aliases=aliases)
+
+    graphs = {DECODE: [contract("onnx/decoder.onnx", "decoder", range(len(inputs.groups)))]}
+    for program in inputs.programs:
+        graphs.setdefault(program.name, []).append(contract(program.file, "compressor", program.groups))
+    return [inputs.contract(PORTABLE, profile, graphs, dtype=inputs.model.dtype) for profile in inputs.profiles]

@@ -11,13 +11,17 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
-from semkv_deploy.budget import StaticProfile, static_profile
-from semkv_deploy.bundle import Bundle
+from semkv_deploy.budget import budget_profile
+from semkv_deploy.bundle import Bundle, OpenedBudget
+from semkv_deploy.bundle.contract import graph_contract, make_contract
 from semkv_deploy.compiler import calibrate
 from semkv_deploy.errors import SemkvError
-from semkv_deploy.methods import AnyMethod, SemantiCache, StreamingLLM
+from semkv_deploy.methods import Method, SemantiCache, StreamingLLM
+from semkv_deploy.methods.layout import DECODE
+from semkv_deploy.model.cache_groups import GroupShare
+from semkv_deploy.model.delimiters import Delimiters
 from semkv_deploy.runtime.session import Session
-from semkv_deploy.runtime.tokens import ChunkCounter, delimiter_table, load_tokenizer
+from semkv_deploy.runtime.tokens import load_tokenizer
 from semkv_deploy.targets.onnxruntime.build import lower_decoder, save_decoder
 from semkv_deploy.targets.onnxruntime.engine import OnnxRuntimeEngine
 
@@ -26,8 +30,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from semkv_deploy.budget import BudgetProfile
+    from semkv_deploy.bundle.contract import Contract
 
-METHODS: dict[str, AnyMethod] = {
+METHODS: dict[str, Method] = {
     "semanticache": SemantiCache(),
     "… window 3/4": SemantiCache(recent=0.75),
     "… no window": SemantiCache(recent=0),
@@ -42,12 +48,12 @@ METHODS: dict[str, AnyMethod] = {
 
 @dataclass
 class _Text:
-    """A text, the full cache's logits `[n,V]` and keys for it, and its chunks."""
+    """A text, the full cache's logits `[n,V]` for it, and the calibration text whose keys an engine holds."""
 
     tokens: list[int]
     logits: NDArray[np.float32]
-    engine: OnnxRuntimeEngine
-    is_delimiter: NDArray[np.bool_]
+    calibration: list[int]
+    calibrated: OnnxRuntimeEngine
 
 
 def evaluate(bundle: Bundle, text: str, count: int, budgets: list[float]) -> Iterator[dict[str, Any]]:
@@ -56,65 +62,60 @@ def evaluate(bundle: Bundle, text: str, count: int, budgets: list[float]) -> Ite
     Args:
         count: tokens of the text, and the context the budgets are a share of.
     """
-    facts = bundle.manifest.model
+    model, portable = bundle.manifest.model, bundle.portable()
     tokens = load_tokenizer(bundle.root).encode(text, add_special_tokens=False)[:count]
     if len(tokens) < count:
         raise SemkvError("the text is too short", where="--text", expected=f"{count} tokens", got=len(tokens))
+    groups = shares_of(portable.contract)
     # Float32 weights and a bias for each head: what every method can run on, and no loss but the method's.
     with tempfile.TemporaryDirectory() as folder:
         decoder = Path(folder) / "decoder.onnx"
-        save_decoder(lower_decoder(bundle.root / "onnx" / "decoder.onnx", bias="head", layers=facts.layers), decoder)
-        yield from _evaluate(bundle, decoder, tokens, budgets)
+        source = portable.path(portable.contract.decoders[0].onnx)
+        save_decoder(lower_decoder(source, bias="head", groups=len(groups)), decoder)
+        # Measured on all of a text but calibrated on another, so nothing is tuned on what it is judged by.
+        logits, _ = calibrate.forward(decoder, model, groups, tokens)
+        calibration = calibrate.calibration_tokens(load_tokenizer(bundle.root), model, None)
+        _, calibrated = calibrate.forward(decoder, model, groups, calibration)
+        given = _Text(tokens, logits, calibration, calibrated)
+        for budget in budgets:
+            profile = budget_profile(budget, count, bytes_per_slot=model.cache_bytes_per_token, groups=groups)
+            for name, method in METHODS.items():
+                yield {"method": name, "budget": budget, **_measure(bundle, decoder, method, profile, given)}
 
 
-def _evaluate(bundle: Bundle, decoder: Path, tokens: list[int], budgets: list[float]) -> Iterator[dict[str, Any]]:
-    facts, count = bundle.manifest.model, len(tokens)
-    delimiters = json.loads((bundle.root / "delimiters.json").read_text(encoding="utf-8"))["token_ids"]
-    # Measured on all of a text but calibrated on the bundle's own, so nothing is tuned on what it is judged by.
-    logits, engine = calibrate.forward(decoder, facts, tokens)
-    given = _Text(tokens, logits, engine, delimiter_table(delimiters, facts.vocab_size))
-    calibration = load_tokenizer(bundle.root).encode(calibrate.calibration_text(), add_special_tokens=False)
-    _, calibrated = calibrate.forward(decoder, facts, calibration[: calibrate.MAX_TOKENS])
-    chunk = ChunkCounter().count(given.is_delimiter[calibration[: calibrate.MAX_TOKENS]])
-    for budget in budgets:
-        profile = static_profile(budget, count, bytes_per_slot=facts.cache_bytes_per_token)
-        for name, method in METHODS.items():
-            curve = calibrate.kept_curve(method, facts, calibrated, chunk, lambda share: None)
-            thresholds = calibrate.layer_thresholds(method, profile, curve, facts.layers)
-            yield {"method": name, "budget": budget, **_measure(bundle, decoder, method, profile, thresholds, given)}
+def _measure(bundle: Bundle, decoder: Path, method: Method, profile: BudgetProfile, text: _Text) -> dict[str, Any]:
+    """What one method gives at one budget, on a decoder lowered for ONNX Runtime."""
+    import onnx
 
-
-def _measure(
-    bundle: Bundle,
-    decoder: Path,
-    method: AnyMethod,
-    profile: StaticProfile,
-    thresholds: list[list[float]],
-    text: _Text,
-) -> dict[str, Any]:
-    facts = bundle.manifest.model
-    graph = method.compressor(facts)
-    assert graph is not None
-    with tempfile.TemporaryDirectory() as folder:
-        compressor = Path(folder) / "compressor.onnx"
-        compressor.write_bytes(graph.SerializeToString())
-        engine = OnnxRuntimeEngine(
-            decoder,
-            compressor,
-            facts=facts,
-            batch=1,
-            capacity=profile.capacity,
-            groups=method.groups(facts.kv_heads),
-        )
-    session = Session(
-        engine,
-        windows=facts.windows,
-        method=method,
-        profile=profile,
-        max_context=len(text.tokens),
-        is_delimiter=text.is_delimiter,
-        thresholds=thresholds,
+    model = bundle.manifest.model
+    method = method.resolve(model)
+    delimiters = Delimiters.read(bundle.root / "delimiters.json")
+    settings = calibrate.calibrate(method, model, text.calibrated, text.calibration, delimiters)
+    every = range(len(profile.groups))
+    graph = graph_contract(
+        onnx.load(decoder, load_external_data=False), "decoder", "decoder", str(decoder), groups=every
     )
+    graphs = {DECODE: [graph]}
+    with tempfile.TemporaryDirectory() as folder:
+        for number, program in enumerate(method.programs(model, method.layout(model, profile.groups))):
+            path = Path(folder) / f"{program.name}.{number}.onnx"
+            path.write_bytes(program.graph.SerializeToString())
+            compressor = graph_contract(program.graph, path.stem, "compressor", str(path), groups=program.groups)
+            graphs.setdefault(program.name, []).append(compressor)
+        contract = make_contract(
+            "onnxruntime-cpu",
+            profile,
+            model,
+            method,
+            settings,
+            max_context=len(text.tokens),
+            stop_ids=(),
+            batch=None,
+            dtype="float32",
+            engine_layout=None,
+            graphs=graphs,
+        )
+        session = Session(OnnxRuntimeEngine(OpenedBudget(bundle.root, contract)))
     logits = session.prefill(text.tokens, all_logits=True)
     first = profile.capacity
     return {
@@ -126,6 +127,13 @@ def _measure(
         "compress_s": session.stats.seconds,
         "evicted": session.stats.evicted,
     }
+
+
+def shares_of(contract: Contract) -> tuple[GroupShare, ...]:
+    """The groups of a contract, with their capacities for shares."""
+    return tuple(
+        GroupShare(layer=group.layer, heads=group.heads, share=group.capacity) for group in contract.cache.groups
+    )
 
 
 def _perplexity(logits: NDArray[np.float32], tokens: list[int]) -> float:

@@ -48,9 +48,8 @@ def export_model(
 
     with new_directory(out, force=force) as root:
         facts = export_checkpoint(source, root, progress)
-        compressor = method.compressor(facts)
-        if compressor is not None:
-            (root / COMPRESSOR).write_bytes(compressor.SerializeToString(deterministic=True))
+        if method.compresses:
+            (root / COMPRESSOR).write_bytes(method.compressor(facts).SerializeToString(deterministic=True))
     return facts
 
 

@@ -30,7 +30,7 @@ from semkv_deploy import ops
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.export.attention import LayerSpec, nexus_attention, probe, unsupported
 from semkv_deploy.export.tidy import tidy
-from semkv_deploy.model.config import layer_tag
+from semkv_deploy.model.names import STEP_INPUTS, cache_names, present_names
 from semkv_deploy.ops import nexus_attention as nexus
 
 LayerCache = tuple[Tensor, Tensor, Tensor]
@@ -38,21 +38,6 @@ LayerCache = tuple[Tensor, Tensor, Tensor]
 
 Operator = Callable[..., tuple[Tensor, Tensor, Tensor]]
 """NexusAttention's inputs, then its attributes by name -> its outputs."""
-
-STEP_INPUTS = ("input_ids", "position_ids", "logits_index", "length")
-"""Names of the inputs that are not caches, in order."""
-
-
-def cache_names(layer: int, layers: int) -> tuple[str, str, str]:
-    """Names of the cache inputs of one layer of so many: key, value, slot bias."""
-    tag = layer_tag(layer, layers)
-    return f"past_key_values.{tag}.key", f"past_key_values.{tag}.value", f"slot_bias.{tag}"
-
-
-def present_names(layer: int, layers: int) -> tuple[str, str]:
-    """Names of the cache outputs of one layer of so many: key, value."""
-    tag = layer_tag(layer, layers)
-    return f"present.{tag}.key", f"present.{tag}.value"
 
 
 class DecoderModule(nn.Module):

@@ -8,56 +8,17 @@ too; a piece of a character (an undecodable byte token) never is.
 
 from __future__ import annotations
 
-import json
 import re
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from semkv_deploy.errors import SemkvError
-
-SYMBOLS = ".,?!;:。，？！；：、"
-"""Characters that end a unit; white space does as well."""
-
-CLOSERS = "\"'”’)]}」』）】》"
-"""Characters that may stand around a symbol in one token, but are no delimiters on their own."""
+from semkv_deploy.model.delimiters import CLOSERS, SYMBOLS, Delimiters
 
 _TURN_END = re.compile(
     r"</s>|<eos>|[<\[][|｜]?(im_end|end|eot|eot_id|eom|eom_id|eos|endoftext|end[_▁]of[_▁](text|turn|message|sentence)"
     r"(_token)?)[|｜]?[>\]]",
     re.IGNORECASE,
 )
-
-
-@dataclass(frozen=True)
-class Delimiters:
-    """The delimiter token ids, ascending, and the parameters of the rule that chose them."""
-
-    token_ids: tuple[int, ...]
-    special_token_ids: tuple[int, ...]
-    symbols: str = SYMBOLS
-    closers: str = CLOSERS
-
-    def write(self, path: Path) -> None:
-        """Writes as JSON; the same delimiters give the same bytes."""
-        path.write_text(json.dumps(asdict(self), ensure_ascii=False) + "\n", encoding="utf-8")
-
-    @classmethod
-    def read(cls, path: Path) -> Delimiters:
-        """Reads what `write` wrote.
-
-        Raises:
-            SemkvError: when the file is missing or is not such a file.
-        """
-        try:
-            fields: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            for name in ("token_ids", "special_token_ids"):
-                fields[name] = tuple(int(token) for token in fields[name])
-            return cls(**fields)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise SemkvError("not a delimiter file", where=path, got=error, fix="export the model again") from error
 
 
 def find_delimiters(tokenizer: PreTrainedTokenizerBase) -> Delimiters:

@@ -19,7 +19,7 @@ import onnxscript.optimizer
 
 from semkv_deploy import ops
 from semkv_deploy.errors import SemkvError
-from semkv_deploy.model.config import layer_tag
+from semkv_deploy.model.names import cache_names
 from semkv_deploy.ops import nexus_attention as nexus
 
 
@@ -268,5 +268,5 @@ def _check_attention(graph: ir.Graph, layers: int) -> None:
             got=[node.op_type for node in found],
         )
     for layer, node in enumerate(found):
-        if node.inputs[3] is None or node.inputs[3].name != f"past_key_values.{layer_tag(layer, layers)}.key":
+        if node.inputs[3] is None or node.inputs[3].name != cache_names(layer, layers)[0]:
             raise SemkvError("attention layers are out of order", where=node.name)

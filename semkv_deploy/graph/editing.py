@@ -63,22 +63,6 @@ class GraphEditor:
         return list(node.outputs)
 
 
-def require_plain(node: ir.Node) -> None:
-    """Fails for a `NexusAttention` with options (slot_index, quantised caches, attention mass).
-
-    Raises:
-        SemkvError: such nodes have no lowering to other operators.
-    """
-    if node.overload or len(node.inputs) != 7 or len(node.outputs) != 3:
-        raise SemkvError(
-            "NexusAttention with options has no lowering",
-            where=node.name,
-            expected="7 inputs and 3 outputs",
-            got=node.overload or f"{len(node.inputs)} inputs and {len(node.outputs)} outputs",
-            fix="keep it as a plugin: --plugins nexus_attention",
-        )
-
-
 def replace(node: ir.Node, values: Sequence[ir.Value]) -> None:
     """Gives the uses of a node's outputs to `values` (graph outputs keep their names) and removes the node."""
     graph = node.graph

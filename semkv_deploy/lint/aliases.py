@@ -13,6 +13,7 @@ import onnx
 
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.graph.reads import captured, reads, subgraphs
+from semkv_deploy.model import names
 from semkv_deploy.ops import DOMAIN
 from semkv_deploy.ops import nexus_attention as nexus
 
@@ -58,8 +59,8 @@ def alias_map(graph: onnx.GraphProto) -> dict[str, str]:
     inputs = {value.name for value in graph.input}
     pairs = {}
     for output in graph.output:
-        if output.name.startswith("present."):
-            name = output.name.replace("present.", "past_key_values.", 1)
+        if names.is_cache_output(output.name):
+            name = names.past_of(output.name)
             if name not in inputs:
                 raise SemkvError("cache output without its input", where=output.name, expected=f"an input {name}")
             pairs[name] = output.name

@@ -7,12 +7,14 @@ build log); `tests/memory` holds the totals within 5 % of both.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
-    from semkv_deploy.budget import StaticProfile
+    from semkv_deploy.budget import BudgetProfile
     from semkv_deploy.memory.source import DecoderShape
     from semkv_deploy.methods import AnyMethod
+    from semkv_deploy.model.cache_groups import CacheGroup
 
 WeightFormat = Literal["fp32", "int8", "int4"]
 DType = Literal["float32", "float16", "bfloat16"]
@@ -66,39 +68,61 @@ class Need(NamedTuple):
 
     shape: DecoderShape
     method: AnyMethod
-    profile: StaticProfile
+    profile: BudgetProfile
     batch: int
 
     @property
     def compresses(self) -> bool:
-        return self.profile.budget < 1 and self.method.kind != "full"
+        return self.profile.budget < 1 and self.method.compresses
 
     @property
-    def groups(self) -> int:
-        return self.method.groups(self.shape.kv_heads)
+    def largest(self) -> CacheGroup:
+        """The group with the most entries: what one compression works on."""
+        return max(self.profile.groups, key=lambda group: len(group.heads) * group.capacity)
 
     @property
     def slots(self) -> int:
-        """Slots of one layer, all rows."""
-        return self.batch * self.profile.capacity
+        """Slots of the largest group, all rows."""
+        return self.batch * self.largest.capacity
 
     @property
-    def unrotates(self) -> bool:
-        return getattr(self.method, "merge_keys", "cached") != "cached" and self.shape.rotated_alike
+    def keys(self) -> int:
+        """Keys of the largest group in float32."""
+        return self.slots * len(self.largest.heads) * self.shape.head_dim * FLOAT
+
+    @property
+    def cluster_groups(self) -> int:
+        """Cluster groups of the largest group."""
+        return self.method.cluster_groups(len(self.largest.heads))
+
+    @property
+    def entries(self) -> int:
+        """Slots times KV heads of all groups, all rows."""
+        return self.batch * sum(len(group.heads) * group.capacity for group in self.profile.groups)
 
     def cache(self, element: int) -> int:
-        """Keys and values of one layer."""
-        return 2 * self.slots * self.shape.kv_heads * self.shape.head_dim * element
+        """Keys and values of all groups."""
+        return 2 * self.entries * self.shape.head_dim * element
 
     @property
     def bias(self) -> int:
-        """Slot biases of one layer."""
-        return self.slots * self.shape.kv_heads * FLOAT
+        """Slot biases of all groups."""
+        return self.entries * FLOAT
+
+    def spare(self, element: int, sets: int) -> int:
+        """Spare buffers: `sets` for each shape that groups have, no more than there are groups of it."""
+        if not self.compresses:
+            return 0
+        kinds = Counter((len(group.heads), group.capacity) for group in self.profile.groups)
+        entry = 2 * self.shape.head_dim * element + FLOAT
+        return sum(min(sets, count) * self.batch * heads * slots * entry for (heads, slots), count in kinds.items())
 
     @property
     def metadata(self) -> int:
         """Position and chunk number of every slot, which the session keeps in host memory."""
-        return 2 * self.shape.layers * self.slots * self.groups * INT64
+        per_head = self.method.clusters_by_head
+        slots = sum((len(group.heads) if per_head else 1) * group.capacity for group in self.profile.groups)
+        return 2 * self.batch * slots * INT64
 
 
 def onnxruntime_weights(shape: DecoderShape, weights: WeightFormat) -> tuple[int, int]:
@@ -121,13 +145,13 @@ def onnxruntime_weights(shape: DecoderShape, weights: WeightFormat) -> tuple[int
 
 
 def onnxruntime_bytes(need: Need, weights: WeightFormat, workers: int) -> Bytes:
-    """As `targets.onnxruntime.engine` allocates; `workers` layers are compressed at a time."""
+    """As `targets.onnxruntime.engine` allocates; `workers` groups are compressed at a time."""
     shape, profile = need.shape, need.profile
     stored, packed = onnxruntime_weights(shape, weights)
-    layer = need.cache(ELEMENT_BYTES[shape.cache_dtype]) + need.bias
+    element = ELEMENT_BYTES[shape.cache_dtype]
     # A mask of [rows, capacity] is made from the biases for each layer, for every query head where biases differ by
     # head; two of them are alive at a time.
-    mask_heads = 0 if not need.method.merges else 1 if need.groups == 1 else shape.query_heads
+    mask_heads = 0 if not need.method.merges else shape.query_heads if need.method.clusters_by_head else 1
 
     def activation(rows: int) -> int:
         live = rows * FLOAT * (shape.mlp_width + 3 * shape.hidden_size)
@@ -144,9 +168,9 @@ def onnxruntime_bytes(need: Need, weights: WeightFormat, workers: int) -> Bytes:
         weights=stored,
         packing=packed,
         programs=programs,
-        cache=shape.layers * need.cache(ELEMENT_BYTES[shape.cache_dtype]),
-        bias=shape.layers * need.bias,
-        spare=workers * layer if need.compresses else 0,
+        cache=need.cache(element),
+        bias=need.bias,
+        spare=need.spare(element, workers),
         activation_decode=decode,
         activation_prefill=prefill,
         activation=max(decode, prefill),
@@ -160,16 +184,16 @@ def onnxruntime_bytes(need: Need, weights: WeightFormat, workers: int) -> Bytes:
 def _session_bytes(need: Need) -> int:
     """Objects of the sessions of ONNX Runtime (measured: 8 and 30 layers; a compressor's own)."""
     compressor = 0.0 if not need.compresses else 2.4 if need.method.merges else 1.3
-    return int((3.3 + 0.2 * need.shape.layers + compressor) * MIB)
+    return int((3.3 + 0.2 * len(need.profile.groups) + compressor) * MIB)
 
 
 def _onnxruntime_compressor(need: Need) -> int:
-    """Scratch of compressing one layer, in copies of its keys in float32, and bytes a slot and group for similarities
+    """Scratch of compressing one group, in copies of its keys in float32, and bytes a slot and group for similarities
     (measured with two workers, which share an arena: 1 to 6 rows, 2 to 8 heads of 64 and 128, 1,024 to 4,096 slots)."""
-    keys = need.slots * need.shape.kv_heads * need.shape.head_dim * FLOAT
     if not need.method.merges:
-        return int(1.1 * keys)
-    return int((8.6 if need.unrotates else 7.2) * keys) + 600 * need.slots * need.groups
+        return int(1.1 * need.keys)
+    unrotates = need.method.unrotates and need.shape.rotated_alike
+    return int((8.6 if unrotates else 7.2) * need.keys) + 600 * need.slots * need.cluster_groups
 
 
 def tensorrt_weights(shape: DecoderShape, dtype: DType, layout: Layout, batch: int) -> int:
@@ -202,14 +226,13 @@ def tensorrt_bytes(need: Need, dtype: DType, layout: Layout) -> Bytes:
     prefill = _tensorrt_activation(need, prefill_rows, chunk, element, layout, unfused=unfused)
     if layout == "single":
         decode = prefill
-    layer = need.cache(element) + need.bias
     return Bytes(
         weights=tensorrt_weights(shape, dtype, layout, need.batch),
         packing=0,
         programs=_tensorrt_programs(need, layout),
-        cache=shape.layers * need.cache(element),
-        bias=shape.layers * need.bias if merges else 0,
-        spare=layer if need.compresses else 0,
+        cache=need.cache(element),
+        bias=need.bias if merges else 0,
+        spare=need.spare(element, 1),
         activation_decode=decode,
         activation_prefill=prefill,
         # One context switches profiles; two engines have a context each.
@@ -233,7 +256,7 @@ def _tensorrt_activation(need: Need, batch: int, rows: int, element: int, layout
     hidden, heads = shape.hidden_size * element, shape.query_heads * shape.head_dim * element
     keys = shape.kv_heads * shape.head_dim * element
     folded = shape.query_heads > shape.kv_heads
-    mask = tokens * capacity * (shape.kv_heads if folded or need.groups > 1 else 1) * element
+    mask = tokens * capacity * (shape.kv_heads if folded or need.method.clusters_by_head else 1) * element
     layer_keys = batch * capacity * keys
     parallel = shape.family in PARALLEL_FAMILIES
     row = tokens * (hidden + 2 * heads + (0 if parallel else 2 * keys) + rotary)
@@ -261,7 +284,7 @@ def _tensorrt_activation(need: Need, batch: int, rows: int, element: int, layout
 
 def _tensorrt_programs(need: Need, layout: Layout) -> int:
     """Kernels and descriptions in the plan files (measured; about the same for one GPU architecture and for three)."""
-    layers = need.shape.layers
+    layers = len(need.profile.groups)
     decode, prefill = 1.0 + 0.29 * layers, 1.15 + 0.41 * layers
     compressor = 0.0 if not need.compresses else 4.2 if need.method.merges else 1.0
     return int(((prefill if layout == "single" else decode + prefill) + compressor) * 1e6)
@@ -271,8 +294,7 @@ def _tensorrt_compressor(need: Need) -> int:
     """Scratch of the compressor engine: levels are tried side by side (measured)."""
     if not need.method.merges:
         return need.slots * 26
-    keys = need.slots * need.shape.kv_heads * need.shape.head_dim * FLOAT
-    levels = max(1, len(need.method.thresholds(None)))
     # A block of span / 2 slots is compared with itself and the span before it; twice: once moved, once compared.
-    window = 3 * getattr(need.method, "span", 64) // 2
-    return _TRT_WORKSPACE + 8 * keys + 2 * need.slots * need.groups * levels * window * FLOAT
+    window = 3 * need.method.merge_span // 2
+    levels = need.method.ladder_levels
+    return _TRT_WORKSPACE + 8 * need.keys + 2 * need.slots * need.cluster_groups * levels * window * FLOAT

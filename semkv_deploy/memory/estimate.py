@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from semkv_deploy.budget import MIN_CAPACITY, StaticProfile, static_profile
+from semkv_deploy.budget import MIN_CAPACITY, BudgetProfile, budget_profile, choose_context, static_profile
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.memory.bytes import (
     ELEMENT_BYTES,
@@ -26,10 +26,12 @@ from semkv_deploy.memory.bytes import (
     tensorrt_bytes,
     tensorrt_weights,
 )
+from semkv_deploy.model.cache_groups import parse_groups
 
 if TYPE_CHECKING:
     from semkv_deploy.memory.source import DecoderShape
     from semkv_deploy.methods import AnyMethod
+    from semkv_deploy.model.cache_groups import GroupShare
 
 Target = Literal["onnxruntime-cpu", "tensorrt-rtx", "tensorrt"]
 TARGETS: tuple[Target, ...] = ("onnxruntime-cpu", "tensorrt-rtx", "tensorrt")
@@ -65,7 +67,9 @@ class PlanRow(BaseModel):
 
     budget: float = Field(description="share of cache entries kept")
     batch: int = Field(description="rows decoded at a time")
-    capacity: int = Field(description="slots of each layer and row; static")
+    capacity: int = Field(
+        description="slots of the largest cache group (of each layer, where all have one share), each row; static"
+    )
     prefill_chunk: int = Field(description="rows of a prompt that one run takes")
     weight_bytes: int = Field(
         description="weights as stored: onnxruntime: the decoder's data file; tensorrt: in the decoder's engines, "
@@ -80,16 +84,16 @@ class PlanRow(BaseModel):
     )
     bias_bytes: int = Field(description="float32 bias of every slot, layer and KV head")
     spare_bytes: int = Field(
-        description="keys, values and biases of the layer buffers that compression writes to: two on onnxruntime-cpu, "
-        "one on tensorrt; none where nothing is compressed"
+        description="keys, values and biases of the buffers that compression writes to, for each shape of groups: two "
+        "on onnxruntime-cpu, one on tensorrt; none where nothing is compressed"
     )
     activation_decode_bytes: int = Field(description="peak of a decode step: MLP, residuals, masks; none of the above")
     activation_prefill_bytes: int = Field(description="peak of a prefill chunk; one row's chunk is prefilled at a time")
     activation_bytes: int = Field(
         description="the larger of both, which share memory; their sum for two engines (layout split)"
     )
-    compressor_bytes: int = Field(description="scratch of compressing a layer (two at a time on onnxruntime-cpu)")
-    metadata_bytes: int = Field(description="host memory: int64 position and chunk of every slot, layer and group")
+    compressor_bytes: int = Field(description="scratch of compressing a cache group (two at a time on onnxruntime-cpu)")
+    metadata_bytes: int = Field(description="host memory: int64 position and chunk of every slot")
     io_bytes: int = Field(description="float32 logits of a decode step and of one prefilled row")
     total_bytes: int = Field(
         description="weights, packing, programs, cache, bias, spare, activation, compressor, metadata and io together"
@@ -145,7 +149,9 @@ class _Planner:
         weights: WeightFormat,
         dtype: DType,
         layout: Layout,
+        groups: tuple[GroupShare, ...],
     ) -> None:
+        self.groups = groups
         self.shape, self.method, self.target = shape, method, target
         self.weights, self.dtype, self.layout = weights, dtype, layout
         stored = shape.cache_dtype if self.on_onnxruntime else dtype
@@ -155,21 +161,21 @@ class _Planner:
     def on_onnxruntime(self) -> bool:
         return self.target == "onnxruntime-cpu"
 
-    def profile(self, budget: float, context: int) -> StaticProfile:
-        return static_profile(budget, context, bytes_per_slot=self.token_bytes)
+    def profile(self, budget: float, context: int) -> BudgetProfile:
+        return budget_profile(budget, context, bytes_per_slot=self.token_bytes, groups=self.groups)
 
-    def count(self, profile: StaticProfile, batch: int) -> Bytes:
+    def count(self, profile: BudgetProfile, batch: int) -> Bytes:
         need = Need(self.shape, self.method, profile, batch)
         if self.on_onnxruntime:
-            from semkv_deploy.targets.onnxruntime.engine import COMPRESSOR_WORKERS
+            from semkv_deploy.targets.onnxruntime.engine import GROUP_WORKERS
 
-            return onnxruntime_bytes(need, self.weights, COMPRESSOR_WORKERS)
+            return onnxruntime_bytes(need, self.weights, GROUP_WORKERS)
         return tensorrt_bytes(need, self.dtype, self.layout)
 
     def row(self, budget: float, batch: int, context: int, memory: int | None) -> PlanRow:
         profile, full = self.profile(budget, context), self.profile(1.0, context)
         found = self.count(profile, batch)
-        read, full_read = (batch * each.capacity * self.token_bytes for each in (profile, full))
+        read, full_read = (batch * each.cache_bytes for each in (profile, full))
         return PlanRow(
             budget=budget,
             batch=batch,
@@ -280,6 +286,7 @@ def make_plan(
     dtype: DType = "float16",
     layout: Layout = "dual",
     memory: int | None = None,
+    cache_groups: str | None = None,
 ) -> Plan:
     """Plans a build of `source` without loading its weights.
 
@@ -290,12 +297,12 @@ def make_plan(
         weights: on onnxruntime-cpu.
         dtype, layout: on tensorrt and tensorrt-rtx.
         memory: bytes there are; None: not checked.
+        cache_groups: see `model.cache_groups.parse_groups`.
 
     Raises:
         SemkvError: on a source that cannot be read, an unknown target, a context or budget out of range, or memory
             that not even the smallest profile fits.
     """
-    from semkv_deploy.compiler.pipeline import DEFAULT_MAX_CONTEXT
     from semkv_deploy.memory.source import read_shape
 
     known = next((name for name in TARGETS if name == target), None)
@@ -304,11 +311,9 @@ def make_plan(
     if min(batches) < 1:
         raise SemkvError("out of range", where="--batch", expected="1 or more", got=min(batches))
     shape = read_shape(source)
-    context = min(shape.max_position, DEFAULT_MAX_CONTEXT) if max_context is None else max_context
-    if not 0 < context <= shape.max_position:
-        what = "beyond the model's context" if context > shape.max_position else "out of range"
-        raise SemkvError(what, where="--max-context", expected=f"1 to {shape.max_position} tokens", got=context)
-    planner = _Planner(shape, method, known, weights, dtype, layout)
+    context = choose_context(max_context, shape.max_position)
+    groups = parse_groups(cache_groups, shape.layers, shape.kv_heads)
+    planner = _Planner(shape, method, known, weights, dtype, layout, groups)
     # In order and once each, as `build` makes profiles.
     budgets, batches = sorted(set(budgets)), sorted(set(batches))
     if memory is not None:

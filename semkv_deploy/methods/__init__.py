@@ -1,27 +1,55 @@
-"""Compression methods, by name. One file a method; `base.Method` is their interface."""
+"""Compression methods, by name. One file a method; `base.Method` is their interface.
+
+`METHODS` is the only registry: the command line, the manifest's types and the tests' matrix derive from it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError
+from pydantic import BeforeValidator, SerializeAsAny, ValidationError
 
 from semkv_deploy.errors import SemkvError
+from semkv_deploy.methods.base import Method
 from semkv_deploy.methods.full import Full
 from semkv_deploy.methods.semanticache import SemantiCache
 from semkv_deploy.methods.streaming_llm import StreamingLLM
 
-METHODS: dict[str, type[SemantiCache] | type[StreamingLLM] | type[Full]] = {
-    "semanticache": SemantiCache,
-    "streaming-llm": StreamingLLM,
-    "full": Full,
+METHODS: dict[str, type[Method]] = {
+    method.model_fields["kind"].default: method for method in (SemantiCache, StreamingLLM, Full)
 }
+"""Methods by name; the first is the default."""
 
-AnyMethod = Annotated[SemantiCache | StreamingLLM | Full, Field(discriminator="kind")]
+
+def _method(value: Any) -> Any:
+    """A method from a mapping with a `kind`, by whatever is registered now."""
+    if isinstance(value, Mapping):
+        kind = value.get("kind")
+        if kind not in METHODS:
+            raise ValueError(f"unknown method {kind!r}, expected {' or '.join(METHODS)}")
+        return METHODS[kind].model_validate(value)
+    return value
+
+
+AnyMethod = Annotated[SerializeAsAny[Method], BeforeValidator(_method)]
 """For manifests: the method a mapping with a `kind` stands for."""
 
 
-def method_from_options(kind: str, options: dict[str, Any]) -> AnyMethod:
+def register(method: type[Method]) -> type[Method]:
+    """Adds a method under its `kind`, so that commands and manifests know it. Usable as a decorator.
+
+    Raises:
+        ValueError: when the name is taken, or the class gives `kind` no default.
+    """
+    kind = method.model_fields["kind"].default
+    if not isinstance(kind, str) or METHODS.get(kind, method) is not method:
+        raise ValueError(f"a method needs a kind of its own, got {kind!r}")
+    METHODS[kind] = method
+    return method
+
+
+def method_from_options(kind: str, options: dict[str, Any]) -> Method:
     """A method from its name and parameters.
 
     Raises:

@@ -1,11 +1,14 @@
-"""What a compression method is: its parameters, and one portable graph that compresses the cache of one layer.
+"""What a compression method is: its parameters, what it keeps, its graphs, what a host does, and its slow statement.
 
-Every compressor graph has the same names, so that a session needs to know nothing about methods. `B` rows, `H` KV
-heads, `G` cluster groups (1 when all heads of a layer share clusters, else H), `C` slots, `D` head size, `L` levels:
+A method knows operators and the model; it knows nothing of targets. Its programs are portable graphs of domain `semkv`,
+its behaviours are data, and both go into the contract, so that a session and any other host need to know no method.
+
+The program "compress" works on one cache group. All methods' have the same names, with `B` rows, `H` KV heads of the
+group, `G` cluster groups (1 when all heads of a group share clusters, else H), `C` slots, `D` head size, `L` levels:
 
 | input | shape, type | meaning |
 |---|---|---|
-| key_cache, value_cache | `[B,H,C,D]` T | one layer's cache |
+| key_cache, value_cache | `[B,H,C,D]` T | the group's cache |
 | slot_bias | `[B,H,C]` float32 | added to a slot's logit |
 | length | `[B]` int64 | live slots |
 | slot_position | `[B,G,C]` int64 | position of the token (of a core: of its seed) in a slot |
@@ -21,27 +24,60 @@ Outputs: `key_cache_out … slot_chunk_out`, `length_out`, `level` `[B]` (the le
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from semkv_deploy.methods.behaviours import MakeRoom
+from semkv_deploy.methods.layout import (
+    BIAS,
+    CHUNK,
+    COMPRESS,
+    DECODE,
+    KEY,
+    POSITION,
+    VALUE,
+    Binding,
+    Buffer,
+    CacheLayout,
+    Program,
+    Scope,
+)
+from semkv_deploy.model import names
+
 if TYPE_CHECKING:
     import onnx
+    import onnx_ir as ir
+    from torch import Tensor
     from typing_extensions import Self
 
+    from semkv_deploy.budget import BudgetProfile
+    from semkv_deploy.methods.behaviours import Behaviour
+    from semkv_deploy.methods.calibration import CalibrationText, Settings
+    from semkv_deploy.model.cache_groups import CacheGroup
     from semkv_deploy.model.config import ModelFacts
 
 STATE = ("key_cache", "value_cache", "slot_bias", "length", "slot_position", "slot_chunk")
-"""Tensors that go in as `name` and come out as `name_out`."""
+"""Tensors of "compress" that go in as `name` and come out as `name_out`."""
+
+BiasMode = Literal["none", "group", "head"]
+"""Slot biases of a cache group: always zero; equal for all of its heads; one for each KV head."""
+
+State = dict[str, "Tensor"]
 
 
 class Method(BaseModel):
-    """A compression method and its parameters. Subclasses set `kind` and build the compressor graph.
+    """A compression method and its parameters.
+
+    A subclass sets `kind`, and overrides what differs from a cache that only grows: `programs` and `reference` for one
+    that compresses; `layout`, `rewrite_decoder` and `behaviours` for one that keeps or does more.
 
     Attributes:
-        compress_at: "full": when the next append would not fit, down to the profile's target (nothing is lost before
-            it must be); "turn": at every turn end, down to budget x tokens seen (as the papers do), and when full.
+        compress_at: "full": when the next append would not fit, down to the profile's keep_slots (nothing is lost
+            before it must be); "turn": at every turn end, down to budget x tokens seen (as the papers do), and when
+            full.
+        sinks: first slots that are never touched.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -53,29 +89,144 @@ class Method(BaseModel):
     merges: ClassVar[bool] = False
     """Whether slots can stand for several tokens: their bias is then not zero."""
 
-    def groups(self, kv_heads: int) -> int:
-        """Cluster groups G of the compressor graph for a layer of `kv_heads` heads."""
-        return 1
+    compresses: ClassVar[bool] = True
+    """Whether the method has a program "compress"; one without it keeps every token."""
 
-    def recent_slots(self, target: int) -> int:
-        """Slots at the end that are never merged, of `target` slots that may stay."""
-        return 0
-
-    def thresholds(self, calibrated: float | None) -> list[float]:
-        """The thresholds of a layer, tried in order, given the threshold calibrated for the budget (None: none was)."""
-        return []
-
-    def for_model(self, facts: ModelFacts) -> Self:
+    def resolve(self, model: ModelFacts) -> Self:
         """The method with every choice that depends on the model made, so that manifests say what was built."""
         return self
 
-    @abstractmethod
-    def compressor(self, facts: ModelFacts) -> onnx.ModelProto | None:
-        """The portable compressor graph of one layer (domain `semkv`, functions included); None: never compresses."""
+    # What a host keeps.
 
-    def calibration_graph(self, facts: ModelFacts) -> onnx.ModelProto | None:
-        """A graph that clusters one layer at one threshold and has `length_out`; None: the method has no threshold.
+    @property
+    def clusters_by_head(self) -> bool:
+        """Whether each head of a group has clusters, positions and chunks of its own; else its heads share them."""
+        return False
 
-        Its inputs are the state and `thresholds` `[1]`.
+    def cluster_groups(self, kv_heads: int) -> int:
+        """How many sets of clusters a cache group of `kv_heads` heads has: 1, or one for each head."""
+        return kv_heads if self.clusters_by_head else 1
+
+    @property
+    def bias_mode(self) -> BiasMode:
+        """What the method promises of slot biases, for the decoder's lowering."""
+        return "none" if not self.merges else "head" if self.clusters_by_head else "group"
+
+    def layout(self, model: ModelFacts, groups: Sequence[CacheGroup]) -> CacheLayout:
+        """What a host keeps: keys, values and biases of every group, and each slot's position and chunk."""
+        heads = "Hkv" if self.clusters_by_head else "1"
+        columns = tuple(Buffer(name=name, shape=f"B,{heads},C", dtype="int64") for name in (POSITION, CHUNK))
+        return CacheLayout(groups=tuple(groups), buffers=(KEY, VALUE, BIAS), slot_columns=columns)
+
+    def rewrite_decoder(self, decoder: ir.Model, layout: CacheLayout) -> None:
+        """Changes the portable decoder in place, before it is lowered; by default not at all."""
+
+    # Graphs.
+
+    def bindings(self, program: str, layout: CacheLayout) -> tuple[Scope, dict[str, Binding]]:
+        """What one run of a program takes, and the names it has for each buffer."""
+        if program == DECODE:
+            return "cache", {
+                buffer.name: Binding(
+                    input=names.DECODER_INPUT.get(buffer.name, f"{buffer.name}.{names.TAG}"),
+                    output=names.DECODER_OUTPUT.get(buffer.name),
+                )
+                for buffer in layout.buffers
+            }
+        state = {"key": "key_cache", "value": "value_cache"}
+        return "group", {
+            buffer.name: Binding(
+                input=state.get(buffer.name, buffer.name), output=f"{state.get(buffer.name, buffer.name)}_out"
+            )
+            for buffer in layout.buffers
+        }
+
+    def programs(self, model: ModelFacts, layout: CacheLayout) -> list[Program]:
+        """The portable graphs beside the decoder: "compress", once for each number of heads that groups have."""
+        if not self.compresses:
+            return []
+        by_heads: dict[int, list[int]] = {}
+        for number, group in enumerate(layout.groups):
+            by_heads.setdefault(len(group.heads), []).append(number)
+        return [
+            Program(COMPRESS, self.compressor(model.model_copy(update={"kv_heads": heads})), "group", tuple(numbers))
+            for heads, numbers in sorted(by_heads.items())
+        ]
+
+    def compressor(self, model: ModelFacts) -> onnx.ModelProto:
+        """The program "compress" for a group of `model.kv_heads` heads.
+
+        Raises:
+            NotImplementedError: for a method that keeps every token.
         """
+        raise NotImplementedError(f"{self.kind} keeps every token")
+
+    # What a host does.
+
+    def recent_slots(self, target: int) -> int:
+        """Slots at the end that are never merged, of `target` slots that may stay."""
+        return int(self.recent_share * target)
+
+    @property
+    def recent_share(self) -> float:
+        """Of the slots that may stay, the share that is a recent window and never merged."""
+        return 0.0
+
+    # What a memory estimate asks of a method that merges.
+
+    @property
+    def unrotates(self) -> bool:
+        """Whether keys are rotated back before they are merged, where the model allows it."""
+        return False
+
+    @property
+    def merge_span(self) -> int:
+        """Slots further apart than this never merge; 0 where nothing does."""
+        return 0
+
+    @property
+    def ladder_levels(self) -> int:
+        """Length of the ladder of thresholds; 0 without one."""
+        return 0
+
+    def calibrate(self, model: ModelFacts, text: CalibrationText) -> Settings | None:
+        """What the method needs to know of the model's own keys; None: nothing."""
         return None
+
+    def group_inputs(
+        self, model: ModelFacts, profile: BudgetProfile, settings: Settings | None
+    ) -> dict[str, tuple[Any, ...]]:
+        """Inputs of "compress" with one value for each group, for the whole of a session.
+
+        In a layer with a sliding window nothing may be merged or taken from the middle: how far apart its slots are is
+        how far apart tokens are. Only its oldest slots go.
+        """
+        return {"sinks": tuple(0 if model.windows[group.layer] > 0 else self.sinks for group in profile.groups)}
+
+    def behaviours(self, model: ModelFacts, profile: BudgetProfile, settings: Settings | None) -> list[Behaviour]:
+        """What a host does between runs: make room, where the budget is less than the whole cache."""
+        if not self.compresses or profile.budget == 1:
+            return []
+        return [
+            MakeRoom(
+                program=COMPRESS,
+                when=self.compress_at,
+                keep_slots=tuple(group.keep_slots for group in profile.groups),
+                turn_share=profile.shares,
+                least=self.sinks + 1,
+                recent_share=self.recent_share,
+                by_group=self.group_inputs(model, profile, settings),
+            )
+        ]
+
+    # The slow statement that graphs are compared with.
+
+    def reference(self, program: str) -> Callable[..., State]:
+        """What a program computes, as slow and obvious PyTorch: `f(model, state, **inputs) -> state, level, evicted`.
+
+        `state` has the tensors of `STATE`; outputs have their names without `_out`.
+
+        Raises:
+            KeyError: when the method has no such program.
+        """
+        raise KeyError(program)

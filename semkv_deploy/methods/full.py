@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import ClassVar, Literal
 
 from semkv_deploy.methods.base import Method
-
-if TYPE_CHECKING:
-    from semkv_deploy.model.config import ModelFacts
 
 
 class Full(Method):
@@ -15,5 +12,4 @@ class Full(Method):
 
     kind: Literal["full"] = "full"
 
-    def compressor(self, facts: ModelFacts) -> None:
-        return None
+    compresses: ClassVar[bool] = False

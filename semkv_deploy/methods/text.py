@@ -31,25 +31,6 @@ SLOTS = """
 """
 """Constants, and `slot` `[C]`, the number of every slot."""
 
-EVICT_OLDEST = """
-    excess = Sub (clustered_length, target)
-    over = Greater (excess, zero)
-    evicted = Max (excess, zero)
-    evicted_column = Unsqueeze (evicted, axis_1)
-    is_sink = Less (slot, sinks)
-    skip = Where (is_sink, zero, evicted_column)
-    from_slot = Add (slot, skip)
-    clustered_column = Unsqueeze (clustered_length, axis_1)
-    exists = Less (from_slot, clustered_column)
-    keep_row = Where (exists, from_slot, minus_one)
-    keep_index = Unsqueeze (keep_row, axis_1)
-"""
-"""The eviction rule: sinks stay, then the oldest slots go until `clustered_length` is `target`.
-
-`keep_index` `[B,1,C]` names the slots that stay; rows at or below the target keep all of theirs.
-"""
-
-
 MOVE_METADATA = """
     moved_from = Max (final_index, zero)
     moved_none = Less (final_index, zero)
@@ -64,19 +45,19 @@ MOVE_METADATA = """
 
 
 def parse_compressor(
-    facts: ModelFacts,
+    model: ModelFacts,
     *,
-    groups: int,
+    cluster_groups: int,
     inputs: tuple[str, ...],
     operators: tuple[str, ...],
     body: str,
     outputs: tuple[str, ...] = COMPRESSED,
 ) -> onnx.ModelProto:
-    """The compressor graph of one layer from its body.
+    """The compressor graph of one cache group from its body.
 
     Args:
-        facts: of the model; heads, head size and element type are static in the graph.
-        groups: cluster groups G.
+        model: of the model; heads, head size and element type are static in the graph.
+        cluster_groups: cluster groups G.
         inputs: inputs beside the state (`methods.base.STATE`).
         operators: `semkv` operators the body calls; their functions are attached.
         body: ONNX text that defines the outputs.
@@ -88,15 +69,15 @@ def parse_compressor(
     import onnx
     import onnx.parser
 
-    element = {"float32": "float", "float16": "float16", "bfloat16": "bfloat16"}[facts.dtype]
-    heads, head_dim = facts.kv_heads, facts.head_dim
+    element = {"float32": "float", "float16": "float16", "bfloat16": "bfloat16"}[model.dtype]
+    heads, head_dim = model.kv_heads, model.head_dim
     types = {
         "key_cache": f"{element}[batch,{heads},capacity,{head_dim}]",
         "value_cache": f"{element}[batch,{heads},capacity,{head_dim}]",
         "slot_bias": f"float[batch,{heads},capacity]",
         "length": "int64[batch]",
-        "slot_position": f"int64[batch,{groups},capacity]",
-        "slot_chunk": f"int64[batch,{groups},capacity]",
+        "slot_position": f"int64[batch,{cluster_groups},capacity]",
+        "slot_chunk": f"int64[batch,{cluster_groups},capacity]",
         "thresholds": "float[levels]",
         "target": "int64[batch]",
         "sinks": "int64",
@@ -106,12 +87,12 @@ def parse_compressor(
     }
     declared = ", ".join(f"{types[name]} {name}" for name in STATE + inputs)
     returned = ", ".join(f"{types[name.removesuffix('_out')]} {name}" for name in outputs)
-    model = onnx.parser.parse_model(
+    graph = onnx.parser.parse_model(
         f"""
         <ir_version: {IR_VERSION}, opset_import: ["": {OPSET}, "{DOMAIN}": {VERSION}]>
         compressor ({declared}) => ({returned}) {{ {body} }}
         """
     )
-    model.functions.extend(proto for proto in function_protos() if proto.name in operators)
-    onnx.checker.check_model(model)
-    return model
+    graph.functions.extend(proto for proto in function_protos() if proto.name in operators)
+    onnx.checker.check_model(graph)
+    return graph

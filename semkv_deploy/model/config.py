@@ -46,14 +46,6 @@ class Rotary(BaseModel):
         return torch.cat((mixed, rest), dim=-1)
 
 
-def layer_tag(layer: int, layers: int) -> str:
-    """A layer's number as its caches' names have it: as wide as the last one's, two digits at least.
-
-    Equally wide, so that no name is a prefix of another, which servers that match state by prefix swap.
-    """
-    return f"{layer:0{max(2, len(str(layers - 1)))}d}"
-
-
 class ModelFacts(BaseModel):
     """A decoder's shape and provenance; `model.json` of an export."""
 

@@ -11,17 +11,14 @@ shape this (onnxruntime 1.32, CPU):
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 import onnx_ir as ir
 
 from semkv_deploy.errors import SemkvError
-from semkv_deploy.graph.editing import GraphEditor, attribute, replace, require_plain, sole, static
+from semkv_deploy.graph.editing import GraphEditor, attribute, replace, sole, static
+from semkv_deploy.methods.base import BiasMode
 from semkv_deploy.ops import DOMAIN
-
-BiasMode = Literal["none", "layer", "head"]
-"""Slot biases: always zero; equal for all heads of a layer; one for each KV head."""
+from semkv_deploy.passes.attention_nodes import capacity_of, drop_slot_biases, require_plain
 
 _HEADS_LAST = [0, 2, 1, 3]
 
@@ -45,19 +42,23 @@ def lower_to_gqa(model: ir.Model, *, bias: BiasMode) -> int:
             fix="export the checkpoint with semkv-deploy",
         )
     edit = GraphEditor(graph, "gqa")
-    shared = _SharedInputs(edit, nodes[0])
+    rows = _SharedRows(edit, nodes[0])
+    shared: dict[object, _SharedInputs] = {}
     for node in nodes:
-        _lower(node, edit, shared, bias)
+        # Groups of one capacity share what is made of it.
+        capacity = capacity_of(node)
+        if capacity not in shared:
+            shared[capacity] = _SharedInputs(edit, node, rows)
+        _lower(node, edit, shared[capacity], bias)
     model.opset_imports.pop(DOMAIN, None)
     model.opset_imports["com.microsoft"] = 1
     if bias == "none":
-        for value in [value for value in graph.inputs if (value.name or "").startswith("slot_bias.")]:
-            graph.inputs.remove(value)
+        drop_slot_biases(graph)
     return len(nodes)
 
 
-class _SharedInputs:
-    """What all layers' nodes read: shapes as tensors, computed once."""
+class _SharedRows:
+    """What all nodes read of a run's size, computed once."""
 
     def __init__(self, edit: GraphEditor, first: ir.Node) -> None:
         value, key_cache = first.inputs[2], first.inputs[3]
@@ -67,14 +68,20 @@ class _SharedInputs:
         axis = 2 if rows is None else 1
         self.rows_1 = edit.node(first, "Shape", [value if rows is None else rows], start=axis, end=axis + 1)[0]
         self.batch_1 = edit.node(first, "Shape", [key_cache], start=0, end=1)[0]
-        capacity_1 = edit.node(first, "Shape", [key_cache], start=2, end=3)[0]
-        capacity = edit.node(first, "Squeeze", [capacity_1])[0]
-        self.capacity_1 = capacity_1
-        self.capacity = edit.node(first, "Cast", [capacity], to=int(ir.DataType.INT32))[0]
         rows_per_batch = edit.node(first, "Expand", [self.rows_1, self.batch_1])[0]
         self.query_seqlens = edit.node(first, "Cast", [rows_per_batch], to=int(ir.DataType.INT32))[0]
-        one = edit.constant([1], np.int64)
-        self.last_row = edit.node(first, "Sub", [self.rows_1, one])[0]
+        self.last_row = edit.node(first, "Sub", [self.rows_1, edit.constant([1], np.int64)])[0]
+
+
+class _SharedInputs:
+    """What all nodes of one capacity read, computed once."""
+
+    def __init__(self, edit: GraphEditor, first: ir.Node, rows: _SharedRows) -> None:
+        self.rows_1, self.batch_1 = rows.rows_1, rows.batch_1
+        self.query_seqlens, self.last_row = rows.query_seqlens, rows.last_row
+        self.capacity_1 = edit.node(first, "Shape", [first.inputs[3]], start=2, end=3)[0]
+        capacity = edit.node(first, "Squeeze", [self.capacity_1])[0]
+        self.capacity = edit.node(first, "Cast", [capacity], to=int(ir.DataType.INT32))[0]
         zero, step = edit.constant(0, np.int64), edit.constant(1, np.int64)
         slot = edit.node(first, "Range", [zero, capacity, step])[0]
         self.slot = edit.node(first, "Unsqueeze", [slot, edit.constant([0, 1], np.int64)])[0]
@@ -158,7 +165,7 @@ def _attention_bias(
 ) -> ir.Value:
     """`[B, 1 or Hq, S, C]`: the bias of live slots, 0 for new rows whatever the buffer holds there."""
     slot_bias, length = node.inputs[5], node.inputs[6]
-    if bias == "layer":
+    if bias == "group":
         ends = [edit.constant([bound], np.int64) for bound in (0, 1, 1)]
         slot_bias = edit.node(node, "Slice", [slot_bias, *ends])[0]
     old = edit.node(node, "Unsqueeze", [length, edit.constant([1, 2], np.int64)])[0]
@@ -166,7 +173,7 @@ def _attention_bias(
     live = edit.node(node, "Where", [is_old, slot_bias, edit.constant(0.0, np.float32)])[0]
     one = edit.constant([1], np.int64)
     row_axis = edit.node(node, "Unsqueeze", [live, edit.constant([2], np.int64)])[0]
-    if bias == "layer":
+    if bias == "group":
         shape = edit.node(node, "Concat", [shared.batch_1, one, shared.rows_1, shared.capacity_1], axis=0)[0]
         return edit.node(node, "Expand", [row_axis, shape])[0]
     group_axis = edit.node(node, "Unsqueeze", [row_axis, edit.constant([2], np.int64)])[0]

@@ -21,9 +21,14 @@ import numpy as np
 import onnx_ir as ir
 
 from semkv_deploy.errors import SemkvError
-from semkv_deploy.graph.editing import GraphEditor, attribute, replace, require_plain, static
+from semkv_deploy.graph.editing import GraphEditor, attribute, replace, static
+from semkv_deploy.methods.base import BiasMode
+from semkv_deploy.model import names
 from semkv_deploy.ops import DOMAIN
-from semkv_deploy.passes.lower_gqa import BiasMode
+from semkv_deploy.passes.attention_nodes import capacity_of, drop_slot_biases, require_plain
+
+FOLDED_ROWS = "cache_rows_"
+"""Begins the symbol of a folded cache's first axis; the number of KV heads follows."""
 
 MASK_FLOOR = {ir.DataType.FLOAT: -1e30, ir.DataType.FLOAT16: -60000.0, ir.DataType.BFLOAT16: -1e30}
 """What stands for -inf in a mask: finite, because a tile in which all is masked must not become NaN.
@@ -31,6 +36,11 @@ MASK_FLOOR = {ir.DataType.FLOAT: -1e30, ir.DataType.FLOAT16: -60000.0, ir.DataTy
 So a dead slot shows in float16 where its key's scaled product with a query exceeds the floor; keys of a model are far
 from that, and compressors leave zeros.
 """
+
+
+def folded_rows(kv_heads: int) -> str:
+    """Symbol of the first axis of a cache whose heads lie in it: batch x `kv_heads`."""
+    return f"{FOLDED_ROWS}{kv_heads}"
 
 
 class Promise(NamedTuple):
@@ -46,7 +56,7 @@ def lower_to_native(model: ir.Model, *, bias: BiasMode, dims: Mapping[str, int])
     Args:
         model: a decoder without `semkv` functions, caches in its final type.
         bias: what the method promises of slot biases; with "none" the `slot_bias` inputs go away.
-        dims: static sizes by symbol; "capacity" must be among them.
+        dims: static sizes by symbol; every capacity must be among them.
 
     Returns:
         The layers that TensorRT must make of it, in order.
@@ -65,18 +75,18 @@ def lower_to_native(model: ir.Model, *, bias: BiasMode, dims: Mapping[str, int])
         )
     set_dims(model, dims)
     edit = GraphEditor(graph, "native")
-    shared = _Shared(edit, nodes[0], graph.inputs[0])
-    promises = [promise for node in nodes for promise in _lower(node, edit, shared, bias)]
+    rows = _SharedRows(edit, nodes[0], graph.inputs[0])
+    shared: dict[object, _Shared] = {}
+    promises = []
+    for node in nodes:
+        capacity = capacity_of(node)
+        if capacity not in shared:
+            shared[capacity] = _Shared(edit, node, rows)
+        promises += _lower(node, edit, shared[capacity], bias)
     model.opset_imports.pop(DOMAIN, None)
     if bias == "none":
         drop_slot_biases(graph)
     return promises
-
-
-def drop_slot_biases(graph: ir.Graph) -> None:
-    """Removes the `slot_bias` inputs, which nothing reads any more."""
-    for value in [value for value in graph.inputs if (value.name or "").startswith("slot_bias.")]:
-        graph.inputs.remove(value)
 
 
 def set_dims(model: ir.Model, dims: Mapping[str, int]) -> None:
@@ -93,7 +103,7 @@ def set_dims(model: ir.Model, dims: Mapping[str, int]) -> None:
                 dims.get(size.value or "", size) if isinstance(size, ir.SymbolicDim) else size for size in value.shape
             )
     for value in graph.inputs:
-        if (value.name or "").startswith("past_key_values.") and not isinstance(value.shape and value.shape[2], int):
+        if names.is_cache_input(value.name) and not isinstance(value.shape and value.shape[2], int):
             raise SemkvError(
                 "the capacity is dynamic",
                 where=value.name,
@@ -103,15 +113,11 @@ def set_dims(model: ir.Model, dims: Mapping[str, int]) -> None:
             )
 
 
-class _Shared:
-    """What every layer's mask needs, computed once."""
+class _SharedRows:
+    """What every layer's mask needs of a run's rows, computed once."""
 
     def __init__(self, edit: GraphEditor, first: ir.Node, input_ids: ir.Value) -> None:
-        key_cache = first.inputs[3]
-        assert key_cache is not None and input_ids.shape is not None
-        self.capacity = static(key_cache, 2)
-        self.batch = key_cache.shape[0] if key_cache.shape is not None else None
-        self.slot = edit.constant(np.arange(self.capacity), np.int64)
+        assert input_ids.shape is not None
         rows = input_ids.shape[1]
         self.one_row = rows == 1
         if isinstance(rows, int):
@@ -123,6 +129,18 @@ class _Shared:
             zero, one = edit.constant(0, np.int64), edit.constant(1, np.int64)
             row = edit.node(first, "Range", [zero, self.rows, one])[0]
             self.row = edit.node(first, "Unsqueeze", [row, edit.constant([1], np.int64)])[0]
+
+
+class _Shared:
+    """What the masks of one capacity need, computed once."""
+
+    def __init__(self, edit: GraphEditor, first: ir.Node, rows: _SharedRows) -> None:
+        key_cache = first.inputs[3]
+        assert key_cache is not None
+        self.one_row, self.row, self.rows = rows.one_row, rows.row, rows.rows
+        self.capacity = static(key_cache, 2)
+        self.batch = key_cache.shape[0] if key_cache.shape is not None else None
+        self.slot = edit.constant(np.arange(self.capacity), np.int64)
 
 
 def _lower(node: ir.Node, edit: GraphEditor, shared: _Shared, bias: BiasMode) -> list[Promise]:
@@ -146,7 +164,7 @@ def _lower(node: ir.Node, edit: GraphEditor, shared: _Shared, bias: BiasMode) ->
         write_index = reshape(each_head, -1)
         key, value = reshape(key, -1, 1, 0, head_dim), reshape(value, -1, 1, 0, head_dim)
         query = reshape(query, -1, group, 0, head_dim)
-        rows: int | str = shared.batch * kv_heads if isinstance(shared.batch, int) else "cache_rows"
+        rows: int | str = shared.batch * kv_heads if isinstance(shared.batch, int) else folded_rows(kv_heads)
         for cache in (key_cache, value_cache):
             cache.shape = ir.Shape([rows, 1, shared.capacity, head_dim])
     layer = node.name.removesuffix(".attention")
@@ -217,7 +235,7 @@ def _mask(
     live = zero
     if bias != "none":
         assert slot_bias is not None
-        if bias == "layer" and not folded:
+        if bias == "group" and not folded:
             ends = [edit.constant([bound], np.int64) for bound in (0, 1, 1)]
             slot_bias = edit.node(node, "Slice", [slot_bias, *ends])[0]
         row_axis = edit.node(node, "Unsqueeze", [slot_bias, edit.constant([2], np.int64)])[0]

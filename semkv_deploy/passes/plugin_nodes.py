@@ -8,8 +8,8 @@ import onnx_ir as ir
 
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.graph.editing import GraphEditor
+from semkv_deploy.methods.base import BiasMode
 from semkv_deploy.ops import DOMAIN, SPECS
-from semkv_deploy.passes.lower_gqa import BiasMode
 from semkv_deploy.passes.lower_native import Promise, set_dims
 
 NAMESPACE, VERSION = "semkv", "1"

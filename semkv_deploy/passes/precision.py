@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from semkv_deploy.errors import SemkvError
+from semkv_deploy.model import names
 from semkv_deploy.ops import DOMAIN
 
 DType = Literal["float32", "float16", "bfloat16"]
@@ -42,10 +43,10 @@ def convert_floats(model: ir.Model, dtype: DType) -> None:
         return
     graph, element = model.graph, ELEMENT[dtype]
     for value in graph.inputs:
-        if value.dtype == ir.DataType.FLOAT and not (value.name or "").startswith("slot_bias."):
+        if value.dtype == ir.DataType.FLOAT and not names.is_slot_bias(value.name):
             value.dtype = element
     for value in graph.outputs:
-        if (value.name or "").startswith("present."):
+        if names.is_cache_output(value.name):
             value.dtype = element
     wide: set[ir.Node] = set()
     for node in graph:
@@ -84,7 +85,7 @@ def _in_float32(node: ir.Node, wide: set[ir.Node]) -> bool:
 def _stays(node: ir.Node, index: int) -> bool:
     """Whether an input keeps its own type: the slot biases of attention."""
     value = node.inputs[index]
-    return node.domain == DOMAIN and value is not None and (value.name or "").startswith("slot_bias.")
+    return node.domain == DOMAIN and value is not None and names.is_slot_bias(value.name)
 
 
 def _keep_output_type(graph: ir.Graph) -> None:

@@ -1,131 +1,100 @@
 """A session: turns of a conversation on a cache that never outgrows its capacity.
 
-The caller sees tokens and logits; layers, slots and compression stay inside. Positions come from the count of tokens
-seen, never from how many slots are live.
+The caller sees tokens and logits; groups, slots and compression stay inside. Positions come from the count of tokens
+seen, never from how many slots are live. Everything a session must know is in its engine's contract.
 """
 
 from __future__ import annotations
 
-import time
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from semkv_deploy.errors import SemkvError
+from semkv_deploy.methods.layout import CHUNK, DECODE, POSITION
+from semkv_deploy.runtime.behaviours import interpreter
+from semkv_deploy.runtime.behaviours.base import CompressionStats
 from semkv_deploy.runtime.sampling import Sampler
-from semkv_deploy.runtime.tokens import ChunkCounter
+from semkv_deploy.runtime.slots import Slots
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from semkv_deploy.budget import StaticProfile
-    from semkv_deploy.methods.base import Method
+    from semkv_deploy.targets.engine import Engine
 
 Tokens = Sequence[int]
 
-NEVER = 2.0
-"""A similarity threshold that no cosine exceeds."""
-
-
-class Engine(Protocol):
-    """What a session needs of a target: see `targets.onnxruntime.engine.OnnxRuntimeEngine`."""
-
-    batch: int
-    capacity: int
-    groups: int
-
-    def run(
-        self,
-        tokens: NDArray[np.int64],
-        positions: NDArray[np.int64],
-        logits_index: NDArray[np.int64],
-        length: NDArray[np.int64],
-        row: int | None = None,
-    ) -> NDArray[np.float32]: ...
-
-    def compress(
-        self, state: Sequence[dict[str, NDArray[np.int64]]], inputs: Sequence[dict[str, Any]]
-    ) -> Sequence[Any]: ...
-
-    def reset(self) -> None: ...
-
-    def cache_bytes(self) -> int: ...
-
-
-@dataclass
-class CompressionStats:
-    """What compression did so far.
-
-    Attributes:
-        runs: how often a cache was compressed (all layers count as one).
-        seconds: time spent in it.
-        levels: how many layer rows took each level of their ladder (-1: the row was left alone).
-        evicted: slots dropped because no level met the target, summed over layers and rows.
-    """
-
-    runs: int = 0
-    seconds: float = 0.0
-    levels: Counter[int] = field(default_factory=Counter)
-    evicted: int = 0
+_BROKEN = "an earlier call failed after part of it was appended"
 
 
 class Session:
     """Many turns over one cache, for one or several batch rows.
 
+    A call that is refused, or that fails before anything was compressed, leaves the session as it was. After a failure
+    later than that the rows of the call hold part of what was given, and only `reset` is taken for them.
+
     Args:
-        engine: holds the caches and runs the graphs.
-        windows: sliding window of each layer in tokens, 0: none.
-        method: compression method.
-        profile: capacity, target and prefill chunk.
-        max_context: most tokens a row may have.
-        is_delimiter: `[vocab]` bool, per token id.
-        thresholds: `[layers][levels]` similarity thresholds.
+        engine: holds the buffers, runs the programs, and has the contract that the session follows.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        *,
-        windows: Sequence[int],
-        method: Method,
-        profile: StaticProfile,
-        max_context: int,
-        is_delimiter: NDArray[np.bool_],
-        thresholds: Sequence[Sequence[float]],
-    ) -> None:
-        self.engine, self.method, self.profile, self.max_context = engine, method, profile, max_context
-        self.stats = CompressionStats()
-        self._is_delimiter = is_delimiter
-        self._thresholds = [np.asarray(row, np.float32) for row in thresholds]
-        self._windows = windows
-        batch, layers = engine.batch, len(windows)
-        self.position = np.zeros(batch, np.int64)
-        """`[B]` tokens seen."""
-        self.length = np.zeros((layers, batch), np.int64)
-        """`[layers,B]` live slots."""
-        metadata = (layers, batch, engine.groups, engine.capacity)
-        self.slot_position = np.zeros(metadata, np.int64)
-        self.slot_chunk = np.zeros(metadata, np.int64)
-        self._chunks = [ChunkCounter() for _ in range(batch)]
+    def __init__(self, engine: Engine) -> None:
+        self.engine, self.contract = engine, engine.contract
+        self.slots = Slots(self.contract, engine.batch, engine.opened.is_delimiter)
+        self.behaviours = [interpreter(behaviour, engine, self.slots) for behaviour in self.contract.behaviours]
+        self._capacity = np.array([group.capacity for group in self.contract.cache.groups])[:, None]
+        self._broken = np.zeros(engine.batch, bool)
 
     @property
     def batch(self) -> int:
+        """Rows."""
         return self.engine.batch
 
     @property
+    def max_context(self) -> int:
+        """Most tokens that a row may have."""
+        return self.contract.max_context
+
+    @property
+    def position(self) -> NDArray[np.int64]:
+        """`[B]` tokens seen."""
+        return self.slots.position
+
+    @property
+    def length(self) -> NDArray[np.int64]:
+        """`[groups,B]` live slots."""
+        return self.slots.length
+
+    @property
+    def slot_position(self) -> list[NDArray[np.int64]]:
+        """By group, `[B, 1 or heads, capacity]`: the position of the token in a slot."""
+        return self.slots.columns[POSITION]
+
+    @property
+    def slot_chunk(self) -> list[NDArray[np.int64]]:
+        """By group, `[B, 1 or heads, capacity]`: 2 x chunk number + (1 if the token is a delimiter)."""
+        return self.slots.columns[CHUNK]
+
+    @property
     def kept_slots(self) -> NDArray[np.int64]:
-        """`[B]` live slots of the fullest layer."""
+        """`[B]` live slots of the fullest group."""
         return self.length.max(0)
 
-    def reset(self) -> None:
-        """Starts a new conversation in the same buffers."""
-        self.engine.reset()
-        self.position[:], self.length[:] = 0, 0
-        self._chunks = [ChunkCounter() for _ in range(self.batch)]
-        self.stats = CompressionStats()
+    @property
+    def stats(self) -> CompressionStats:
+        """What compression did since the conversation began."""
+        return self.behaviours[0].stats if self.behaviours else CompressionStats()
+
+    def reset(self, row: int | None = None) -> None:
+        """Starts a new conversation in the same buffers, in one row or in all."""
+        rows = self._mask(row)
+        self.engine.reset(row)
+        self.slots.reset(rows)
+        self._broken[rows] = False
+        for behaviour in self.behaviours:
+            behaviour.reset(rows)
 
     def prefill(self, tokens: Tokens | Sequence[Tokens], *, all_logits: bool = False) -> NDArray[np.float32]:
         """Appends a prompt (or the next turn's text) to each row.
@@ -138,51 +107,76 @@ class Session:
             `[B,V]` logits after the last token of each row (zeros for an empty one); `[n,V]` with `all_logits`.
 
         Raises:
-            SemkvError: when a row would grow past `max_context`; nothing is appended then.
+            SemkvError: for ids that are not the model's, and when a row would grow past `max_context` or past a cache
+                that nothing compresses; nothing is appended then.
         """
         rows = self._rows(tokens)
         for row, ids in enumerate(rows):
-            self._check_context(row, len(ids))
-        if all_logits:
-            if len(rows) != 1:
-                raise SemkvError("logits of every token are returned for one row", where="prefill", got=len(rows))
-            return np.concatenate([piece[0].copy() for piece in self._prefill_row(0, rows[0], every=True)])
-        result: NDArray[np.float32] | None = None
-        for row, ids in enumerate(rows):
-            for piece in self._prefill_row(row, ids, every=False):
-                last = piece[0, -1].copy()
-            if len(ids):
-                result = np.zeros((self.batch, len(last)), np.float32) if result is None else result
-                result[row] = last
-        if result is None:
+            self._check_append(row, len(ids))
+        if not any(len(ids) for ids in rows):
             raise SemkvError("nothing to prefill", where="prefill", expected="at least one token", got="none")
-        return result
+        if all_logits and len(rows) != 1:
+            raise SemkvError("logits of every token are returned for one row", where="prefill", got=len(rows))
+        with self._undone_if_failed():
+            if all_logits:
+                return np.concatenate(list(self._prefill_row(0, rows[0], every=True)))
+            result = np.zeros((self.batch, self.contract.vocab_size), np.float32)
+            for row, ids in enumerate(rows):
+                for logits in self._prefill_row(row, ids, every=False):
+                    result[row] = logits[-1]
+            return result
 
     def step(self, tokens: Sequence[int] | NDArray[np.int64], active: NDArray[np.bool_] | None = None) -> Any:
         """Appends one token to each row.
 
         Args:
             tokens: `[B]` ids.
-            active: `[B]`; rows that are not keep their state (their token is computed and forgotten).
+            active: `[B]`; rows that are not keep their state and need no room (their token means nothing).
 
         Returns:
-            `[B,V]` logits, valid until the next call.
-        """
-        ids = np.asarray(tokens, np.int64).reshape(self.batch, 1)
-        moving = np.ones(self.batch, bool) if active is None else active
-        for row in np.flatnonzero(moving):
-            self._check_context(int(row), 1)
-        self._make_room(np.ones(self.batch, np.int64))
-        logits = self.engine.run(ids, self.position[:, None], np.zeros((self.batch, 1), np.int64), self.length)
-        for row in np.flatnonzero(moving):
-            self._record(int(row), ids[row])
-        return logits[:, 0]
+            `[B,V]` logits, valid until the next call; those of rows that are not active mean nothing.
 
-    def end_turn(self) -> None:
-        """Marks the end of a turn: methods that compress at turn ends do so now, down to budget x tokens seen."""
-        if self.method.compress_at == "turn" and self.profile.budget < 1:
-            target = np.ceil(self.profile.budget * self.position).astype(np.int64)
-            self._compress(np.clip(target, self.method.sinks + 1, self.profile.target))
+        Raises:
+            SemkvError: as `prefill`.
+        """
+        moving = np.ones(self.batch, bool) if active is None else np.asarray(active, bool)
+        ids = self._ids(tokens, "step")
+        if ids.shape != (self.batch,) or moving.shape != (self.batch,):
+            raise SemkvError("wrong number of rows", where="step", expected=self.batch, got=len(ids))
+        ids = np.where(moving, ids, 0)
+        self._check_ids(ids, "step")
+        for row in np.flatnonzero(moving):
+            self._check_append(int(row), 1)
+        with self._undone_if_failed():
+            self._before_append(moving.astype(np.int64))
+            logits = self._step(ids[:, None], moving)
+            for row in np.flatnonzero(moving):
+                self._appended(int(row), ids[row : row + 1])
+        return logits
+
+    def _step(self, ids: NDArray[np.int64], moving: NDArray[np.bool_]) -> NDArray[np.float32]:
+        """Runs one token in every row, or where an idle row has no dead slot for its own, in the others one by one."""
+        if not (self.length[:, ~moving] >= self._capacity).any():
+            return self._run(ids, slice(None), None, np.zeros((self.batch, 1), np.int64))[:, 0]
+        result = np.zeros((self.batch, self.contract.vocab_size), np.float32)
+        for row in map(int, np.flatnonzero(moving)):
+            rows = slice(row, row + 1)
+            result[row] = self._run(ids[rows], rows, row, np.zeros((1, 1), np.int64))[0, 0]
+        return result
+
+    def end_turn(self, row: int | None = None) -> None:
+        """Marks the end of a turn, in one row or in all: what the method does at turn ends is done now."""
+        rows = self._mask(row)
+        with self._undone_if_failed():
+            for behaviour in self.behaviours:
+                behaviour.end_turn(rows)
+
+    def compress(self, row: int | None = None) -> None:
+        """Compresses one row or all now, as at the end of a turn, whenever the bundle would do so by itself."""
+        rows = self._mask(row)
+        with self._undone_if_failed():
+            for behaviour in self.behaviours:
+                behaviour.compress(rows)
 
     def generate(
         self,
@@ -193,7 +187,7 @@ class Session:
         stop_ids: Sequence[int] = (),
         callback: Callable[[int, int], None] | None = None,
     ) -> list[list[int]]:
-        """Prefills, then generates until a stop id, `max_new_tokens`, or the context's end.
+        """Prefills, then generates until a stop id, `max_new_tokens`, or the end of the row's context or cache.
 
         Every token returned is in the cache, so the next turn's text follows it directly. A stop id ends its row and
         is neither returned nor appended.
@@ -206,111 +200,179 @@ class Session:
             New ids of each row.
         """
         sampler = sampler or Sampler()
+        stops = np.array(sorted(stop_ids), np.int64)
         logits = self.prefill(tokens)
         active = np.array([len(ids) > 0 for ids in self._rows(tokens)])
         generated: list[list[int]] = [[] for _ in range(self.batch)]
         for _ in range(max_new_tokens):
             chosen = sampler(logits)
-            for row in np.flatnonzero(active):
-                if chosen[row] in stop_ids:
-                    active[row] = False
-                    continue
-                generated[row].append(int(chosen[row]))
-                if callback:
-                    callback(int(row), int(chosen[row]))
-                active[row] = self.position[row] < self.max_context
+            active &= ~np.isin(chosen, stops)
+            for row in map(int, np.flatnonzero(active)):
+                # A row at its end ends alone: what it chose has no place.
+                active[row] = self._refusal(row, 1) is None
             if not active.any():
                 break
+            for row in map(int, np.flatnonzero(active)):
+                generated[row].append(int(chosen[row]))
+                if callback:
+                    callback(row, int(chosen[row]))
             logits = self.step(chosen, active)
         return generated
 
+    def save(self, path: Path | str, row: int | None = None) -> None:
+        """Writes the conversation of one row, or of all, to one file: see `runtime.state`.
+
+        Raises:
+            SemkvError: when the file cannot be written.
+        """
+        from semkv_deploy.runtime.state import save_session
+
+        save_session(self, Path(path), row)
+
+    def load(self, path: Path | str, row: int | None = None) -> None:
+        """Goes on with the conversation of a saved session, in place of what one row, or all, held.
+
+        Raises:
+            SemkvError: for a file of another bundle or budget, or a damaged one; the session is as it was then.
+        """
+        from semkv_deploy.runtime.state import load_session
+
+        load_session(self, Path(path), row)
+
+    def check_rows(self, row: int | None = None) -> None:
+        """Fails where a row holds part of what a failed call was given.
+
+        Raises:
+            SemkvError: naming the row.
+        """
+        for number in np.flatnonzero(self._mask(row) & self._broken):
+            raise SemkvError(_BROKEN, where=f"row {number}", fix="reset the row, or the session")
+
+    def _mask(self, row: int | None) -> NDArray[np.bool_]:
+        if row is None:
+            return np.ones(self.batch, bool)
+        if not 0 <= row < self.batch:
+            raise SemkvError("no such row", where="row", expected=f"0 to {self.batch - 1}", got=row)
+        return np.arange(self.batch) == row
+
     def _rows(self, tokens: Tokens | Sequence[Tokens]) -> list[NDArray[np.int64]]:
         single = len(tokens) == 0 or np.ndim(tokens[0]) == 0
-        rows = [np.asarray(ids, np.int64) for ids in ([tokens] if single else tokens)]
+        rows = [self._ids(ids, "prefill") for ids in ([tokens] if single else tokens)]  # type: ignore[arg-type]
         if len(rows) != self.batch:
             raise SemkvError(
                 "wrong number of rows", where="prefill", expected=f"{self.batch} lists of tokens", got=len(rows)
             )
+        for ids in rows:
+            self._check_ids(ids, "prefill")
         return rows
 
-    def _check_context(self, row: int, count: int) -> None:
-        if self.position[row] + count > self.max_context:
+    def _ids(self, tokens: Sequence[int] | NDArray[Any], where: str) -> NDArray[np.int64]:
+        given = np.asarray(tokens)
+        if given.size and not np.issubdtype(given.dtype, np.integer):
+            raise SemkvError("token ids are integers", where=where, expected="integers", got=given.dtype)
+        return given.astype(np.int64)
+
+    def _check_ids(self, ids: NDArray[np.int64], where: str) -> None:
+        if ids.ndim != 1:
+            raise SemkvError("token ids are one list for each row", where=where, got=f"{ids.ndim} dimensions")
+        if ids.size and not 0 <= ids.min() <= ids.max() < self.contract.vocab_size:
+            bad = int(ids[(ids < 0) | (ids >= self.contract.vocab_size)][0])
             raise SemkvError(
+                "no token of the model has this id",
+                where=where,
+                expected=f"0 to {self.contract.vocab_size - 1}",
+                got=bad,
+            )
+
+    def _check_append(self, row: int, count: int) -> None:
+        refusal = self._refusal(row, count)
+        if refusal is not None:
+            raise refusal
+
+    def _refusal(self, row: int, count: int) -> SemkvError | None:
+        """Why a row does not take `count` more tokens."""
+        if not count:
+            return None
+        name = f"row {row}" if self.batch > 1 else "prompt"
+        if self._broken[row]:
+            return SemkvError(_BROKEN, where=name, fix="reset the row, or the session")
+        if self.position[row] + count > self.max_context:
+            return SemkvError(
                 f"{count} more tokens do not fit the context",
-                where=f"row {row}" if self.batch > 1 else "prompt",
+                where=name,
                 expected=f"at most {self.max_context} tokens in all",
                 got=f"{self.position[row]} + {count}",
                 fix="shorten the conversation, or build with a larger --max-context",
             )
-
-    def _prefill_row(self, row: int, ids: NDArray[np.int64], *, every: bool) -> list[NDArray[np.float32]]:
-        pieces = []
-        for start in range(0, len(ids), self.profile.prefill_chunk):
-            piece = ids[start : start + self.profile.prefill_chunk]
-            room = np.zeros(self.batch, np.int64)
-            room[row] = len(piece)
-            self._make_room(room)
-            positions = self.position[row] + np.arange(len(piece))
-            index = np.arange(len(piece)) if every else np.array([len(piece) - 1])
-            logits = self.engine.run(piece[None], positions[None], index[None], self.length[:, row : row + 1], row=row)
-            self._record(row, piece)
-            if every or start + len(piece) == len(ids):
-                pieces.append(logits)
-        return pieces
-
-    def _record(self, row: int, ids: NDArray[np.int64]) -> None:
-        """Counts tokens that were appended to a row, in every layer."""
-        chunk = self._chunks[row].count(self._is_delimiter[ids])
-        slots = self.length[:, row, None] + np.arange(len(ids))
-        layer = np.arange(len(self.length))[:, None]
-        self.slot_chunk[layer, row, :, slots] = chunk[None, :, None]
-        self.slot_position[layer, row, :, slots] = (self.position[row] + np.arange(len(ids)))[None, :, None]
-        self.length[:, row] += len(ids)
-        self.position[row] += len(ids)
-
-    def _make_room(self, count: NDArray[np.int64]) -> None:
-        """Compresses the rows in which some layer has no room for `count[row]` more slots."""
-        full = (self.length + count > self.engine.capacity).any(0)
-        if not full.any():
-            return
-        if self.profile.budget == 1 or self.method.kind == "full":
-            raise SemkvError(
+        if any(behaviour.makes_room for behaviour in self.behaviours):
+            return None
+        if (self.length[:, row, None] + count > self._capacity).any():
+            least = int(self._capacity.min())
+            return SemkvError(
                 "the cache is full and the method does not compress",
-                where=f"budget {self.profile.budget:g}",
-                expected=f"at most {self.engine.capacity} tokens",
+                where=f"{name}, budget {self.contract.budget:g}",
+                expected=f"at most {least} tokens",
+                got=f"{self.kept_slots[row]} + {count}",
                 fix="use a method that compresses, or a larger --max-context",
             )
-        # A row that has room keeps everything: it is at or below a target of the whole capacity.
-        self._compress(np.where(full, self.profile.target, self.engine.capacity))
+        return None
 
-    def _compress(self, target: NDArray[np.int64]) -> None:
-        started = time.perf_counter()
-        recent = np.array([self.method.recent_slots(int(slots)) for slots in target], np.int64)
-        sinks, no_sinks = (np.array(count, np.int64) for count in (self.method.sinks, 0))
-        state, inputs = [], []
-        for layer, thresholds in enumerate(self._thresholds):
-            # In a layer with a sliding window, how far apart slots are is how far apart tokens are, so that nothing
-            # may be merged or taken from the middle: only its oldest slots go.
-            windowed = self._windows[layer] > 0
-            inputs.append(
-                {
-                    "target": target,
-                    "recent": recent,
-                    "sinks": no_sinks if windowed else sinks,
-                    "thresholds": np.full_like(thresholds, NEVER) if windowed else thresholds,
-                }
-            )
-            state.append(
-                {
-                    "length": self.length[layer],
-                    "slot_position": self.slot_position[layer],
-                    "slot_chunk": self.slot_chunk[layer],
-                }
-            )
-        for layer, done in enumerate(self.engine.compress(state, inputs)):
-            self.length[layer] = done.length
-            self.slot_position[layer], self.slot_chunk[layer] = done.slot_position, done.slot_chunk
-            self.stats.levels.update(done.level.tolist())
-            self.stats.evicted += int(done.evicted.sum())
-        self.stats.runs += 1
-        self.stats.seconds += time.perf_counter() - started
+    @contextmanager
+    def _undone_if_failed(self) -> Iterator[None]:
+        """Takes back what a call counted when it fails: what it appended lies in dead slots then.
+
+        What was compressed meanwhile stays so. Rows that then hold part of what was given are broken, and so are all
+        where compressing itself was cut short.
+        """
+        slots = self.slots
+        position, length, chunks = slots.position.copy(), slots.length.copy(), [each.copy() for each in slots.chunks]
+        changes = [behaviour.changes for behaviour in self.behaviours]
+        try:
+            yield
+        except BaseException:
+            if changes == [behaviour.changes for behaviour in self.behaviours]:
+                slots.position[:], slots.length[:], slots.chunks[:] = position, length, chunks
+            elif any(behaviour.changing for behaviour in self.behaviours):
+                self._broken[:] = True
+            else:
+                self._broken |= slots.position != position
+            raise
+
+    def _prefill_row(self, row: int, ids: NDArray[np.int64], *, every: bool) -> Iterator[NDArray[np.float32]]:
+        """Appends a row's tokens in pieces; yields logits `[n,V]`, of every token or of the last."""
+        chunk = self.contract.prefill_chunk
+        for start in range(0, len(ids), chunk):
+            piece = ids[start : start + chunk]
+            room = np.zeros(self.batch, np.int64)
+            room[row] = len(piece)
+            self._before_append(room)
+            index = np.arange(len(piece)) if every else np.array([len(piece) - 1])
+            logits = self._run(piece[None], slice(row, row + 1), row, index[None])[0]
+            self._appended(row, piece)
+            if every or start + len(piece) == len(ids):
+                yield logits.copy()
+
+    def _run(
+        self, ids: NDArray[np.int64], rows: slice, row: int | None, logits_index: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """Logits `[n,R,V]` of tokens `[n,S]` at the rows' positions."""
+        count = ids.shape[1]
+        feeds = {
+            "input_ids": ids,
+            "position_ids": self.position[rows, None] + np.arange(count),
+            "logits_index": logits_index,
+            "length": self.length[:, rows],
+        }
+        for behaviour in self.behaviours:
+            feeds.update(behaviour.step_inputs(rows, count))
+        logits: NDArray[np.float32] = self.engine.run(DECODE, feeds, row=row)["logits"]
+        return logits
+
+    def _before_append(self, count: NDArray[np.int64]) -> None:
+        for behaviour in self.behaviours:
+            behaviour.before_append(count)
+
+    def _appended(self, row: int, ids: NDArray[np.int64]) -> None:
+        self.slots.append(row, ids)
+        for behaviour in self.behaviours:
+            behaviour.appended(row, ids)

@@ -1,15 +1,9 @@
-"""Token ids to text and back, and to the chunks that delimiters cut them into."""
+"""Token ids to text and back."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from typing import Any
 
 
 def load_tokenizer(root: Path) -> Any:
@@ -17,30 +11,6 @@ def load_tokenizer(root: Path) -> Any:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(str(root / "tokenizer"))
-
-
-def delimiter_table(token_ids: Sequence[int], vocab_size: int) -> NDArray[np.bool_]:
-    """`[vocab]` bool, true for delimiters (ids past the model's vocabulary are ignored)."""
-    table = np.zeros(vocab_size, bool)
-    table[[token for token in token_ids if token < vocab_size]] = True
-    return table
-
-
-class ChunkCounter:
-    """Numbers the chunks of a growing text: a chunk opens with the first token that is no delimiter after one that is.
-
-    A delimiter has the number of the chunk it closes.
-    """
-
-    def __init__(self) -> None:
-        self._chunk, self._after_delimiter = 0, False
-
-    def count(self, delimiter: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """`slot_chunk` of the next tokens: `2 * chunk + (1 if delimiter)`; `delimiter` `[n]`, n > 0."""
-        before = np.concatenate(([self._after_delimiter], delimiter[:-1]))
-        chunk = self._chunk + np.cumsum(before & ~delimiter)
-        self._chunk, self._after_delimiter = int(chunk[-1]), bool(delimiter[-1])
-        return (2 * chunk + delimiter).astype(np.int64)
 
 
 class TextStream:

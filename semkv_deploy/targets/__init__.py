@@ -11,6 +11,9 @@ from semkv_deploy.errors import SemkvError
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
 
+    from semkv_deploy.bundle.opened import OpenedBudget
+    from semkv_deploy.targets.engine import Engine
+
 TensorRTTarget = Literal["tensorrt", "tensorrt-rtx"]
 
 
@@ -89,3 +92,22 @@ def require_runnable(target: str) -> None:
     missing = TO_RUN[target]()
     if missing:
         raise SemkvError("does not run on this machine", where=f"--target {target}", fix=missing)
+
+
+def open_engine(built: OpenedBudget, *, batch: int = 1, threads: int | None = None, in_place: bool = True) -> Engine:
+    """The engine of the runtime that a budget was built for, its buffers empty.
+
+    Args:
+        batch: rows; of a TensorRT target those that were built for.
+        threads, in_place: see `onnxruntime.engine.OnnxRuntimeEngine`; the others ignore them.
+
+    Raises:
+        SemkvError: when the target does not run here, or not with this batch.
+    """
+    if is_tensorrt(built.contract.target):
+        from semkv_deploy.targets.tensorrt.engine import TensorRTEngine
+
+        return TensorRTEngine(built, batch=batch)
+    from semkv_deploy.targets.onnxruntime.engine import OnnxRuntimeEngine
+
+    return OnnxRuntimeEngine(built, batch=batch, threads=threads, in_place=in_place)

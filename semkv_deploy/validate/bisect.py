@@ -9,13 +9,16 @@ appended to the caches and what comes out; of a compression, the outputs of ever
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from semkv_deploy.methods.layout import DECODE
+from semkv_deploy.model import names
+from semkv_deploy.targets.engine import graph_for
 from semkv_deploy.targets.onnxruntime.engine import onnxruntime
 from semkv_deploy.validate.compare import Tolerance, difference, live_rows
 from semkv_deploy.validate.runner import StatefulRunner
@@ -25,8 +28,7 @@ if TYPE_CHECKING:
     import onnx
     from numpy.typing import NDArray
 
-    from semkv_deploy.model.config import ModelFacts
-    from semkv_deploy.runtime.session import Session
+    from semkv_deploy.targets.engine import Feeds
     from semkv_deploy.validate.checks import Graphs
     from semkv_deploy.validate.scenario import Event
 
@@ -67,11 +69,9 @@ class _Found(Exception):
 
 
 def bisect(
-    open_reference: Callable[[], Session],
     reference: Graphs,
     candidate: Graphs,
     *,
-    facts: ModelFacts,
     tolerance: Tolerance,
     events: Sequence[Event],
     failing: int,
@@ -79,17 +79,17 @@ def bisect(
     """The first layer and tensor of `candidate` that differ in event number `failing`.
 
     Args:
-        open_reference: a session on the reference's graphs.
         reference, candidate: the two graphs.
         tolerance: what tensors may differ by: caches' for all, slots exactly.
         events: the scenario's events up to the failing one at least.
     """
-    runner = StatefulRunner("reference", open_reference, len(events[0].count))
+    batch = len(events[0].count)
+    runner = StatefulRunner("reference", lambda: reference.open(batch), batch)
     with runner:
         for event in events[:failing]:
             runner.infer(event.feed())
         assert runner.session is not None and runner.error is None, runner.error
-        probe = _Probe(runner, reference, candidate, facts, tolerance)
+        probe = _Probe(runner, reference, candidate, tolerance)
         runner.engine.before_call = probe
         runner.stopped = False
         event = events[failing]
@@ -107,46 +107,39 @@ def bisect(
 class _Probe:
     """Compares both graphs on each call that the reference is about to make."""
 
-    def __init__(
-        self, runner: StatefulRunner, reference: Graphs, candidate: Graphs, facts: ModelFacts, tolerance: Tolerance
-    ) -> None:
-        self._runner, self._facts, self._tolerance = runner, facts, tolerance
+    def __init__(self, runner: StatefulRunner, reference: Graphs, candidate: Graphs, tolerance: Tolerance) -> None:
+        self._runner, self._tolerance = runner, tolerance
         self._reference, self._candidate = reference, candidate
-        self._decoders: dict[Path, tuple[_Exposed, _Exposed]] = {}
+        self._decoders: dict[str, tuple[_Exposed, _Exposed]] = {}
 
-    def __call__(self, kind: str, call: dict[str, Any]) -> None:
-        if kind == "run":
-            self._decoder(**call)
+    def __call__(self, program: str, feeds: Any, row: int | None) -> None:
+        if program == DECODE:
+            self._decoder(feeds, row)
         else:
-            self._compressor(**call)
+            self._compressor(feeds)
 
-    def _decoder(
-        self,
-        tokens: NDArray[np.int64],
-        positions: NDArray[np.int64],
-        logits_index: NDArray[np.int64],
-        length: NDArray[np.int64],
-        row: int | None,
-    ) -> None:
-        candidate = self._candidate
-        if row is not None and candidate.prefill is not None:
-            candidate = candidate._replace(decoder=candidate.prefill)
-        if candidate.decoder not in self._decoders:
-            self._decoders[candidate.decoder] = expose(self._reference, candidate)
-        decoders = self._decoders[candidate.decoder]
+    def _decoder(self, feeds: Feeds, row: int | None) -> None:
+        contract, engine = self._reference.opened.contract, self._runner.engine
+        count = feeds["input_ids"].shape[1]
+        graph = graph_for(self._candidate.opened.contract.decoders, prompt=row is not None or count > 1)
+        if graph.name not in self._decoders:
+            self._decoders[graph.name] = expose(self._reference, self._candidate, graph.name)
+        decoders = self._decoders[graph.name]
         rows = slice(None) if row is None else slice(row, row + 1)
-        small = {"input_ids": tokens, "position_ids": positions, "logits_index": logits_index, "length": length}
-        caches = [(layer.key[rows], layer.value[rows], layer.bias[rows]) for layer in self._runner.engine.layers]
-        ours, theirs = (graph.run(small, caches) for graph in decoders)
-        count = tokens.shape[1]
+        groups = contract.cache.groups
+        caches = [
+            tuple(engine.read(name, number)[rows] for name in ("key", "value", "slot_bias"))
+            for number in range(len(groups))
+        ]
+        ours, theirs = (graph.run(feeds, caches) for graph in decoders)
         name = f"prefill of {count} rows" if count > 1 else "decode"
-        after = length + count
+        after = feeds["length"] + count
         for place in places(*decoders):
             expected, got = ours[place.reference], theirs[place.candidate]
             if place.cache:
-                layer = place.layer or 0
-                shape = (len(tokens), self._facts.kv_heads, -1, self._facts.head_dim)
-                expected, got = (live_rows(array.reshape(shape), after[layer]) for array in (expected, got))
+                number = place.group if place.group is not None else place.layer or 0
+                shape = (len(after[0]), len(groups[number].heads), -1, contract.head_dim)
+                expected, got = (live_rows(array.reshape(shape), after[number]) for array in (expected, got))
             if expected.size != got.size:
                 continue
             expected, got = _same_layout(expected, got)
@@ -157,22 +150,22 @@ class _Probe:
                         layer=place.layer,
                         what=place.what,
                         tensor=place.candidate,
-                        call=f"{name} at position {int(positions[0, 0])}",
+                        call=f"{name} at position {int(feeds['position_ids'][0, 0])}",
                         max_absdiff=result.max_absdiff,
                     )
                 )
 
-    def _compressor(self, state: Sequence[dict[str, NDArray[np.int64]]], inputs: Sequence[dict[str, Any]]) -> None:
-        assert self._reference.compressor is not None and self._candidate.compressor is not None
-        sessions = [
-            _session(path.read_bytes(), path.parent)
-            for path in (self._reference.compressor, self._candidate.compressor)
-        ]
-        for number, buffers in enumerate(self._runner.engine.layers):
-            feed = {"key_cache": buffers.key, "value_cache": buffers.value, "slot_bias": buffers.bias}
-            feed.update(state[number], **inputs[number])
-            ours, theirs = (run_compressor(session, feed) for session in sessions)
-            live = np.arange(buffers.key.shape[2]) < ours["length_out"][:, None]
+    def _compressor(self, feeds: dict[int, Feeds]) -> None:
+        engine, groups = self._runner.engine, self._reference.opened.contract.cache.groups
+        ours_of, theirs_of = (_compressors(graphs) for graphs in (self._reference, self._candidate))
+        for number, given in feeds.items():
+            state = {
+                "key_cache": engine.read("key", number),
+                "value_cache": engine.read("value", number),
+                "slot_bias": engine.read("slot_bias", number),
+            }
+            ours, theirs = (run_compressor(of[number], {**state, **given}) for of in (ours_of, theirs_of))
+            live = np.arange(groups[number].capacity) < ours["length_out"][:, None]
             for what, name, limit in _COMPRESSED:
                 first, second = ours[name], theirs[name]
                 if first.ndim > 2:
@@ -182,13 +175,23 @@ class _Probe:
                 if result.where is not None:
                     raise _Found(
                         Bisection(
-                            layer=number,
+                            layer=groups[number].layer,
                             what=what,
                             tensor=name,
-                            call=f"compression of {int(state[number]['length'].max())} slots",
+                            call=f"compression of {int(given['length'].max())} slots",
                             max_absdiff=result.max_absdiff,
                         )
                     )
+
+
+def _compressors(graphs: Graphs) -> dict[int, Any]:
+    """By group, a session on its compressor."""
+    sessions = {}
+    for graph in graphs.opened.contract.compressors:
+        path = graphs.opened.path(graph.onnx)
+        session = _session(path.read_bytes(), path.parent)
+        sessions.update(dict.fromkeys(graph.groups, session))
+    return sessions
 
 
 _COMPRESSED = (
@@ -205,9 +208,10 @@ _COMPRESSED = (
 
 
 class Place(NamedTuple):
-    """A tensor to compare: its layer, what it is, its name in both graphs, and whether it is a whole cache."""
+    """A tensor to compare: its layer and, of several, its group; what it is; both names; whether it is a cache."""
 
     layer: int | None
+    group: int | None
     what: str
     reference: str
     candidate: str
@@ -226,9 +230,7 @@ class _Exposed:
         exposed = ModifyOutputs(model, self._outputs, copy=True)()
         self._session = _session(exposed.SerializeToString(), folder)
 
-    def run(
-        self, small: dict[str, NDArray[np.int64]], caches: Sequence[tuple[NDArray[Any], ...]]
-    ) -> dict[str, NDArray[Any]]:
+    def run(self, small: Feeds, caches: Sequence[tuple[NDArray[Any], ...]]) -> dict[str, NDArray[Any]]:
         """All outputs, for caches `(key, value, bias)` by layer, which are copied."""
         ort = onnxruntime()
         binding = self._session.io_binding()
@@ -240,7 +242,7 @@ class _Exposed:
             held[value.name] = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array).copy())
             binding.bind_ortvalue_input(value.name, held[value.name])
         for name in self._outputs:
-            past = name.replace("present.", "past_key_values.", 1)
+            past = names.past_of(name)
             if self._in_place and past in held and past != name:
                 binding.bind_ortvalue_output(name, held[past])
             else:
@@ -252,9 +254,9 @@ class _Exposed:
 
 def _cache(value: Any, caches: Sequence[tuple[NDArray[Any], ...]]) -> NDArray[Any]:
     """The cache that a decoder input named `past_key_values.NN.part` or `slot_bias.NN` takes, in its type and shape."""
-    family, number, *part = value.name.removeprefix("past_").split(".")
+    _, number, *part = value.name.removeprefix("past_").split(".")
     key, content, bias = caches[int(number)]
-    if family == "slot_bias":
+    if names.is_slot_bias(value.name):
         return bias
     array = key if part == ["key"] else content
     if value.shape[1] == 1 != array.shape[1]:
@@ -270,16 +272,18 @@ def _session(model: bytes, folder: Path) -> Any:
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def expose(reference: Graphs, candidate: Graphs) -> tuple[_Exposed, _Exposed]:
-    """Both decoders with everything exposed that `places` compares."""
+def expose(reference: Graphs, candidate: Graphs, name: str) -> tuple[_Exposed, _Exposed]:
+    """The reference's decoder and the candidate's of this name, with everything exposed that `places` compares."""
     import onnx
 
-    models = [onnx.load(graphs.decoder, load_external_data=False) for graphs in (reference, candidate)]
+    decoders = {graph.name: candidate.opened.path(graph.onnx) for graph in candidate.opened.contract.decoders}
+    paths = (reference.decoders[0], decoders[name])
+    models = [onnx.load(path, load_external_data=False) for path in paths]
     common = _common(models[0].graph, models[1].graph)
     made = []
-    for model, graphs in zip(models, (reference, candidate), strict=True):
-        inside = [name for part in _parts(model.graph).values() for name in part.values()]
-        made.append(_Exposed(model, graphs.decoder.parent, [*common, *inside], graphs.in_place))
+    for model, path, graphs in zip(models, paths, (reference, candidate), strict=True):
+        inside = [tensor for part in _parts(model.graph).values() for tensor in part.values()]
+        made.append(_Exposed(model, path.parent, [*common, *inside], graphs.in_place))
     return made[0], made[1]
 
 
@@ -289,15 +293,15 @@ def places(reference: _Exposed, candidate: _Exposed) -> Iterator[Place]:
     ours, theirs = _parts(reference.graph), _parts(candidate.graph)
     order = {name: number for number, node in enumerate(reference.graph.node) for name in node.output}
     found: list[tuple[tuple[int, int], Place]] = []
-    for layer, parts in ours.items():
+    for key, parts in ours.items():
         step = order[parts["attention output"]]
         for rank, (what, name) in enumerate(parts.items()):
-            if what in theirs.get(layer, {}):
-                found.append(((step, rank), Place(layer, what, name, theirs[layer][what], what.startswith("cache"))))
+            if what in theirs.get(key, {}):
+                found.append(((step, rank), Place(*key, what, name, theirs[key][what], what.startswith("cache"))))
     for name in common:
         match = re.match(r"layers\.(\d+)", name)
         layer_of = int(match[1]) if match else None
-        found.append(((order[name], -1), Place(layer_of, _role(name), name, name, False)))
+        found.append(((order[name], -1), Place(layer_of, None, _role(name), name, name, False)))
     yield from (place for _, place in sorted(found, key=lambda item: (item[0], item[1].what)))
 
 
@@ -307,8 +311,8 @@ def _role(name: str) -> str:
     return f"output of {module}" if module else "output of the layer" if name.startswith("layers.") else name
 
 
-def _parts(graph: onnx.GraphProto) -> dict[int, dict[str, str]]:
-    """For each layer, what goes into and comes out of attention: `{layer: {what: tensor}}`.
+def _parts(graph: onnx.GraphProto) -> dict[tuple[int, int | None], dict[str, str]]:
+    """For each layer (and group, where it has several), what goes into attention and comes out: `{what: tensor}`.
 
     Knows `NexusAttention`, `GroupQueryAttention`, and `TensorScatter` with `Attention` or two products in its place.
     """
@@ -316,14 +320,14 @@ def _parts(graph: onnx.GraphProto) -> dict[int, dict[str, str]]:
     for node in graph.node:
         for name in node.input:
             readers.setdefault(name, node)
-    found: dict[int, dict[str, str]] = {}
+    found: dict[tuple[int, int | None], dict[str, str]] = {}
     for node in graph.node:
-        match = re.fullmatch(r"layers\.(\d+)\.(attention|key_append|value_append)", node.name)
+        match = re.fullmatch(r"layers\.(\d+)(?:\.group\.(\d+))?\.(attention|key_append|value_append)", node.name)
         if not match:
             continue
-        parts = found.setdefault(int(match[1]), {})
-        if match[2] != "attention":
-            part = match[2].removesuffix("_append")
+        parts = found.setdefault((int(match[1]), int(match[2]) if match[2] else None), {})
+        if match[3] != "attention":
+            part = match[3].removesuffix("_append")
             parts[part], parts[f"cache append ({part})"] = node.input[1], node.output[0]
         elif node.op_type in ("NexusAttention", "GroupQueryAttention"):
             parts.update(query=node.input[0], key=node.input[1], value=node.input[2])

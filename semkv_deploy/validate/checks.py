@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from semkv_deploy.bundle import TensorRTRecord
+from semkv_deploy.bundle.contract import graph_contract
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.lint.aliases import alias_map, check_alias_safety
-from semkv_deploy.runtime.open import session_on, tensorrt_engine
-from semkv_deploy.targets import TO_RUN
+from semkv_deploy.targets import TO_RUN, open_engine
 from semkv_deploy.targets.onnxruntime.engine import OnnxRuntimeEngine
 from semkv_deploy.validate import weights
 from semkv_deploy.validate.compare import AS_SHIPPED, FLOAT16, INT8
-from semkv_deploy.validate.split import SplitEngine
 
 if TYPE_CHECKING:
-    from semkv_deploy.bundle import BuiltProfile, Bundle, TargetRecord, TensorRTBudget
-    from semkv_deploy.bundle.contract import Phase
-    from semkv_deploy.runtime.session import Engine, Session
+    from collections.abc import Mapping
 
-PORTABLE = "onnx/decoder.onnx"
+    from semkv_deploy.bundle import BudgetRecord, Bundle, OnnxRuntimeRecord, OpenedBudget
+    from semkv_deploy.bundle.contract import GraphContract
+    from semkv_deploy.targets.engine import Engine
 
 STRICT = "same weights, float32"
 
@@ -30,18 +30,53 @@ BATCH = 2
 
 
 class Graphs(NamedTuple):
-    """A decoder, its compressor (None: the profile never compresses), and how the decoder's caches are bound.
+    """What is run: a budget's contract and files, and how.
 
     Attributes:
-        prefill: graph of prompts, where the decoder is one of steps only.
-        engines: target whose engines of these graphs run, on the GPU; None: the graphs themselves do.
+        opened: the contract; its graphs may be rewritten ones, outside the bundle.
+        in_place: bind each cache to the decoder's input and output alike, or copy.
+        engines: run the engines on the GPU; else the graphs in ONNX Runtime, whatever the target.
     """
 
-    decoder: Path
-    compressor: Path | None
+    opened: OpenedBudget
     in_place: bool
-    prefill: Path | None = None
-    engines: str | None = None
+    engines: bool = False
+
+    @property
+    def decoders(self) -> tuple[Path, ...]:
+        """Files of the decoder's graphs."""
+        return tuple(self.opened.path(graph.onnx) for graph in self.opened.contract.decoders)
+
+    def open(self, batch: int) -> Engine:
+        """An engine on them."""
+        if self.engines:
+            return open_engine(self.opened, batch=batch)
+        return OnnxRuntimeEngine(self.opened, batch=batch, in_place=self.in_place)
+
+    def with_files(self, files: Mapping[str, Path], dtype: str | None = None) -> Graphs:
+        """The same with other graphs in place of some, by name; `dtype`: of their caches, where that is another."""
+        import onnx
+
+        def replaced(graph: GraphContract) -> GraphContract:
+            if graph.name not in files:
+                return graph
+            path = files[graph.name]
+            model = onnx.load(path, load_external_data=False)
+            return graph_contract(model, graph.name, graph.phase, str(path), groups=graph.groups, aliases=graph.aliases)
+
+        contract = self.opened.contract
+        if dtype is not None:
+            contract = contract.model_copy(update={"dtype": dtype})
+        for name, program in contract.programs.items():
+            contract = contract.with_graphs(name, [replaced(graph) for graph in program.graphs])
+        return self._replace(opened=dataclasses.replace(self.opened, contract=contract))
+
+    def with_decoder(self, path: Path | None) -> Graphs:
+        """The same with another decoder for prompts and steps (None: as it is)."""
+        if path is None:
+            return self
+        (decoder,) = self.opened.contract.decoders
+        return self.with_files({decoder.name: path})
 
 
 @dataclass
@@ -76,56 +111,40 @@ class Check:
     passed: str | None = None
 
 
-def open_session(bundle: Bundle, profile: BuiltProfile, graphs: Graphs, batch: int) -> Session:
-    """The session that `runtime.open.open_session` gives, on graphs of our choice."""
-    facts, method = bundle.manifest.model, bundle.manifest.method
-    options: dict[str, Any] = {
-        "facts": facts,
-        "batch": batch,
-        "capacity": profile.capacity,
-        "groups": method.groups(facts.kv_heads),
-        "in_place": graphs.in_place,
-    }
-    engine: Engine
-    if graphs.engines:
-        record = bundle.target(graphs.engines)
-        assert isinstance(record, TensorRTRecord)
-        engine = tensorrt_engine(bundle, record, profile, batch)
-    elif graphs.prefill:
-        engine = SplitEngine(graphs.prefill, graphs.decoder, graphs.compressor, **options)
-    else:
-        engine = OnnxRuntimeEngine(graphs.decoder, graphs.compressor, **options)
-    return session_on(bundle, profile, engine)
+def reference_graphs(bundle: Bundle, budget: float) -> Graphs:
+    """The portable graphs: function bodies in float32, caches copied.
+
+    Raises:
+        SemkvError: when the bundle was built without them.
+    """
+    return Graphs(bundle.portable(budget), in_place=False)
 
 
-def reference_graphs(bundle: Bundle, profile: BuiltProfile) -> Graphs:
-    """The portable graphs: function bodies in float32, caches copied."""
-    compressor = bundle.root / "onnx" / "compressor.onnx"
-    compresses = profile.budget < 1 and compressor.exists()
-    return Graphs(bundle.root / PORTABLE, compressor if compresses else None, in_place=False)
-
-
-def checks(bundle: Bundle, profile: BuiltProfile, target: str, folder: Path) -> list[Check]:
+def checks(bundle: Bundle, budget: float, target: str, folder: Path) -> list[Check]:
     """The checks of one target at one budget; graphs rewritten for them are written to `folder`."""
     record = bundle.target(target)
+    built = next((built for built in record.budgets if built.contract.budget == budget), None)
+    if built is None:
+        return [Check(target, "graphs", skipped="not run: the target was not built for this budget")]
+    graphs = Graphs(bundle.built(target, budget), in_place=True)
+    portable = reference_graphs(bundle, budget).decoders[0]
     if isinstance(record, TensorRTRecord):
-        return _tensorrt(bundle, profile, target, record, folder)
-    return _onnxruntime(bundle, profile, target, record, folder)
+        return _tensorrt(graphs, portable, target, record, built, folder)
+    return _onnxruntime(graphs, portable, target, record, folder)
 
 
-def _onnxruntime(bundle: Bundle, profile: BuiltProfile, target: str, record: TargetRecord, folder: Path) -> list[Check]:
-    decoder = bundle.root / record.decoder
-    compressor = bundle.root / record.compressor if record.compressor and profile.budget < 1 else None
-    in_place, copying = Graphs(decoder, compressor, True), Graphs(decoder, compressor, False)
-    found = [_aliases(target, "aliases", decoder, record.aliases)]
+def _onnxruntime(in_place: Graphs, portable: Path, target: str, record: OnnxRuntimeRecord, folder: Path) -> list[Check]:
+    copying = in_place._replace(in_place=False)
+    (graph,), (decoder,) = in_place.opened.contract.decoders, in_place.decoders
+    found = [_aliases(target, "aliases", decoder, graph.aliases)]
     if record.weights == "fp32":
         found += [Check(target, "in place", STRICT, in_place), Check(target, "copying", STRICT, copying)]
     else:
         try:
-            reference = weights.with_target_weights(bundle.root / PORTABLE, decoder, folder)
+            reference = weights.with_target_weights(portable, decoder, folder)
         except SemkvError as error:
             return [*found, Check(target, "weights", failed=str(error))]
-        exact = Graphs(weights.with_float32_activations(decoder, folder), compressor, True)
+        exact = in_place.with_decoder(weights.with_float32_activations(decoder, folder))
         found += [
             Check(target, "weights", passed=f"{record.weights} weights are the model's, rounded"),
             Check(target, "float32 activations", STRICT, exact, reference),
@@ -135,32 +154,34 @@ def _onnxruntime(bundle: Bundle, profile: BuiltProfile, target: str, record: Tar
     return [*found, Check(target, "in place = copying", "same arithmetic", pair=("in place", "copying"))]
 
 
-def _tensorrt(bundle: Bundle, profile: BuiltProfile, target: str, record: TensorRTRecord, folder: Path) -> list[Check]:
+def _tensorrt(
+    graphs: Graphs, portable: Path, target: str, record: TensorRTRecord, built: BudgetRecord, folder: Path
+) -> list[Check]:
     """The graphs that engines were built from, run in ONNX Runtime as a host runs the engines; then the engines."""
-    built = next((built for built in record.budgets if built.contract.budget == profile.budget), None)
-    if built is None:
-        return [Check(target, "graphs", skipped="not run: the target was not built for this budget")]
-    paths: dict[Phase, Path] = {engine.phase: bundle.root / engine.onnx for engine in built.engines}
-    aliases = {graph.phase: graph.aliases for graph in built.contract.graphs}
-    decoders = {phase: path for phase, path in paths.items() if phase != "compressor"}
-    found = [_aliases(target, f"{phase} aliases", path, aliases.get(phase, {})) for phase, path in decoders.items()]
+    contract, batch = built.contract, built.contract.batch or BATCH
+    paths = {graph.name: graphs.opened.path(graph.onnx) for graph in contract.graphs}
+    phases = [graph.phase for graph in contract.decoders]
+    found = [
+        _aliases(target, f"{graph.phase} aliases", paths[graph.name], graph.aliases) for graph in contract.decoders
+    ]
     reference: Path | None = None
     if record.dtype != "float32":
         try:
-            reference = weights.with_target_weights(bundle.root / PORTABLE, next(iter(decoders.values())), folder)
+            reference = weights.with_target_weights(portable, graphs.decoders[0], folder)
         except SemkvError as error:
             return [*found, Check(target, "weights", failed=str(error))]
         found.append(Check(target, "weights", passed=f"{record.dtype} weights are the model's, rounded"))
-    ran = ", ".join(path.relative_to(bundle.root).as_posix() for path in paths.values())
+    ran = ", ".join(graph.onnx for graph in contract.graphs)
+    shipped = graphs
     if record.plugins:
         ran += f"; plugin nodes ({', '.join(record.plugins)}) as their operators' bodies, the plugins are not run"
-        paths = {phase: weights.with_function_bodies(path, folder) for phase, path in paths.items()}
-    shipped = _host(paths)
-    name, batch = f"{' and '.join(decoders)} graph{'s' if len(decoders) > 1 else ''}", built.contract.batch
+        paths = {name: weights.with_function_bodies(path, folder) for name, path in paths.items()}
+        shipped = graphs.with_files(paths)
+    name = f"{' and '.join(phases)} graph{'s' if len(phases) > 1 else ''}"
     if reference is None:
         found.append(Check(target, name, STRICT, shipped, batch=batch, ran=ran))
     else:
-        exact = _host({phase: weights.in_float32(path, folder) for phase, path in paths.items()})
+        exact = shipped.with_files({n: weights.in_float32(path, folder) for n, path in paths.items()}, "float32")
         found.append(
             Check(target, f"{name} in float32", STRICT, exact, reference, batch=batch, ran=f"{ran}; all in float32")
         )
@@ -168,26 +189,18 @@ def _tensorrt(bundle: Bundle, profile: BuiltProfile, target: str, record: Tensor
         found.append(
             Check(target, f"{name} in float16", FLOAT16, shipped, reference, batch=batch, ran=ran, optional=True)
         )
-    return [*found, _engines(target, record, built, shipped, reference)]
+    return [*found, _engines(target, record, graphs, batch, reference)]
 
 
-def _host(paths: dict[Phase, Path]) -> Graphs:
-    """The graphs of all phases as a host runs them: caches in place, prompts by the prefill graph if there is one."""
-    decoder = paths.get("decoder") or paths["decode"]
-    return Graphs(decoder, paths.get("compressor"), in_place=True, prefill=paths.get("prefill"))
-
-
-def _engines(
-    target: str, record: TensorRTRecord, built: TensorRTBudget, graphs: Graphs, reference: Path | None
-) -> Check:
+def _engines(target: str, record: TensorRTRecord, graphs: Graphs, batch: int, reference: Path | None) -> Check:
     """The engines themselves, where they run."""
-    plans = [engine.plan for engine in built.engines if engine.plan is not None]
+    plans = [graph.plan for graph in graphs.opened.contract.graphs if graph.plan is not None]
     if gap := TO_RUN[target]() if plans else "no engines were built":
         bodies = f", with the bodies of {', '.join(record.plugins)} in place of the plugins" if record.plugins else ""
         return Check(target, "engines", skipped=f"not run: {gap}; their graphs are checked here{bodies}")
     # What they round is not what ONNX Runtime rounds, in float32 either: the graphs beside them are checked strictly.
-    tolerance, engines = AS_SHIPPED[record.dtype], graphs._replace(engines=target)
-    return Check(target, "engines", tolerance, engines, reference, batch=built.contract.batch, ran=", ".join(plans))
+    tolerance, engines = AS_SHIPPED[record.dtype], graphs._replace(engines=True)
+    return Check(target, "engines", tolerance, engines, reference, batch=batch, ran=", ".join(plans))
 
 
 def _aliases(target: str, name: str, decoder: Path, aliases: dict[str, str]) -> Check:

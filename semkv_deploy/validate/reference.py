@@ -5,89 +5,99 @@ Slow and obvious; every target's logits, caches and chosen slots are compared wi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from semkv_deploy.methods.reference import compress
-from semkv_deploy.targets.onnxruntime.engine import Compressed
+from semkv_deploy.model.names import cache_names, present_names
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from semkv_deploy.methods.base import Method
+    from semkv_deploy.bundle.contract import Contract
+    from semkv_deploy.bundle.opened import OpenedBudget
+    from semkv_deploy.methods import Method
     from semkv_deploy.model.config import ModelFacts
+    from semkv_deploy.targets.engine import Array, Feeds
+
+_INPUT = {"key": "key_cache", "value": "value_cache", "slot_bias": "slot_bias"}
 
 
 class ReferenceEngine:
-    """What `targets.onnxruntime.engine.OnnxRuntimeEngine` does, with torch tensors."""
+    """Follows a contract whose groups are one a layer, with torch tensors: a `targets.engine.Engine`."""
 
-    def __init__(self, model: PreTrainedModel, *, facts: ModelFacts, method: Method, batch: int, capacity: int) -> None:
-        from semkv_deploy.export.decoder import ReferenceDecoder, cache_names, present_names
+    def __init__(
+        self, opened: OpenedBudget, model: PreTrainedModel, *, facts: ModelFacts, method: Method, batch: int
+    ) -> None:
+        from semkv_deploy.export.decoder import ReferenceDecoder
 
-        self.facts, self.method, self.batch, self.capacity = facts, method, batch, capacity
-        self.groups = method.groups(facts.kv_heads)
+        self.opened, self.facts, self.method, self.batch = opened, facts, method, batch
+        layers = facts.layers
         self._decoder = ReferenceDecoder(model)
-        self._names = [
-            (cache_names(layer, facts.layers), present_names(layer, facts.layers)) for layer in range(facts.layers)
-        ]
-        self._caches = self._decoder.empty_caches(batch, capacity)
+        self._names = [(cache_names(layer, layers), present_names(layer, layers)) for layer in range(layers)]
+        self.reset()
 
-    def layer(self, number: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.float32]]:
-        """Key, value `[B,H,C,D]` and bias `[B,H,C]` of a layer."""
-        key, value, bias = (self._caches[name].numpy() for name in self._names[number][0])
-        return key, value, bias
+    @property
+    def contract(self) -> Contract:
+        return self.opened.contract
+
+    def _tensor(self, buffer: str, group: int) -> str:
+        return self._names[group][0][list(_INPUT).index(buffer)]
+
+    def read(self, buffer: str, group: int) -> Array:
+        array: Array = self._caches[self._tensor(buffer, group)].numpy()
+        return array
+
+    def write(self, buffer: str, group: int, array: Array) -> None:
+        import torch
+
+        self._caches[self._tensor(buffer, group)] = torch.from_numpy(array.copy())
 
     def cache_bytes(self) -> int:
-        """Bytes of all cache tensors."""
         return sum(cache.nbytes for cache in self._caches.values())
 
-    def reset(self) -> None:
-        self._caches = self._decoder.empty_caches(self.batch, self.capacity)
+    def reset(self, row: int | None = None) -> None:
+        empty = self._decoder.empty_caches(self.batch, self.contract.capacity)
+        # One capacity for all layers while they are made; then each group's own.
+        for group, of in enumerate(self.contract.cache.groups):
+            for name in self._names[group][0]:
+                empty[name] = empty[name][:, :, : of.capacity]
+        if row is None:
+            self._caches: dict[str, Tensor] = empty
+        else:
+            for name, cache in empty.items():
+                self._caches[name][row] = cache[row]
 
-    def run(
-        self,
-        tokens: NDArray[np.int64],
-        positions: NDArray[np.int64],
-        logits_index: NDArray[np.int64],
-        length: NDArray[np.int64],
-        row: int | None = None,
-    ) -> NDArray[np.float32]:
+    def run(self, program: str, feeds: Feeds, *, row: int | None = None) -> dict[str, Array]:
         import torch
 
         rows = slice(None) if row is None else slice(row, row + 1)
         inputs: dict[str, Tensor] = {name: cache[rows] for name, cache in self._caches.items()}
-        small = {"input_ids": tokens, "position_ids": positions, "logits_index": logits_index, "length": length}
-        inputs.update({name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in small.items()})
+        inputs.update({name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in feeds.items()})
         outputs = self._decoder(inputs)
         for (key, value, _), (new_key, new_value) in self._names:
             self._caches[key][rows], self._caches[value][rows] = outputs[new_key], outputs[new_value]
-        return outputs["logits"].float().numpy()
+        return {"logits": outputs["logits"].float().numpy()}
 
-    def compress(
-        self, state: Sequence[dict[str, NDArray[np.int64]]], inputs: Sequence[dict[str, Any]]
-    ) -> list[Compressed]:
-        return [self._compress_layer(*layer) for layer in zip(range(len(state)), state, inputs, strict=True)]
+    def run_groups(self, program: str, feeds: Mapping[int, Feeds]) -> dict[int, dict[str, Array]]:
+        return {group: self._run_group(program, group, given) for group, given in feeds.items()}
 
-    def _compress_layer(self, layer: int, state: dict[str, NDArray[np.int64]], inputs: dict[str, Any]) -> Compressed:
+    def _run_group(self, program: str, group: int, feeds: Feeds) -> dict[str, Array]:
         import torch
 
-        names = self._names[layer][0]
-        before = dict(zip(("key_cache", "value_cache", "slot_bias"), (self._caches[n] for n in names), strict=True))
-        before.update({name: torch.from_numpy(array.copy()) for name, array in state.items()})
-        after = compress(
-            self.method,
-            self.facts,
-            before,
-            target=torch.from_numpy(inputs["target"]),
-            sinks=int(inputs["sinks"]),
-            recent=torch.from_numpy(inputs["recent"]),
-            thresholds=inputs["thresholds"].tolist(),
-        )
-        for name, part in zip(names, ("key_cache", "value_cache", "slot_bias"), strict=True):
-            self._caches[name] = after[part]
-        small = ("length", "slot_position", "slot_chunk", "level", "evicted")
-        return Compressed(*(after[name].numpy() for name in small))
+        state = {name: self._caches[self._tensor(buffer, group)] for buffer, name in _INPUT.items()}
+        inputs: dict[str, Any] = {}
+        for name, array in feeds.items():
+            if name in ("length", "slot_position", "slot_chunk"):
+                state[name] = torch.from_numpy(array.copy())
+            elif name == "thresholds":
+                inputs[name] = array.tolist()
+            else:
+                inputs[name] = int(array) if array.ndim == 0 else torch.from_numpy(array.copy())
+        after = self.method.reference(program)(self.facts, state, **inputs)
+        for buffer, name in _INPUT.items():
+            self._caches[self._tensor(buffer, group)] = after[name]
+        small = {f"{name}_out": after[name] for name in ("length", "slot_position", "slot_chunk")}
+        return {name: tensor.numpy() for name, tensor in (small | {k: after[k] for k in ("level", "evicted")}).items()}

@@ -6,7 +6,7 @@ import functools
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from polygraphy.comparator import Comparator
@@ -16,15 +16,12 @@ from semkv_deploy.bundle import Bundle
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.validate import stock
 from semkv_deploy.validate.bisect import Bisection, bisect
-from semkv_deploy.validate.checks import Check, Graphs, checks, open_session, reference_graphs
+from semkv_deploy.validate.checks import Check, Graphs, checks, reference_graphs
 from semkv_deploy.validate.compare import TOLERANCES, CompareState, Tolerance, kl
 from semkv_deploy.validate.results import CheckResult, Failure, Report
 from semkv_deploy.validate.runner import StatefulRunner
 from semkv_deploy.validate.scenario import Event, Scenario, bundle_text, plan
 from semkv_deploy.validate.ties import Ties
-
-if TYPE_CHECKING:
-    from semkv_deploy.bundle import BuiltProfile
 
 Progress = Callable[[str, float | None], None]
 
@@ -52,27 +49,29 @@ def validate(
     names = list(targets) if targets else list(manifest.targets)
     for name in names:
         bundle.target(name)
-    profiles = [bundle.profile(budget) for budget in budgets] if budgets else list(manifest.profiles)
+    chosen = list(budgets) if budgets else manifest.budgets
+    for budget in chosen:
+        bundle.portable(budget)
     text = bundle_text(root)
     results: list[CheckResult] = []
     for target in names:
-        for profile in profiles:
+        for budget in chosen:
             with tempfile.TemporaryDirectory() as folder:
-                found = checks(bundle, profile, target, Path(folder))
-                results += _run(bundle, profile, target, text, found, tokens, progress)
+                found = checks(bundle, budget, target, Path(folder))
+                results += _run(bundle, budget, target, text, found, tokens, progress)
     return Report(
         bundle=str(root),
         model=manifest.model.source,
         method=manifest.method.kind,
         versions=manifest.versions,
         results=results,
-        polygraphy=[str(command) for command in stock.commands(bundle, profiles[0])],
+        polygraphy=[str(command) for command in stock.commands(bundle, chosen[0])],
     )
 
 
 def _run(
     bundle: Bundle,
-    profile: BuiltProfile,
+    budget: float,
     target: str,
     text: list[int],
     found: list[Check],
@@ -88,19 +87,18 @@ def _run(
         elif check.pair is None:
             status: Any = "failed" if check.failed else "skipped" if check.skipped else "passed"
             detail = check.failed or check.skipped or check.passed or ""
-            results[check.name] = _result(check, profile, status=status, detail=detail)
+            results[check.name] = _result(check, budget, status=status, detail=detail)
     for (decoder, batch), group in groups.items():
         names = {check.name for check in group}
         group += [check for check in found if check.pair is not None and set(check.pair) <= names]
-        reference = reference_graphs(bundle, profile)
-        reference = reference._replace(decoder=decoder) if decoder else reference
-        for check, result in _Comparison(bundle, profile, text, reference, group, batch, tokens, progress).run():
+        reference = reference_graphs(bundle, budget).with_decoder(decoder)
+        for check, result in _Comparison(text, reference, group, batch, tokens, progress).run():
             results[check.name] = result
     ordered = [results[check.name] for check in found if check.name in results]
     if not any(result.events or result.status == "failed" for result in ordered):
         reasons = "; ".join(f"{result.name} {result.detail}" for result in ordered if result.status == "skipped")
         nothing = Check(target, "comparison", failed=f"nothing was compared: {reasons}; build the bundle again")
-        ordered.append(_result(nothing, profile, status="failed", detail=nothing.failed or ""))
+        ordered.append(_result(nothing, budget, status="failed", detail=nothing.failed or ""))
     return ordered
 
 
@@ -109,8 +107,6 @@ class _Comparison:
 
     def __init__(
         self,
-        bundle: Bundle,
-        profile: BuiltProfile,
         text: list[int],
         reference: Graphs,
         group: list[Check],
@@ -118,10 +114,9 @@ class _Comparison:
         tokens: int | None,
         progress: Progress,
     ) -> None:
-        self._bundle, self._profile, self._graphs, self._group = bundle, profile, reference, group
+        self._contract, self._graphs, self._group = reference.opened.contract, reference, group
         self._progress = progress
-        context = bundle.manifest.max_context
-        self._scenario: Scenario = plan(text, profile, max_context=context, batch=batch, tokens=tokens)
+        self._scenario: Scenario = plan(text, self._contract, batch=batch, tokens=tokens)
         self._events: list[Event] = []
         self._reference = self._runner("reference", reference)
         self._runners = {
@@ -134,13 +129,13 @@ class _Comparison:
 
     def _runner(self, name: str, graphs: Graphs, tolerance: Tolerance | None = None) -> StatefulRunner:
         """The reference's runner, or that of a target which may differ from it within a tolerance."""
-        batch, compressor = self._scenario.batch, self._graphs.compressor
+        batch = self._scenario.batch
         ties = None
-        if tolerance is not None and tolerance.exact_slots and compressor is not None:
-            ties = functools.partial(Ties, compressor, tolerance)
+        if tolerance is not None and tolerance.exact_slots and self._contract.compressors:
+            ties = functools.partial(Ties, self._graphs.opened, tolerance)
         return StatefulRunner(
             name,
-            lambda: open_session(self._bundle, self._profile, graphs, batch),
+            lambda: graphs.open(batch),
             batch,
             reference=self._reference if tolerance is not None else None,
             ties=ties,
@@ -148,7 +143,7 @@ class _Comparison:
 
     def _feeds(self) -> Iterator[dict[str, Any]]:
         expected = len(self._scenario.prompts) * (self._scenario.steps + 2)
-        what = f"{self._group[0].target}, budget {self._profile.budget:g}"
+        what = f"{self._group[0].target}, budget {self._contract.budget:g}"
         for event in self._scenario.events(self._reference.greedy):
             self._progress(what, len(self._events) / expected)
             self._events.append(event)
@@ -161,7 +156,7 @@ class _Comparison:
                 if self._reference.error is not None:
                     raise SemkvError(
                         f"the reference cannot be run: {self._reference.error}",
-                        where=self._graphs.decoder.name,
+                        where=self._graphs.decoders[0].name,
                         fix="export and build the model again",
                     )
                 for tally in self._tallies:
@@ -175,7 +170,7 @@ class _Comparison:
 
     def _finish(self, tally: _Tally) -> CheckResult:
         check = tally.check
-        result = tally.result(self._profile)
+        result = tally.result(self._contract.budget)
         result.batch = self._scenario.batch
         result.tokens = self._scenario.tokens
         runner = self._runners.get(check.name)
@@ -186,7 +181,7 @@ class _Comparison:
                 result.detail += f", near ties between clusters proved and settled: {result.ties}"
         if result.status == "failed" and check.graphs is not None and tally.tolerance.cache is not None:
             # In place and copying that fail alike are one failure of one graph.
-            failure = (check.graphs.decoder, tally.failing, tally.failure and tally.failure.sentence())
+            failure = (check.graphs.decoders, tally.failing, tally.failure and tally.failure.sentence())
             if failure not in self._bisections:
                 self._progress(f"bisecting {check.target} {check.name}", None)
                 self._bisections[failure] = self._bisect(check.graphs, tally)
@@ -198,10 +193,8 @@ class _Comparison:
             return None
         try:
             return bisect(
-                lambda: open_session(self._bundle, self._profile, self._graphs, self._scenario.batch),
                 self._graphs,
                 graphs,
-                facts=self._bundle.manifest.model,
                 tolerance=tally.tolerance,
                 events=self._events,
                 failing=tally.failing,
@@ -297,7 +290,7 @@ class _Tally:
                 )
                 return
 
-    def result(self, profile: BuiltProfile) -> CheckResult:
+    def result(self, budget: float) -> CheckResult:
         mean, first = (float(np.mean(values)) if values else None for values in (self._kl, self._first_kl))
         bounds = (("before any compression", first, self.tolerance.first_kl), ("all turns", mean, self.tolerance.kl))
         for when, value, bound in bounds:
@@ -305,7 +298,7 @@ class _Tally:
                 message = f"mean KL of the next-token distribution {value:.3g} (at most {bound:g})"
                 self.failure = Failure(event=when, tensor="next-token distribution", message=message)
         status: Any = "skipped" if self.skipped else "failed" if self.failure else "passed"
-        result = _result(self.check, profile, status=status, detail=self.skipped or "")
+        result = _result(self.check, budget, status=status, detail=self.skipped or "")
         result.against = self.check.pair[0] if self.check.pair else "reference"
         result.tolerance = self.check.tolerance
         result.events, result.compressions, result.evicted = self._events, self._compressions, self._evicted
@@ -331,5 +324,5 @@ class _Tally:
         return f"{apart:.2g} apart at most, {tokens}, {result.compressions} compressions"
 
 
-def _result(check: Check, profile: BuiltProfile, *, status: Any, detail: str) -> CheckResult:
-    return CheckResult(target=check.target, budget=profile.budget, name=check.name, status=status, detail=detail)
+def _result(check: Check, budget: float, *, status: Any, detail: str) -> CheckResult:
+    return CheckResult(target=check.target, budget=budget, name=check.name, status=status, detail=detail)

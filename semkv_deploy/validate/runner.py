@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from polygraphy.backend.base import BaseRunner
 from polygraphy.common import TensorMetadata
 
+from semkv_deploy.model.names import number_tag
+from semkv_deploy.runtime.session import Session
 from semkv_deploy.validate.compare import live_rows
 from semkv_deploy.validate.scenario import END_TURN, PREFILL
 from semkv_deploy.validate.ties import Before, Ties, before
@@ -22,7 +24,8 @@ from semkv_deploy.validate.ties import Before, Ties, before
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from semkv_deploy.runtime.session import Session
+    from semkv_deploy.bundle.contract import Contract
+    from semkv_deploy.targets.engine import Array, Engine, Feeds
 
 NO_SLOT = -1
 """What stands for a dead slot in the outputs `slot_position` and `slot_chunk`."""
@@ -38,19 +41,19 @@ class WatchedEngine:
     """An engine, and what its calls of one event were.
 
     Attributes:
-        before_call: called with ("run" or "compress", the call's arguments by name); None: nothing is.
-        compressed: what each compression gave.
+        before_call: called with (program, feeds, row) before a run, and with (program, feeds by group, None) before a
+            run of groups; None: nothing is.
+        compressed: what each compression gave, by group.
         inner_logits: of each prefill run the logits `[n,2,V]` of its first and its middle row. A session asks for a
             prompt's last row only, which sees every slot: in the last layer nothing else would show a wrong mask.
         before: what each compression was made from, where `keep_before` asks for it.
         ties, reference: settle near ties with this engine's compressions; None: nothing is settled.
     """
 
-    def __init__(self, engine: Any) -> None:
-        self.engine = engine
-        self.batch, self.capacity, self.groups = engine.batch, engine.capacity, engine.groups
-        self.before_call: Callable[[str, dict[str, Any]], None] | None = None
-        self.compressed: list[Sequence[Any]] = []
+    def __init__(self, engine: Engine) -> None:
+        self.engine, self.opened, self.batch = engine, engine.opened, engine.batch
+        self.before_call: Callable[[str, Any, int | None], None] | None = None
+        self.compressed: list[dict[int, dict[str, Array]]] = []
         self.inner_logits: list[NDArray[np.float32]] = []
         self.before: list[Before] = []
         self.keep_before = False
@@ -58,39 +61,30 @@ class WatchedEngine:
         self.reference: WatchedEngine | None = None
 
     @property
-    def layers(self) -> Any:
-        return self.engine.layers
+    def contract(self) -> Contract:
+        return self.engine.contract
 
-    def run(
-        self,
-        tokens: NDArray[np.int64],
-        positions: NDArray[np.int64],
-        logits_index: NDArray[np.int64],
-        length: NDArray[np.int64],
-        row: int | None = None,
-    ) -> NDArray[np.float32]:
+    def run(self, program: str, feeds: Feeds, *, row: int | None = None) -> dict[str, Array]:
         if self.before_call:
-            names = ("tokens", "positions", "logits_index", "length", "row")
-            self.before_call("run", dict(zip(names, (tokens, positions, logits_index, length, row), strict=True)))
+            self.before_call(program, feeds, row)
+        tokens, index = feeds["input_ids"], feeds["logits_index"]
         if tokens.shape[1] == 1:
-            logits: NDArray[np.float32] = self.engine.run(tokens, positions, logits_index, length, row)
-            return logits
+            return self.engine.run(program, feeds, row=row)
         inner = np.broadcast_to(np.array([0, tokens.shape[1] // 2]), (len(tokens), 2))
-        logits = self.engine.run(tokens, positions, np.concatenate([inner, logits_index], axis=1), length, row)
-        self.inner_logits.append(logits[:, :2].copy())
-        return logits[:, 2:]
+        more = {**feeds, "logits_index": np.concatenate([inner, index], axis=1)}
+        outputs = self.engine.run(program, more, row=row)
+        self.inner_logits.append(outputs["logits"][:, :2].copy())
+        return {**outputs, "logits": outputs["logits"][:, 2:]}
 
-    def compress(
-        self, state: Sequence[dict[str, NDArray[np.int64]]], inputs: Sequence[dict[str, Any]]
-    ) -> Sequence[Any]:
+    def run_groups(self, program: str, feeds: Mapping[int, Feeds]) -> dict[int, dict[str, Array]]:
         if self.before_call:
-            self.before_call("compress", {"state": state, "inputs": inputs})
+            self.before_call(program, feeds, None)
         if self.ties is not None or self.keep_before:
-            self.before.append(before(self.layers, state, inputs))
-        done: Sequence[Any] = self.engine.compress(state, inputs)
+            self.before.append(before(self.engine, feeds))
+        done = self.engine.run_groups(program, feeds)
         number = len(self.compressed)
         if self.ties is not None and self.reference is not None and number < len(self.reference.before):
-            done = self.ties.settle(self.reference.before[number], self.before[number], self.layers, done)
+            done = self.ties.settle(self.reference.before[number], self.before[number], self.engine, done)
         self.compressed.append(done)
         return done
 
@@ -98,12 +92,17 @@ class WatchedEngine:
         """Starts the record of another event."""
         self.compressed, self.inner_logits, self.before = [], [], []
 
-    def reset(self) -> None:
-        self.engine.reset()
+    def read(self, buffer: str, group: int) -> Array:
+        return self.engine.read(buffer, group)
+
+    def write(self, buffer: str, group: int, array: Array) -> None:
+        self.engine.write(buffer, group, array)
+
+    def reset(self, row: int | None = None) -> None:
+        self.engine.reset(row)
 
     def cache_bytes(self) -> int:
-        size: int = self.engine.cache_bytes()
-        return size
+        return self.engine.cache_bytes()
 
 
 class StatefulRunner(BaseRunner):
@@ -111,19 +110,19 @@ class StatefulRunner(BaseRunner):
 
     Args:
         name: of the runner in results.
-        open_session: makes the session; called when the runner is activated.
+        open_engine: makes the engine; called when the runner is activated.
         batch: rows of that session.
         reference: a runner that has run each event before this one does.
         ties: makes what settles near ties with that runner; None: nothing is settled.
 
     An event (`scenario.Event.feed`) is the inputs `kind` `[]`, `tokens` `[B,S]`, `count` `[B]`. Outputs, in float32 or
-    int64, with L layers, H KV heads, C slots, D head size, G groups:
+    int64, with N cache groups, H KV heads, C slots, D head size, G cluster groups:
 
     | output | shape | |
     |---|---|---|
     | position | `[B]` | tokens seen |
-    | length | `[L,B]` | live slots |
-    | compressions, level, evicted | `[]`, `[L,B]`, `[L,B]` | of this event; the last compression's levels |
+    | length | `[N,B]` | live slots |
+    | compressions, level, evicted | `[]`, `[N,B]`, `[N,B]` | of this event; the last compression's levels |
     | slot_position.NN, slot_chunk.NN | `[B,G,C]` | which token a slot stands for; `NO_SLOT` where dead |
     | slot_bias.NN | `[B,H,C]` | 0 where dead |
     | key.NN, value.NN | `[B,H,C,D]` | live rows; 0 where dead |
@@ -137,7 +136,7 @@ class StatefulRunner(BaseRunner):
     def __init__(
         self,
         name: str,
-        open_session: Callable[[], Session],
+        open_engine: Callable[[], Engine],
         batch: int,
         *,
         reference: StatefulRunner | None = None,
@@ -146,7 +145,7 @@ class StatefulRunner(BaseRunner):
         super().__init__(name=name)
         self._reference, self._ties = reference, ties
         self._settled = 0
-        self._open, self.batch = open_session, batch
+        self._open, self.batch = open_engine, batch
         self.session: Session | None = None
         self.error: str | None = None
         self.stopped = False
@@ -156,13 +155,12 @@ class StatefulRunner(BaseRunner):
         self._greedy = np.zeros(self.batch, np.int64)
         self.error, self.stopped = None, False
         try:
-            self.session = self._open()
+            self.engine = WatchedEngine(self._open())
+            self.session = Session(self.engine)
         except Exception as error:
             # Any failure of a graph under test is a finding, not the end of the validation.
             self.error, self.stopped = _sentence(error), True
             return
-        self.engine = WatchedEngine(self.session.engine)
-        self.session.engine = self.engine
         if self._reference is not None and self._ties is not None and self._reference.session is not None:
             self._reference.engine.keep_before = True
             self.engine.reference, self.engine.ties = self._reference.engine, self._ties()
@@ -183,7 +181,7 @@ class StatefulRunner(BaseRunner):
 
     @property
     def ties(self) -> int:
-        """Layers in which a near tie was settled; known once the runner is deactivated."""
+        """Groups in which a near tie was settled; known once the runner is deactivated."""
         return self._settled
 
     def greedy(self) -> NDArray[np.int64]:
@@ -214,10 +212,7 @@ class StatefulRunner(BaseRunner):
         self.engine.forget()
         if kind == END_TURN:
             # A bundle that compresses only when full compresses here too: a short scenario must reach the compressor.
-            method = session.method
-            session.method = method.model_copy(update={"compress_at": "turn"})
-            session.end_turn()
-            session.method = method
+            session.compress()
             return None
         moving = count > 0
         if kind == PREFILL:
@@ -231,13 +226,13 @@ class StatefulRunner(BaseRunner):
     def _outputs(self, logits: NDArray[np.float32] | None) -> Any:
         session = self.session
         assert session is not None
-        layers = len(session.length)
-        level = np.full((layers, session.batch), NO_COMPRESSION, np.int64)
-        evicted = np.zeros((layers, session.batch), np.int64)
+        groups = session.contract.cache.groups
+        level = np.full(session.length.shape, NO_COMPRESSION, np.int64)
+        evicted = np.zeros(session.length.shape, np.int64)
         for run in self.engine.compressed:
-            for layer, done in enumerate(run):
-                level[layer] = done.level
-                evicted[layer] += done.evicted
+            for group, done in run.items():
+                level[group] = done["level"]
+                evicted[group] += done["evicted"]
         outputs: OrderedDict[str, Any] = OrderedDict(
             position=session.position.copy(),
             length=session.length.copy(),
@@ -245,14 +240,16 @@ class StatefulRunner(BaseRunner):
             level=level,
             evicted=evicted,
         )
-        for layer, buffers in enumerate(self.engine.layers):
-            live = np.arange(self.engine.capacity) < session.length[layer][:, None]
+        for number, of in enumerate(groups):
+            tag, length = number_tag(number, len(groups)), session.length[number]
+            live = np.arange(of.capacity) < length[:, None]
             for name in ("slot_position", "slot_chunk"):
-                outputs[f"{name}.{layer:02d}"] = np.where(live[:, None], getattr(session, name)[layer], NO_SLOT)
-            bias = np.where(np.isneginf(buffers.bias), np.float32(MINUS_INFINITY), buffers.bias)
-            outputs[f"slot_bias.{layer:02d}"] = np.where(live[:, None], bias, np.float32(0))
+                outputs[f"{name}.{tag}"] = np.where(live[:, None], getattr(session, name)[number], NO_SLOT)
+            biases = self.engine.read("slot_bias", number)
+            biases = np.where(np.isneginf(biases), np.float32(MINUS_INFINITY), biases)
+            outputs[f"slot_bias.{tag}"] = np.where(live[:, None], biases, np.float32(0))
             for name in ("key", "value"):
-                outputs[f"{name}.{layer:02d}"] = live_rows(getattr(buffers, name), session.length[layer])
+                outputs[f"{name}.{tag}"] = live_rows(self.engine.read(name, number), length)
         if self.engine.inner_logits:
             outputs["inner_logits"] = np.concatenate(self.engine.inner_logits)
         if logits is not None:

@@ -17,7 +17,7 @@ from semkv_deploy.errors import SemkvError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from semkv_deploy.bundle import BuiltProfile
+    from semkv_deploy.bundle.contract import Contract
 
 PREFILL, STEP, END_TURN = 0, 1, 2
 """Values of an event's `kind`."""
@@ -97,18 +97,18 @@ class Scenario:
             yield Event(f"turn {number} end", END_TURN, nothing, np.zeros(self.batch, np.int64))
 
 
-def plan(text: Sequence[int], profile: BuiltProfile, *, max_context: int, batch: int, tokens: int | None) -> Scenario:
+def plan(text: Sequence[int], contract: Contract, *, batch: int, tokens: int | None) -> Scenario:
     """A scenario whose later prompts overflow the capacity midway, as far as `tokens` and the context allow.
 
     Args:
         text: ids to cut prompts from; read in a circle.
-        profile: capacity, target and prefill chunk.
+        contract: capacities, slots kept, prefill chunk and the context.
         tokens: tokens of the first row at most; None: `DEFAULT_TOKENS`.
 
     Raises:
         SemkvError: when `tokens` is too few for three turns.
     """
-    limit = min(tokens if tokens is not None else DEFAULT_TOKENS, max_context) - TURNS * STEPS
+    limit = min(tokens if tokens is not None else DEFAULT_TOKENS, contract.max_context) - TURNS * STEPS
     if limit < TURNS * 2:
         raise SemkvError(
             "too few tokens for three turns",
@@ -116,14 +116,15 @@ def plan(text: Sequence[int], profile: BuiltProfile, *, max_context: int, batch:
             expected=f"at least {TURNS * (STEPS + 2)}",
             got=limit + TURNS * STEPS,
         )
-    chunk, beyond = profile.prefill_chunk, profile.prefill_chunk // 2 + 1
+    chunk, beyond = contract.prefill_chunk, contract.prefill_chunk // 2 + 1
     # The first turn fits, so that something is decoded before anything is compressed; the others overflow.
     first = max(min(2 * chunk + beyond, limit // 4), 2)
-    if profile.budget < 1:
-        third = min(profile.capacity - profile.target + beyond, max(limit // 4, 2))
-        second = min(profile.capacity + beyond, limit - first - third)
+    capacity, room = contract.capacity, contract.make_room
+    if room is not None:
+        third = min(capacity - max(room.keep_slots) + beyond, max(limit // 4, 2))
+        second = min(capacity + beyond, limit - first - third)
     else:
-        third = second = max(min(beyond, (min(limit, profile.capacity - TURNS * STEPS) - first) // 2), 2)
+        third = second = max(min(beyond, (min(limit, capacity - TURNS * STEPS) - first) // 2), 2)
     circle = np.resize(np.asarray(text, np.int64), limit * (batch + 1))
     prompts: list[list[list[int]]] = []
     start = 0

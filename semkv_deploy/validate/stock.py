@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
-from semkv_deploy.bundle import TensorRTRecord
+from semkv_deploy.passes.lower_native import folded_rows
 
 if TYPE_CHECKING:
-    from semkv_deploy.bundle import BuiltProfile, Bundle
-    from semkv_deploy.bundle.contract import StaticBudgetContract
+    from semkv_deploy.bundle import Bundle
+    from semkv_deploy.bundle.contract import Contract, GraphContract
 
 ROWS = 8
 """Rows of a run, where the graph leaves them open."""
@@ -34,77 +34,78 @@ class Command(NamedTuple):
         return " ".join([*(f"{name}={value}" for name, value in self.environment.items()), shlex.join(self.argv)])
 
 
-def commands(bundle: Bundle, profile: BuiltProfile) -> list[Command]:
+def commands(bundle: Bundle, budget: float) -> list[Command]:
     """`run`, `inspect` and `convert` for the graphs of one budget: portable, and of every target."""
-    found = [Command(["polygraphy", "inspect", "model", "onnx/decoder.onnx"], {})]
-    graphs = ["onnx/decoder.onnx"]
-    if profile.budget < 1 and (bundle.root / "onnx/compressor.onnx").exists():
-        graphs.append("onnx/compressor.onnx")
+    portable = bundle.portable(budget).contract
+    found = [Command(["polygraphy", "inspect", "model", portable.decoders[0].onnx], {})]
+    graphs = [(portable, graph) for graph in portable.graphs]
     conversions = []
     for name, record in bundle.manifest.targets.items():
-        if not isinstance(record, TensorRTRecord):
-            graphs.append(record.decoder)
+        contract = next((built.contract for built in record.budgets if built.contract.budget == budget), None)
+        # Plugin nodes have no body for ONNX Runtime, and bfloat16 has no kernels there.
+        if contract is None or record.plugin_operators:
             continue
-        for built in record.budgets:
-            # Plugin nodes have no body for ONNX Runtime, and bfloat16 has no kernels there.
-            if built.contract.budget == profile.budget and not record.plugins:
-                paths = {engine.phase: engine.onnx for engine in built.engines}
-                graphs += [path for path in paths.values() if record.dtype != "bfloat16"]
-                rtx = {RTX_ENVIRONMENT: "1"} if name == "tensorrt-rtx" else {}
-                conversions += [
-                    Command(_convert(paths[graph.phase], built.contract, number, bool(rtx)), rtx)
-                    for number, graph in enumerate(built.contract.graphs)
-                ]
-    found += [Command(["polygraphy", "run", path, "--onnxrt", *_inputs(bundle, profile, path)], {}) for path in graphs]
-    return found + conversions
+        if not record.on_gpu:
+            graphs += [(contract, graph) for graph in contract.decoders]
+            continue
+        graphs += [(contract, graph) for graph in contract.graphs if contract.dtype != "bfloat16"]
+        rtx = {RTX_ENVIRONMENT: "1"} if name == "tensorrt-rtx" else {}
+        conversions += [Command(_convert(graph, bool(rtx)), rtx) for graph in contract.graphs]
+    runs = [["polygraphy", "run", graph.onnx, "--onnxrt", *_inputs(contract, graph)] for contract, graph in graphs]
+    return [*found, *(Command(argv, {}) for argv in runs), *conversions]
 
 
-def _inputs(bundle: Bundle, profile: BuiltProfile, path: str) -> list[str]:
+def _inputs(contract: Contract, graph: GraphContract) -> list[str]:
     """`--input-shapes` and `--val-range` for a graph's inputs."""
-    import onnx
-
-    facts, method = bundle.manifest.model, bundle.manifest.method
-    graph = onnx.load(bundle.root / path, load_external_data=False).graph
+    groups, room = contract.cache.groups, contract.make_room
+    chosen = groups[graph.groups[0]]
     sizes = {
-        "batch": 1,
-        "sequence": min(ROWS, profile.prefill_chunk),
+        "batch": contract.batch or 1,
+        "sequence": min(ROWS, contract.prefill_chunk),
         "rows": 1,
-        "capacity": profile.capacity,
-        "levels": len(profile.thresholds[0]),
-        "cache_rows": facts.kv_heads,
+        "capacity": chosen.capacity,
+        "levels": room.levels if room is not None else 0,
+        **{group.symbol: group.capacity for group in groups},
+        **{folded_rows(count): (contract.batch or 1) * count for count in range(1, contract.kv_heads + 1)},
     }
+    if graph.phase != "compressor" and contract.batch is not None:
+        sizes.update(batch=1, **{folded_rows(count): count for count in range(1, contract.kv_heads + 1)})
     shapes = {
-        value.name: [sizes.get(dim.dim_param, dim.dim_value) for dim in value.type.tensor_type.shape.dim]
-        for value in graph.input
+        tensor.name: [sizes[size] if isinstance(size, str) else size for size in tensor.shape]
+        for tensor in graph.inputs
     }
-    if "input_ids" in shapes:
+    context, capacity = contract.max_context, chosen.capacity
+    if graph.phase != "compressor":
         rows = shapes["input_ids"][1]
         ranges = {
-            "input_ids": (0, facts.vocab_size - 1),
-            "position_ids": (0, facts.max_position - 1),
+            "input_ids": (0, contract.vocab_size - 1),
+            "position_ids": (0, context - 1),
             "logits_index": (0, rows - 1),
-            "length": (0, profile.capacity - rows),
+            "length": (0, min(group.capacity for group in groups) - rows),
         }
     else:
+        assert room is not None
+        number = graph.groups[0]
+        keep, sinks = room.keep_slots[number], cast("int", room.by_group["sinks"][number])
         ranges = {
-            "length": (profile.capacity, profile.capacity),
-            "slot_position": (0, facts.max_position - 1),
-            "slot_chunk": (0, profile.capacity),
-            "target": (profile.target, profile.target),
-            "sinks": (method.sinks, method.sinks),
-            "recent": (method.recent_slots(profile.target),) * 2,
+            "length": (capacity, capacity),
+            "slot_position": (0, context - 1),
+            "slot_chunk": (0, capacity),
+            "target": (keep, keep),
+            "sinks": (sinks, sinks),
+            "recent": (int(room.recent_share * keep),) * 2,
         }
     given = [f"{name}:{_shape(shape)}" for name, shape in shapes.items()]
     bounds = [f"{name}:[{low},{high}]" for name, (low, high) in ranges.items() if name in shapes]
     return ["--input-shapes", *given, "--val-range", *bounds]
 
 
-def _convert(path: str, contract: StaticBudgetContract, number: int, rtx: bool) -> list[str]:
-    """`convert` with the optimisation profiles of the contract."""
-    argv = ["polygraphy", "convert", path, "-o", f"{Path(path).stem}.plan"]
+def _convert(graph: GraphContract, rtx: bool) -> list[str]:
+    """`convert` with the optimization profiles of the contract."""
+    argv = ["polygraphy", "convert", graph.onnx, "-o", f"{Path(graph.onnx).stem}.plan"]
     if rtx:
         argv += ["--compute-capabilities", "8.6"]
-    for profile in contract.graphs[number].profiles:
+    for profile in graph.profiles:
         for which, option in enumerate(("--trt-min-shapes", "--trt-opt-shapes", "--trt-max-shapes")):
             argv += [option, *(f"{name}:{_shape(sizes[which])}" for name, sizes in profile.shapes.items())]
     return argv

@@ -2,91 +2,102 @@
 
 Which slots merge is decided by comparing sums in floating point, and a target adds them up in another order. Of the
 many thousands of choices in a long run, one may tip. Such a choice is accepted only on proof: before the compression
-the target's layer agreed with the reference's within the tolerance, and the *reference's* compressor, given the
-target's layer, makes the very choice that the target made. The layer then takes the reference's state, so that what
+the target's group agreed with the reference's within the tolerance, and the *reference's* compressor, given the
+target's group, makes the very choice that the target made. The group then takes the reference's state, so that what
 follows stays comparable. A compressor that chooses wrongly fails the second condition, a decoder that computes wrongly
 the first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from semkv_deploy.targets.onnxruntime.engine import Compressed, inference_session
+from semkv_deploy.methods.base import STATE
+from semkv_deploy.targets.onnxruntime.engine import inference_session
 from semkv_deploy.validate.compare import difference, live_rows
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from semkv_deploy.bundle.opened import OpenedBudget
+    from semkv_deploy.targets.engine import Array, Engine, Feeds
     from semkv_deploy.validate.compare import Tolerance
 
 
 class Before(NamedTuple):
-    """A compression that is about to happen: for each layer its buffers and metadata, and the compressor's inputs."""
+    """A compression that is about to happen: by group, its state, and the program's other inputs."""
 
-    layers: list[dict[str, NDArray[Any]]]
-    inputs: Sequence[dict[str, Any]]
+    state: dict[int, dict[str, Array]]
+    inputs: dict[int, dict[str, Array]]
 
 
-def before(layers: Sequence[Any], state: Sequence[dict[str, NDArray[np.int64]]], inputs: Sequence[Any]) -> Before:
+def before(engine: Engine, feeds: Mapping[int, Feeds]) -> Before:
     """A copy of everything a compression is made from, caches in float32."""
-    copies = []
-    for buffers, metadata in zip(layers, state, strict=True):
-        copy = {name: array.copy() for name, array in metadata.items()}
-        copy["key_cache"] = live_rows(buffers.key, metadata["length"])
-        copy["value_cache"] = live_rows(buffers.value, metadata["length"])
-        copy["slot_bias"] = buffers.bias.copy()
-        copies.append(copy)
-    return Before(copies, inputs)
+    state, inputs = {}, {}
+    for group, given in feeds.items():
+        copy = {name: given[name].copy() for name in STATE if name in given}
+        for part in ("key", "value"):
+            copy[f"{part}_cache"] = live_rows(engine.read(part, group), given["length"])
+        copy["slot_bias"] = engine.read("slot_bias", group).copy()
+        state[group] = copy
+        inputs[group] = {name: array for name, array in given.items() if name not in STATE}
+    return Before(state, inputs)
 
 
 class Ties:
     """Settles near ties of one target against the reference.
 
     Args:
-        compressor: the reference's.
-        tolerance: what the layers may differ by.
+        reference: the portable graphs.
+        tolerance: what the groups may differ by.
 
     Attributes:
-        settled: number of layers in which a choice tipped.
+        settled: number of groups in which a choice tipped.
     """
 
-    def __init__(self, compressor: Path, tolerance: Tolerance) -> None:
+    def __init__(self, reference: OpenedBudget, tolerance: Tolerance) -> None:
         self._tolerance = tolerance
-        self._compressor = inference_session(compressor, threads=1)
+        self._compressors = {
+            group: session
+            for graph in reference.contract.compressors
+            for session in [inference_session(reference.path(graph.onnx), threads=1)]
+            for group in graph.groups
+        }
         self.settled = 0
 
-    def settle(self, reference: Before, target: Before, layers: Sequence[Any], done: Sequence[Any]) -> list[Any]:
-        """What the target's compression gave, with the reference's result in layers where the choice is a proved tie.
+    def settle(
+        self, reference: Before, target: Before, engine: Engine, done: Mapping[int, Mapping[str, Array]]
+    ) -> dict[int, dict[str, Array]]:
+        """What the target's compression gave, with the reference's result in groups where the choice is a proved tie.
 
         Args:
             reference, target: the same compression of both, before it happened.
-            layers: the target's buffers after it; rewritten where a tie is settled.
-            done: `Compressed` of each layer.
+            engine: the target's, after it; buffers are rewritten where a tie is settled.
+            done: outputs of each group.
         """
-        settled = list(done)
-        for number, (ours, theirs) in enumerate(zip(reference.layers, target.layers, strict=True)):
-            got = _outcome(layers[number], done[number])
-            expected = self._compress(ours, reference.inputs[number])
+        settled = {group: dict(outputs) for group, outputs in done.items()}
+        for group, theirs in target.state.items():
+            if group not in reference.state:
+                continue
+            ours = reference.state[group]
+            got = {**_buffers(engine, group), **done[group]}
+            expected = self._compress(group, ours, reference.inputs[group])
             if self._same(expected, got) or not self._same(_as_outcome(ours), _as_outcome(theirs)):
                 continue
-            if not self._same(self._compress(theirs, target.inputs[number]), got):
+            if not self._same(self._compress(group, theirs, target.inputs[group]), got):
                 continue
-            for part, name in (("key", "key_cache_out"), ("value", "value_cache_out"), ("bias", "slot_bias_out")):
-                getattr(layers[number], part)[:] = expected[name]
-            settled[number] = Compressed(*(expected[name] for name in _CHOICE))
+            for buffer, name in _BUFFERS.items():
+                engine.write(buffer, group, expected[f"{name}_out"])
+            settled[group].update({name: expected[name] for name in done[group]})
             self.settled += 1
         return settled
 
-    def _compress(self, layer: dict[str, NDArray[Any]], inputs: dict[str, Any]) -> dict[str, NDArray[Any]]:
-        return run_compressor(self._compressor, {**layer, **inputs})
+    def _compress(self, group: int, state: dict[str, Array], inputs: dict[str, Array]) -> dict[str, Array]:
+        return run_compressor(self._compressors[group], {**state, **inputs})
 
-    def _same(self, expected: dict[str, NDArray[Any]], got: dict[str, NDArray[Any]]) -> bool:
-        """Whether two states of a layer hold the same tokens in the same slots, and numbers within tolerance."""
+    def _same(self, expected: dict[str, Array], got: dict[str, Array]) -> bool:
+        """Whether two states of a group hold the same tokens in the same slots, and numbers within tolerance."""
         if not np.array_equal(expected["length_out"], got["length_out"]):
             return False
         limits = {"key_cache_out": self._tolerance.cache, "value_cache_out": self._tolerance.cache}
@@ -103,20 +114,19 @@ class Ties:
         return True
 
 
-_CHOICE = ("length_out", "slot_position_out", "slot_chunk_out", "level", "evicted")
-"""A compressor's outputs in the order of `Compressed`."""
+_BUFFERS = {"key": "key_cache", "value": "value_cache", "slot_bias": "slot_bias"}
+"""Buffers, and what a compressor calls them."""
 
 
-def _outcome(buffers: Any, done: Any) -> dict[str, NDArray[Any]]:
-    outputs = {"key_cache_out": buffers.key, "value_cache_out": buffers.value, "slot_bias_out": buffers.bias}
-    return {**outputs, **dict(zip(_CHOICE, done, strict=True))}
+def _buffers(engine: Engine, group: int) -> dict[str, Array]:
+    return {f"{name}_out": engine.read(buffer, group) for buffer, name in _BUFFERS.items()}
 
 
-def _as_outcome(layer: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    return {f"{name}_out": array for name, array in layer.items()}
+def _as_outcome(state: dict[str, Array]) -> dict[str, Array]:
+    return {f"{name}_out": array for name, array in state.items()}
 
 
-def run_compressor(session: Any, feed: dict[str, Any]) -> dict[str, NDArray[Any]]:
+def run_compressor(session: Any, feed: Mapping[str, Array]) -> dict[str, Array]:
     """All outputs of a compressor by name; inputs are cast to its types, and `feed` may hold more than it takes."""
     types = {"tensor(float16)": np.float16, "tensor(float)": np.float32}
     cast = {

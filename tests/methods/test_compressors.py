@@ -7,11 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from semkv_deploy.budget import budget_profile
 from semkv_deploy.errors import SemkvError
-from semkv_deploy.methods import Full, SemantiCache, StreamingLLM, method_from_options
+from semkv_deploy.methods import Full, SemantiCache, method_from_options
 from semkv_deploy.methods.base import STATE, Method
-from semkv_deploy.methods.reference import compress
+from semkv_deploy.methods.layout import COMPRESS
+from semkv_deploy.model.cache_groups import one_a_layer
 from semkv_deploy.model.config import ModelFacts, Rotary
+
+from .matrix import COMPRESSING
 
 HEADS, CAPACITY, DIM = 2, 128, 16
 
@@ -42,7 +46,7 @@ def facts(**changes: Any) -> ModelFacts:
 def example(method: Method, batch: int, seed: int = 0) -> dict[str, np.ndarray]:
     """Ragged rows of keys in a few directions, chunks of 9 tokens that end in a delimiter, some slots merged before."""
     random = np.random.default_rng(seed)
-    groups = method.groups(HEADS)
+    groups = method.cluster_groups(HEADS)
     directions = random.standard_normal((5, DIM))
     chosen = random.integers(0, 5, (batch, HEADS, CAPACITY))
     key = directions[chosen] + 0.35 * random.standard_normal((batch, HEADS, CAPACITY, DIM))
@@ -68,7 +72,6 @@ def run(
     import onnxruntime as ort
 
     graph = method.compressor(facts())
-    assert graph is not None
     session = ort.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
     feed = {
         **state,
@@ -87,8 +90,7 @@ def reference(
 ) -> Any:
     import torch
 
-    result = compress(
-        method,
+    result = method.reference(COMPRESS)(
         facts(),
         {name: torch.from_numpy(array) for name, array in state.items()},
         target=torch.tensor(target),
@@ -99,26 +101,14 @@ def reference(
     return {name: tensor.numpy() for name, tensor in result.items()}
 
 
-VARIANTS = [
-    StreamingLLM(),
-    StreamingLLM(sinks=0),
-    SemantiCache(),
-    SemantiCache(sinks=0),
-    SemantiCache(cluster_by="head"),
-    SemantiCache(merge_keys="cached"),
-    SemantiCache(merge_keys="cached", cluster_by="head", span=32),
-    SemantiCache(ladder="paper", sinks=0, recent=0, merge_keys="cached"),
-]
-
-
-@pytest.mark.parametrize("method", VARIANTS, ids=lambda method: method.model_dump_json(exclude_defaults=True))
+@pytest.mark.parametrize("method", COMPRESSING.values(), ids=COMPRESSING)
 @pytest.mark.parametrize("keep", [0.75, 0.3], ids=["loose", "tight"])
 def test_graph_matches_the_reference(method: Method, keep: float):
     state = example(method, batch=3)
     # The third row is far below its target: nothing may change in it.
     target = [int(keep * CAPACITY), int(keep * CAPACITY) - 5, CAPACITY]
     recent = [method.recent_slots(slots) for slots in target]
-    thresholds = method.thresholds(0.93)
+    thresholds = ladder(method)
     ours, expected = (each(method, state, thresholds, target, recent) for each in (run, reference))
     for name in ("length", "level", "evicted", "slot_position", "slot_chunk"):
         np.testing.assert_array_equal(ours[name], expected[name], err_msg=name)
@@ -138,7 +128,7 @@ def _live(name: str, length: int) -> Any:
     return live[:, None] if name.endswith("cache") else live
 
 
-@pytest.mark.parametrize("method", VARIANTS[2:4], ids=["sinks", "no sinks"])
+@pytest.mark.parametrize("method", [SemantiCache(), SemantiCache(sinks=0)], ids=["sinks", "no sinks"])
 def test_sinks_and_window_are_untouched_bit_for_bit(method: SemantiCache):
     state = example(method, batch=1)
     length, target = int(state["length"][0]), 70
@@ -187,17 +177,25 @@ def test_paper_form_keeps_delimiters_apart():
         np.testing.assert_array_equal(result[name][0, :, delimiters], state[name][0, :, positions])
 
 
-@pytest.mark.parametrize("method", VARIANTS[::3], ids=lambda method: method.kind)
+@pytest.mark.parametrize("method", COMPRESSING.values(), ids=COMPRESSING)
 def test_no_shape_depends_on_data(method: Method):
     """No operator whose output size is read off its input's values."""
     graph = method.compressor(facts())
-    assert graph is not None
     nodes = [*graph.graph.node, *(node for function in graph.functions for node in function.node)]
     assert not {"NonZero", "Compress", "Unique", "NonMaxSuppression"} & {node.op_type for node in nodes}
 
 
+def ladder(method: Method) -> list[float]:
+    return method.thresholds(0.93) if isinstance(method, SemantiCache) else []
+
+
 def test_full_never_compresses():
-    assert Full().compressor(facts()) is None
+    layout = Full().layout(facts(), budget_profile(0.5, 512, bytes_per_slot=1, groups=one_a_layer(1, HEADS)).groups)
+    assert Full().programs(facts(), layout) == []
+    with pytest.raises(NotImplementedError, match="full keeps every token"):
+        Full().compressor(facts())
+    with pytest.raises(KeyError):
+        Full().reference(COMPRESS)
 
 
 def test_unrotated_needs_a_rotary_table():
@@ -206,8 +204,8 @@ def test_unrotated_needs_a_rotary_table():
 
 
 def test_keys_are_merged_as_cached_where_they_cannot_be_unrotated():
-    assert SemantiCache().for_model(facts()).merge_keys == "unrotated"
-    assert SemantiCache().for_model(facts(rotary=None)).merge_keys == "cached"
+    assert SemantiCache().resolve(facts()).merge_keys == "unrotated"
+    assert SemantiCache().resolve(facts(rotary=None)).merge_keys == "cached"
     assert SemantiCache().compressor(facts(rotary=None)) == SemantiCache(merge_keys="cached").compressor(facts())
 
 

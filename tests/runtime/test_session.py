@@ -1,4 +1,4 @@
-"""Sessions on a tiny bundle: against the reference, and the invariants of design.md section 2."""
+"""Sessions on a tiny bundle: against the reference, and what holds for every session (length, position, rows)."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from semkv_deploy.bundle import Bundle
 from semkv_deploy.compiler.calibrate import mean_kl
+from semkv_deploy.compiler.pipeline import build_bundle
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.methods import Full, SemantiCache, StreamingLLM
 from semkv_deploy.runtime.open import open_session
@@ -35,16 +36,9 @@ def model(tiny_checkpoint: Path) -> Any:
 
 def reference_session(bundle: Bundle, model: Any, budget: float, batch: int = 1) -> Session:
     """The session `open_session` gives, on the reference engine."""
-    session = open_session(bundle, budget=budget, batch=batch)
-    engine = ReferenceEngine(
-        model,
-        facts=bundle.manifest.model,
-        method=bundle.manifest.method,
-        batch=batch,
-        capacity=session.engine.capacity,
-    )
-    session.engine = engine
-    return session
+    manifest = bundle.manifest
+    opened = bundle.built("onnxruntime-cpu", budget)
+    return Session(ReferenceEngine(opened, model, facts=manifest.model, method=manifest.method, batch=batch))
 
 
 def text(seed: int, count: int) -> list[int]:
@@ -59,17 +53,15 @@ def same_cache(session: Session, reference: Session, atol: float) -> None:
     np.testing.assert_array_equal(session.length, reference.length)
     np.testing.assert_array_equal(session.position, reference.position)
     for layer, lengths in enumerate(session.length):
-        buffers = session.engine.layers[layer]
-        key, value, bias = reference.engine.layer(layer)
         for row, live in enumerate(lengths):
             for ours, theirs in (
                 (session.slot_position, reference.slot_position),
                 (session.slot_chunk, reference.slot_chunk),
             ):
-                np.testing.assert_array_equal(ours[layer, row, :, :live], theirs[layer, row, :, :live])
-            np.testing.assert_allclose(buffers.key[row, :, :live], key[row, :, :live], atol=atol)
-            np.testing.assert_allclose(buffers.value[row, :, :live], value[row, :, :live], atol=atol)
-            np.testing.assert_allclose(buffers.bias[row, :, :live], bias[row, :, :live], atol=atol)
+                np.testing.assert_array_equal(ours[layer][row, :, :live], theirs[layer][row, :, :live])
+            for name in ("key", "value", "slot_bias"):
+                mine, other = (each.engine.read(name, layer)[row, :, :live] for each in (session, reference))
+                np.testing.assert_allclose(mine, other, atol=atol)
 
 
 def test_three_turns_with_compression_match_the_reference(bundle: Bundle, model: Any):
@@ -98,8 +90,6 @@ def test_three_turns_with_compression_match_the_reference(bundle: Bundle, model:
     ids=lambda method: method.model_dump_json(exclude_defaults=True),
 )
 def test_every_method_built_matches_its_reference(method: Any, tiny_export: Path, model: Any, tmp_path: Path):
-    from semkv_deploy.compiler.pipeline import build_bundle
-
     decoder = str(tiny_export / "decoder.onnx")
     built = build_bundle(decoder, tmp_path / "bundle", budgets=[0.25], method=method, weights="fp32")
     session, reference = open_session(built, budget=0.25), reference_session(built, model, 0.25)
@@ -115,20 +105,18 @@ def test_every_method_built_matches_its_reference(method: Any, tiny_export: Path
 @pytest.mark.parametrize("weights", ["int4", "int8"])
 def test_full_method_and_quantised_weights(weights: Any, tiny_export: Path, bundle: Bundle, tmp_path: Path):
     """The full cache takes no slot bias; what is left of the difference to float32 is the weights'."""
-    from semkv_deploy.compiler.pipeline import build_bundle
-
     decoder = str(tiny_export / "decoder.onnx")
     built = build_bundle(decoder, tmp_path / "bundle", budgets=[1.0], method=Full(), weights=weights)
-    assert built.target("onnxruntime-cpu").compressor is None
+    assert list(built.built("onnxruntime-cpu").contract.programs) == ["decode"]
     ids = text(4, 100)
     ours, exact = (open_session(each, budget=1.0).prefill(ids, all_logits=True) for each in (built, bundle))
     cost = mean_kl(exact, ours)
     assert 0 < cost < (2.0 if weights == "int4" else 0.05)
-    short = open_session(built, budget=1.0)
-    short.profile = short.profile.model_copy(update={"capacity": 64})
-    short.engine.capacity = 64
+    short = build_bundle(decoder, tmp_path / "short", budgets=[0.25], method=Full(), weights=weights)
+    short = open_session(short)
     with pytest.raises(SemkvError, match="the cache is full and the method does not compress"):
-        short.prefill(ids)
+        short.prefill([*ids, *ids])
+    assert short.position[0] == 0
 
 
 def test_budget_one_is_the_uncompressed_model(bundle: Bundle, model: Any):
@@ -155,9 +143,9 @@ def test_in_place_and_copying_are_bit_identical(bundle: Bundle):
         for token in text(9, 30):
             np.testing.assert_array_equal(in_place.step([token]), copying.step([token]))
     for layer, live in enumerate(in_place.length[:, 0]):
-        first, second = in_place.engine.layers[layer], copying.engine.layers[layer]
-        np.testing.assert_array_equal(first.key[:, :, :live], second.key[:, :, :live])
-        np.testing.assert_array_equal(first.value[:, :, :live], second.value[:, :, :live])
+        for name in ("key", "value"):
+            first, second = (each.engine.read(name, layer)[:, :, :live] for each in (in_place, copying))
+            np.testing.assert_array_equal(first, second)
 
 
 def test_batch_rows_do_not_influence_each_other(bundle: Bundle):
@@ -169,7 +157,8 @@ def test_batch_rows_do_not_influence_each_other(bundle: Bundle):
         alone = open_session(bundle, budget=0.25)
         assert alone.generate(prompt, max_new_tokens=60)[0] == replies[row]
         np.testing.assert_array_equal(alone.length[:, 0], together.length[:, row])
-        np.testing.assert_array_equal(alone.slot_position[:, 0], together.slot_position[:, row])
+        for ours, theirs in zip(alone.slot_position, together.slot_position, strict=True):
+            np.testing.assert_array_equal(ours[0], theirs[row])
 
 
 def test_a_finished_row_keeps_its_state(bundle: Bundle):
@@ -187,9 +176,9 @@ def test_prompt_longer_than_the_capacity(bundle: Bundle):
     """400 tokens through 128 slots: memory stays bounded, positions stay true."""
     session = open_session(bundle, budget=0.25)
     session.prefill(text(5, 400))
-    assert session.engine.capacity == 128 and session.kept_slots.max() <= 128
+    assert session.contract.capacity == 128 and session.kept_slots.max() <= 128
     assert session.position.tolist() == [400]
-    newest = session.slot_position[0, 0, 0, session.length[0, 0] - 1]
+    newest = session.slot_position[0][0, 0, session.length[0, 0] - 1]
     assert newest == 399
 
 
@@ -205,27 +194,28 @@ def test_length_never_exceeds_capacity(bundle: Bundle, turns: list[tuple[int, in
                 session.prefill(text(seed, session.max_context + 1))
             break
         session.prefill(text(seed + number, prompt))
-        assert session.kept_slots.max() <= session.engine.capacity
+        assert session.kept_slots.max() <= session.contract.capacity
         for token in text(seed, steps):
             session.step([token])
-            assert session.kept_slots.max() <= session.engine.capacity
+            assert session.kept_slots.max() <= session.contract.capacity
         session.end_turn()
     # Every live slot holds a position that was seen, in rising order.
     for layer, live in enumerate(session.length[:, 0]):
-        positions = session.slot_position[layer, 0, 0, :live]
+        positions = session.slot_position[layer][0, 0, :live]
         assert (np.diff(positions) > 0).all() and positions[-1] == session.position[0] - 1
 
 
-def test_compress_at_turn_keeps_the_budget_of_what_was_seen(bundle: Bundle):
-    session = open_session(bundle, budget=0.25)
-    session.method = session.method.model_copy(update={"compress_at": "turn"})
+def test_compress_at_turn_keeps_the_budget_of_what_was_seen(tiny_export: Path, tmp_path: Path):
+    decoder = str(tiny_export / "decoder.onnx")
+    method = SemantiCache(compress_at="turn")
+    session = open_session(build_bundle(decoder, tmp_path / "b", budgets=[0.25], method=method, weights="fp32"))
     for turn in range(3):
         session.prefill(text(turn, 60))
         for token in text(9, 10):
             session.step([token])
         session.end_turn()
         assert session.kept_slots[0] <= np.ceil(0.25 * session.position[0])
-        assert session.slot_position[0, 0, 0, session.length[0, 0] - 1] == session.position[0] - 1
+        assert session.slot_position[0][0, 0, session.length[0, 0] - 1] == session.position[0] - 1
     assert session.stats.runs == 3
 
 

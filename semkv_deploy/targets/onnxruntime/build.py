@@ -3,32 +3,44 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from semkv_deploy.bundle.contract import graph_contract
+from semkv_deploy.bundle.manifest import BudgetRecord, OnnxRuntimeRecord
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.lint.aliases import alias_map, check_alias_safety
 from semkv_deploy.lint.onnxruntime import lint_onnxruntime
+from semkv_deploy.methods.layout import DECODE
 
 if TYPE_CHECKING:
     import onnx
 
-    from semkv_deploy.passes.lower_gqa import BiasMode
+    from semkv_deploy.bundle.contract import GraphContract, Phase
+    from semkv_deploy.methods.base import BiasMode
+    from semkv_deploy.passes.quantize import WeightFormat
+    from semkv_deploy.targets.build import TargetInputs
+
+DECODER = "decoder.onnx"
 
 
 class BuiltDecoder(NamedTuple):
-    """A lowered decoder on disk: its alias map, bytes of weights, and lint findings that did not stop the build."""
+    """A lowered decoder on disk: its alias map, bytes of weights, and lint findings that did not stop the inputs."""
 
     aliases: dict[str, str]
     weight_bytes: int
     lint: list[str]
 
 
-def lower_decoder(portable: Path, *, bias: BiasMode, layers: int) -> onnx.ModelProto:
+def lower_decoder(portable: Path, *, bias: BiasMode, groups: int) -> onnx.ModelProto:
     """The decoder for ONNX Runtime, weights loaded, in float32.
 
+    Args:
+        groups: cache groups that the portable decoder has, a `NexusAttention` for each.
+
     Raises:
-        SemkvError: when not every layer's attention was lowered.
+        SemkvError: when not every group's attention was lowered.
     """
     import onnx_ir as ir
     from onnxscript.optimizer import optimize
@@ -41,8 +53,8 @@ def lower_decoder(portable: Path, *, bias: BiasMode, layers: int) -> onnx.ModelP
     lowered = lower_to_gqa(model, bias=bias)
     optimize(model)
     found = sum(node.op_type == "GroupQueryAttention" for node in model.graph)
-    if not lowered == found == layers:
-        raise SemkvError("attention was lost while lowering", where=portable.name, expected=layers, got=found)
+    if not lowered == found == groups:
+        raise SemkvError("attention was lost while lowering", where=portable.name, expected=groups, got=found)
     ir.external_data.load_to_model(model)
     return ir.to_proto(model)
 
@@ -67,6 +79,59 @@ def save_decoder(model: onnx.ModelProto, path: Path) -> BuiltDecoder:
     return BuiltDecoder(aliases, data.stat().st_size, [str(finding) for finding in findings])
 
 
-def copy_compressor(portable: Path, target: Path) -> None:
-    """The compressor as this target runs it: ONNX Runtime inlines the portable graph's functions itself."""
-    shutil.copyfile(portable, target)
+def build_onnxruntime(
+    inputs: TargetInputs,
+    target: str,
+    weights: WeightFormat,
+    reference: Path,
+    built: BuiltDecoder,
+    *,
+    cost: Callable[[Path], float],
+) -> OnnxRuntimeRecord:
+    """Everything of one ONNX Runtime target, written below `targets/<target>`.
+
+    Args:
+        reference: the lowered float32 decoder; `built` is what writing it gave.
+        cost: measures the mean KL that the weights of a decoder on disk cost.
+
+    Raises:
+        SemkvError: as `save_decoder`.
+    """
+    import onnx
+
+    from semkv_deploy.passes.quantize import quantize_weights
+
+    folder = inputs.root / "targets" / target
+    folder.mkdir(parents=True)
+    decoder = folder / DECODER
+    kl = None
+    if weights == "fp32":
+        for file in (reference, reference.with_name(reference.name + ".data")):
+            shutil.copyfile(file, folder / file.name)
+    else:
+        inputs.progress(f"quantising weights to {weights}", None)
+        built = save_decoder(quantize_weights(reference, weights), decoder)
+        inputs.progress(f"measuring what {weights} weights cost", None)
+        kl = round(cost(decoder), 4)
+
+    def contract(path: Path, phase: Phase, groups: Iterable[int], aliases: dict[str, str]) -> GraphContract:
+        model = onnx.load(path, load_external_data=False)
+        file = path.relative_to(inputs.root).as_posix()
+        return graph_contract(model, path.stem, phase, file, groups=groups, aliases=aliases)
+
+    graphs = {DECODE: [contract(decoder, "decoder", range(len(inputs.groups)), built.aliases)]}
+    for program in inputs.programs:
+        # ONNX Runtime inlines the portable graph's functions itself.
+        shutil.copyfile(inputs.root / program.file, folder / Path(program.file).name)
+        graph = contract(folder / Path(program.file).name, "compressor", program.groups, {})
+        graphs.setdefault(program.name, []).append(graph)
+    return OnnxRuntimeRecord(
+        weights=weights,
+        weight_bytes=built.weight_bytes,
+        weight_kl=kl,
+        budgets=[
+            BudgetRecord(contract=inputs.contract(target, profile, graphs, dtype=inputs.model.dtype))
+            for profile in inputs.profiles
+        ],
+        lint=built.lint,
+    )

@@ -1,47 +1,27 @@
-"""Runs a bundle's graphs in ONNX Runtime: cache buffers, in-place appends, layers compressed into spare buffers."""
+"""Runs a contract's graphs in ONNX Runtime: caches appended in place, groups compressed into spare buffers."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from semkv_deploy.errors import SemkvError
-from semkv_deploy.methods.base import STATE
-from semkv_deploy.model.config import layer_tag
+from semkv_deploy.methods.layout import DECODE
+from semkv_deploy.targets.engine import NUMPY_TYPES, Array, Feeds, graph_for, run_sizes, shape_of
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from semkv_deploy.model.config import ModelFacts
-
-
-COMPRESSOR_WORKERS = 2
-"""Layers compressed at the same time at most; each takes one spare layer buffer."""
+    from semkv_deploy.bundle.contract import Contract, GraphContract
+    from semkv_deploy.bundle.opened import OpenedBudget
 
 
-class Compressed(NamedTuple):
-    """What compressing one layer gave: see `methods.base` for the tensors."""
-
-    length: NDArray[np.int64]
-    slot_position: NDArray[np.int64]
-    slot_chunk: NDArray[np.int64]
-    level: NDArray[np.int64]
-    evicted: NDArray[np.int64]
-
-
-@dataclass
-class Layer:
-    """A layer's `key` and `value` `[B,H,C,D]` and slot `bias` `[B,H,C]`."""
-
-    key: NDArray[Any]
-    value: NDArray[Any]
-    bias: NDArray[np.float32]
+GROUP_WORKERS = 2
+"""Groups that a program runs for at the same time at most; each takes one set of spare buffers."""
 
 
 def onnxruntime() -> Any:
@@ -84,197 +64,208 @@ def inference_session(path: Path, *, threads: int | None = None, provider: str =
 
 
 class OnnxRuntimeEngine:
-    """The caches of one session, and the decoder and compressor graphs that work on them.
+    """The buffers of one session, and the graphs that work on them.
 
     Args:
-        decoder: lowered or portable decoder graph.
-        compressor: compressor graph of one layer; None for a method that never compresses.
-        facts: of the model.
-        batch, capacity: rows and slots of the cache buffers.
-        groups: cluster groups G of the compressor.
+        opened: the contract and its files.
+        batch: rows of the buffers.
         in_place: bind each cache to the decoder's input and output alike; False keeps a second set of buffers and
             is there to check that both give the same.
         threads: intra-op threads; None: all cores.
+
+    Raises:
+        SemkvError: when the batch is not the contract's, or ONNX Runtime takes a graph or a cache type not.
     """
 
     def __init__(
-        self,
-        decoder: Path,
-        compressor: Path | None,
-        *,
-        facts: ModelFacts,
-        batch: int,
-        capacity: int,
-        groups: int = 1,
-        in_place: bool = True,
-        threads: int | None = None,
+        self, opened: OpenedBudget, *, batch: int = 1, in_place: bool = True, threads: int | None = None
     ) -> None:
-        self.facts, self.batch, self.capacity, self.groups, self.in_place = facts, batch, capacity, groups, in_place
+        contract = opened.contract
+        if batch < 1 or batch != (contract.batch or batch):
+            raise SemkvError("the graphs take another batch", where="batch", expected=contract.batch or 1, got=batch)
+        if contract.dtype not in NUMPY_TYPES:
+            raise SemkvError(
+                "ONNX Runtime's CPU kernels do not take this cache type",
+                where="past_key_values.00.key",
+                expected="float32 or float16",
+                got=contract.dtype,
+            )
+        self.opened, self.batch, self.in_place = opened, batch, in_place
         self._ort = onnxruntime()
-        self._decoder = inference_session(decoder, threads=threads)
-        # A compressor is many small operators: layers side by side on one thread each are nearly twice as fast as one
-        # layer after the other on all threads.
-        self._workers = max(1, min(COMPRESSOR_WORKERS, threads or os.cpu_count() or 1))
-        self._compressor = inference_session(compressor, threads=1) if compressor else None
-        self._inputs = {value.name: value for value in self._decoder.get_inputs()}
-        cache = self._inputs[f"past_key_values.{layer_tag(0, facts.layers)}.key"]
-        # Lowered for TensorRT, heads lie in the batch axis: the same bytes in another shape.
-        self._folded = cache.shape[1] == 1 != facts.kv_heads
-        self._dtype = _numpy_type(cache.type)
+        # A group's program is many small operators: groups side by side on one thread each are nearly twice as fast as
+        # one after the other on all threads.
+        self._workers = max(1, min(GROUP_WORKERS, threads or os.cpu_count() or 1))
+        self._sessions = {
+            graph.name: inference_session(opened.path(graph.onnx), threads=threads if program.scope == "cache" else 1)
+            for program in contract.programs.values()
+            for graph in program.graphs
+        }
+        self._buffers = {
+            buffer.name: [self._new(buffer.name, group) for group in range(len(contract.cache.groups))]
+            for buffer in contract.cache.buffers
+        }
         # np.zeros maps pages on first touch: slots never used cost no memory.
-        self._layers = [self._new_layer() for _ in range(facts.layers)]
-        self._spare = [self._new_layer() for _ in range(self._workers if compressor else 0)]
-        self._decode: _Binding | None = None
-
-    def _new_layer(self) -> Layer:
-        shape = (self.batch, self.facts.kv_heads, self.capacity)
-        rows = (*shape, self.facts.head_dim)
-        return Layer(np.zeros(rows, self._dtype), np.zeros(rows, self._dtype), np.zeros(shape, np.float32))
+        self._spare: dict[tuple[int, int], list[dict[str, Array]]] = defaultdict(list)
+        if any(program.scope == "group" for program in contract.programs.values()):
+            for group, kind in enumerate(self._kinds()):
+                if not self._spare[kind]:
+                    count = min(self._workers, self._kinds().count(kind))
+                    self._spare[kind] = [self._new_set(group) for _ in range(count)]
+        self._step: _Binding | None = None
 
     @property
-    def layers(self) -> list[Layer]:
-        """The live buffers, for inspection; `key` and `value` `[B,H,C,D]`, `bias` `[B,H,C]`."""
-        return self._layers
+    def contract(self) -> Contract:
+        return self.opened.contract
+
+    def _kinds(self) -> list[tuple[int, int]]:
+        """By group, what decides the shapes of its buffers: heads and slots."""
+        return [(len(group.heads), group.capacity) for group in self.contract.cache.groups]
+
+    def _new(self, name: str, group: int) -> Array:
+        buffer = next(buffer for buffer in self.contract.cache.buffers if buffer.name == name)
+        shape = buffer.sizes(self.contract.cache.groups[group], batch=self.batch, head_dim=self.contract.head_dim)
+        return np.zeros(shape, NUMPY_TYPES[self.contract.dtype if buffer.dtype == "T" else buffer.dtype])
+
+    def _new_set(self, group: int) -> dict[str, Array]:
+        return {buffer.name: self._new(buffer.name, group) for buffer in self.contract.cache.buffers}
+
+    def read(self, buffer: str, group: int) -> Array:
+        return self._buffers[buffer][group]
+
+    def write(self, buffer: str, group: int, array: Array) -> None:
+        self._buffers[buffer][group][:] = array
 
     def cache_bytes(self) -> int:
-        """Bytes of all cache buffers, spare layers and biases included."""
-        buffers = [*self._layers, *self._spare]
-        return sum(layer.key.nbytes + layer.value.nbytes + layer.bias.nbytes for layer in buffers)
+        spare = [array for sets in self._spare.values() for each in sets for array in each.values()]
+        return sum(array.nbytes for arrays in (*self._buffers.values(), spare) for array in arrays)
 
-    def reset(self) -> None:
-        """Forgets every slot (what dead slots hold changes nothing, so only biases are cleared)."""
-        for layer in self._layers:
-            layer.bias.fill(0)
+    def reset(self, row: int | None = None) -> None:
+        # What dead slots hold changes nothing, biases excepted.
+        for bias in self._buffers.get("slot_bias", []):
+            bias[slice(None) if row is None else row] = 0
 
-    def run(
-        self,
-        tokens: NDArray[np.int64],
-        positions: NDArray[np.int64],
-        logits_index: NDArray[np.int64],
-        length: NDArray[np.int64],
-        row: int | None = None,
-    ) -> NDArray[np.float32]:
-        """Appends `S` tokens to one row, or one token to every row, and returns the logits of the rows asked for.
-
-        Args:
-            tokens, positions: `[n,S]`; n = 1 with `row`, else the batch.
-            logits_index: `[n,R]`: which of the S rows.
-            length: `[layers,n]`: live slots before the append.
-            row: the batch row; None: all rows.
-
-        Returns:
-            `[n,R,V]` float32; valid until the next call.
-        """
-        if row is None and tokens.shape[1] == 1:
-            if self._decode is None:
-                self._decode = _Binding(self, slice(None), 1, 1)
-            return self._decode.run(tokens, positions, logits_index, length)
+    def run(self, program: str, feeds: Feeds, *, row: int | None = None) -> dict[str, Array]:
+        tokens = feeds["input_ids"].shape[1]
+        graph = graph_for(self.contract.programs[program].graphs, prompt=row is not None or tokens > 1)
+        if program == DECODE and row is None and tokens == 1:
+            if self._step is None or not self._step.fits(feeds):
+                self._step = _Binding(self, program, graph, slice(None), feeds)
+            return self._step.run(feeds)
         rows = slice(None) if row is None else slice(row, row + 1)
-        return _Binding(self, rows, tokens.shape[1], logits_index.shape[1]).run(tokens, positions, logits_index, length)
+        return _Binding(self, program, graph, rows, feeds).run(feeds)
 
-    def compress(
-        self, state: Sequence[dict[str, NDArray[np.int64]]], inputs: Sequence[dict[str, Any]]
-    ) -> list[Compressed]:
-        """Compresses every layer into a spare buffer, which becomes the layer's, while the layer's becomes spare.
-
-        Args:
-            state: for each layer its `length`, `slot_position`, `slot_chunk`.
-            inputs: for each layer `target` and what else the method's compressor takes.
-        """
-        self._decode = None
+    def run_groups(self, program: str, feeds: Mapping[int, Feeds]) -> dict[int, dict[str, Array]]:
+        self._step = None
         with ThreadPoolExecutor(self._workers) as pool:
-            return list(pool.map(self._compress_layer, range(len(state)), state, inputs))
+            results = pool.map(lambda group: self._run_group(program, group, feeds[group]), feeds)
+            return dict(zip(feeds, results, strict=True))
 
-    def _compress_layer(self, layer: int, state: dict[str, NDArray[np.int64]], inputs: dict[str, Any]) -> Compressed:
-        assert self._compressor is not None, "the method never compresses"
-        # As many spare buffers as workers: there is always one.
-        source, spare = self._layers[layer], self._spare.pop()
-        feed = {"key_cache": source.key, "value_cache": source.value, "slot_bias": source.bias, **state, **inputs}
-        binding = self._compressor.io_binding()
+    def _run_group(self, program: str, group: int, feeds: Feeds) -> dict[str, Array]:
+        contract = self.contract.programs[program]
+        graph = next(graph for graph in contract.graphs if group in graph.groups)
+        session, groups = self._sessions[graph.name], len(self.contract.cache.groups)
+        kind = self._kinds()[group]
+        # As many sets of spare buffers as workers, or as groups of the kind: there is always one.
+        spare = self._spare[kind].pop()
+        given, results = dict(feeds), {}
+        exchanged = []
+        for name, binding in contract.buffers.items():
+            source, result = binding.names(group, groups)
+            if source is not None:
+                given[source] = self._buffers[name][group]
+            if result is not None:
+                results[result] = self._buffers[name][group] if source is None else spare[name]
+                if source is not None:
+                    exchanged.append(name)
+        run = session.io_binding()
         held = []
-        for value in self._compressor.get_inputs():
-            held.append(self._ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(feed[value.name])))
-            binding.bind_ortvalue_input(value.name, held[-1])
-        outputs = {"key_cache_out": spare.key, "value_cache_out": spare.value, "slot_bias_out": spare.bias}
-        for value in self._compressor.get_outputs():
-            if value.name in outputs:
-                held.append(self._ort.OrtValue.ortvalue_from_numpy(outputs[value.name]))
-                binding.bind_ortvalue_output(value.name, held[-1])
+        for tensor in graph.inputs:
+            held.append(self._ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(given[tensor.name])))
+            run.bind_ortvalue_input(tensor.name, held[-1])
+        for tensor in graph.outputs:
+            if tensor.name in results:
+                held.append(self._ort.OrtValue.ortvalue_from_numpy(results[tensor.name]))
+                run.bind_ortvalue_output(tensor.name, held[-1])
             else:
-                binding.bind_output(value.name)
-        self._compressor.run_with_iobinding(binding)
-        names = [value.name for value in self._compressor.get_outputs()]
-        result = dict(zip(names, binding.get_outputs(), strict=True))
-        self._layers[layer] = spare
-        self._spare.append(source)
-        small = [f"{name}_out" for name in STATE[3:]] + ["level", "evicted"]
-        return Compressed(*(result[name].numpy() for name in small))
-
-
-def _numpy_type(onnxruntime_type: str) -> np.dtype[Any]:
-    names = {"tensor(float)": "float32", "tensor(float16)": "float16"}
-    if onnxruntime_type not in names:
-        raise SemkvError(
-            "ONNX Runtime's CPU kernels do not take this cache type",
-            where="past_key_values.00.key",
-            expected="float32 or float16",
-            got=onnxruntime_type,
-        )
-    return np.dtype(names[onnxruntime_type])
+                run.bind_output(tensor.name)
+        session.run_with_iobinding(run)
+        for name in exchanged:
+            self._buffers[name][group], spare[name] = spare[name], self._buffers[name][group]
+        self._spare[kind].append(spare)
+        outputs = zip(graph.outputs, run.get_outputs(), strict=True)
+        return {tensor.name: value.numpy() for tensor, value in outputs if tensor.name not in results}
 
 
 class _Binding:
-    """The decoder's inputs and outputs bound to buffers once, for runs of one shape."""
+    """A decoder's inputs and outputs bound to buffers once, for runs of one shape."""
 
-    def __init__(self, engine: OnnxRuntimeEngine, rows: slice, tokens: int, logits: int) -> None:
-        ort, facts = engine._ort, engine.facts
-        n = len(range(engine.batch)[rows])
-        self._engine = engine
-        self._binding = engine._decoder.io_binding()
-        self._small = {
-            "input_ids": np.zeros((n, tokens), np.int64),
-            "position_ids": np.zeros((n, tokens), np.int64),
-            "logits_index": np.zeros((n, logits), np.int64),
-            "length": np.zeros((facts.layers, n), np.int64),
-        }
-        self._logits = np.zeros((n, logits, facts.vocab_size), np.float32)
+    def __init__(
+        self, engine: OnnxRuntimeEngine, program: str, graph: GraphContract, rows: slice, feeds: Feeds
+    ) -> None:
+        ort, contract = engine._ort, engine.contract
+        self._session = engine._sessions[graph.name]
+        self._binding = self._session.io_binding()
         # An OrtValue over a numpy buffer shares it, and must outlive the binding.
         self._held: list[Any] = []
+        self._copies: list[tuple[Array, Array]] = []
+        bound: set[str] = set()
 
-        def bind(name: str, array: NDArray[Any], *, output: bool = False) -> None:
+        def bind(name: str, array: Array, *, output: bool = False) -> None:
             value = ort.OrtValue.ortvalue_from_numpy(array)
             self._held.append(value)
+            bound.add(name)
             (self._binding.bind_ortvalue_output if output else self._binding.bind_ortvalue_input)(name, value)
 
+        inputs = {tensor.name: tensor for tensor in graph.inputs}
+        outputs = {tensor.name: tensor for tensor in graph.outputs}
+        groups = len(contract.cache.groups)
+        for name, names in contract.programs[program].buffers.items():
+            for group in range(groups):
+                source, result = names.names(group, groups)
+                if source not in inputs and result not in outputs:
+                    continue
+                buffer = _as_viewed(
+                    engine._buffers[name][group][rows], (inputs.get(source or "") or outputs[result or ""]).shape
+                )
+                if source in inputs:
+                    bind(str(source), buffer)
+                if result in outputs:
+                    appended = buffer
+                    if not engine.in_place:
+                        appended = np.zeros_like(buffer)
+                        self._copies.append((buffer, appended))
+                    bind(str(result), appended, output=True)
+        self._small = {
+            name: np.zeros(feeds[name].shape, NUMPY_TYPES[tensor.dtype])
+            for name, tensor in inputs.items()
+            if name not in bound
+        }
         for name, array in self._small.items():
             bind(name, array)
-        bind("logits", self._logits, output=True)
-        self._copies: list[tuple[NDArray[Any], NDArray[Any]]] = []
-        for number, layer in enumerate(engine._layers):
-            tag = layer_tag(number, facts.layers)
-            if f"slot_bias.{tag}" in engine._inputs:
-                bind(f"slot_bias.{tag}", layer.bias[rows])
-            for part, buffer in (("key", layer.key[rows]), ("value", layer.value[rows])):
-                if engine._folded:
-                    buffer = buffer.reshape(-1, 1, *buffer.shape[2:])
-                bind(f"past_key_values.{tag}.{part}", buffer)
-                appended = buffer
-                if not engine.in_place:
-                    appended = np.zeros_like(buffer)
-                    self._copies.append((buffer, appended))
-                bind(f"present.{tag}.{part}", appended, output=True)
+        sizes = run_sizes(feeds)
+        self._results = {
+            name: np.zeros(shape_of(tensor, sizes), NUMPY_TYPES[tensor.dtype])
+            for name, tensor in outputs.items()
+            if name not in bound
+        }
+        for name, array in self._results.items():
+            bind(name, array, output=True)
 
-    def run(
-        self,
-        tokens: NDArray[np.int64],
-        positions: NDArray[np.int64],
-        logits_index: NDArray[np.int64],
-        length: NDArray[np.int64],
-    ) -> NDArray[np.float32]:
-        small = self._small
-        small["input_ids"][:], small["position_ids"][:] = tokens, positions
-        small["logits_index"][:], small["length"][:] = logits_index, length
-        self._engine._decoder.run_with_iobinding(self._binding)
+    def fits(self, feeds: Feeds) -> bool:
+        """Whether a run's inputs have the shapes that are bound."""
+        return all(feeds[name].shape == array.shape for name, array in self._small.items())
+
+    def run(self, feeds: Feeds) -> dict[str, Array]:
+        for name, array in self._small.items():
+            array[:] = feeds[name]
+        self._session.run_with_iobinding(self._binding)
         for buffer, appended in self._copies:
             buffer[:] = appended
-        return self._logits
+        return self._results
+
+
+def _as_viewed(buffer: Array, shape: tuple[int | str, ...]) -> Array:
+    """A buffer's bytes in the shape that a graph has for them: heads may lie in the batch axis."""
+    if len(shape) == buffer.ndim and shape[1] == buffer.shape[1]:
+        return buffer
+    return buffer.reshape(-1, *(size for size in shape[1:] if isinstance(size, int)))

@@ -7,150 +7,147 @@ choose the optimization profile whose shapes fit, compress layer by layer into s
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from polygraphy import cuda
 
 from semkv_deploy.errors import SemkvError
-from semkv_deploy.methods.base import STATE
-from semkv_deploy.model.config import layer_tag
-from semkv_deploy.targets.onnxruntime.engine import Compressed, Layer
-from semkv_deploy.targets.tensorrt.api import TITLES, Runtime, runtime_module
+from semkv_deploy.passes.lower_native import FOLDED_ROWS
+from semkv_deploy.targets.engine import NUMPY_TYPES as _HOST_TYPES
+from semkv_deploy.targets.engine import Array, Feeds, run_sizes
+from semkv_deploy.targets.tensorrt.api import TITLES, Runtime, find_gpu, runtime_module
 from semkv_deploy.targets.tensorrt.plan_file import check_plan
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from semkv_deploy.bundle.contract import GraphContract, Phase, StaticBudgetContract, TensorContract
+    from semkv_deploy.bundle.contract import Contract, GraphContract, TensorContract
+    from semkv_deploy.bundle.opened import OpenedBudget
+    from semkv_deploy.methods.layout import Buffer
 
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8}
-_HOST_TYPES = {"float32": np.float32, "float16": np.float16, "int64": np.int64}
 
 
 class TensorRTEngine:
-    """The caches of one session, and the engines that work on them.
+    """The buffers of one session on a GPU, and the engines that work on them.
 
     Args:
-        runtime: whose engines they are.
-        plans: engine file of each phase of the contract's graphs.
-        contract: of the budget.
-        groups: cluster groups G of the compressor.
-        plugins: operators that are plugins in the engines; their library is embedded, and run.
+        opened: the contract and its plan files.
+        batch: rows; those that the engines were built for.
 
     Raises:
-        SemkvError: when an engine is damaged, of another version, or not what the contract says.
+        SemkvError: when there are no engines, none for this batch or GPU, or one is damaged, of another version, or not
+            what the contract says.
     """
 
-    def __init__(
-        self,
-        runtime: Runtime,
-        plans: Mapping[Phase, Path],
-        contract: StaticBudgetContract,
-        *,
-        groups: int = 1,
-        plugins: Sequence[str] = (),
-    ) -> None:
+    def __init__(self, opened: OpenedBudget, *, batch: int = 1) -> None:
+        contract = opened.contract
+        runtime = cast("Runtime", contract.target)
+        _check_runs_here(opened, batch)
+        plans = {graph.name: opened.path(str(graph.plan)) for graph in contract.graphs}
         for plan in plans.values():
             check_plan(plan, runtime)
-        self.contract, self.batch, self.capacity, self.groups = contract, contract.batch, contract.capacity, groups
+        self.opened, self.batch = opened, batch
         self._stream = cuda.Stream()
         trt = runtime_module(runtime)
         self._runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
-        self._runtime.engine_host_code_allowed = bool(plugins)
-        graphs = {graph.phase: graph for graph in contract.graphs}
-        engines = {
-            phase: _Engine(self._runtime, plan, graphs[phase], self._stream, TITLES[runtime])
-            for phase, plan in plans.items()
+        self._runtime.engine_host_code_allowed = bool(opened.plugins)
+        self._engines = {
+            graph.name: _Engine(self._runtime, plans[graph.name], graph, self._stream, TITLES[runtime])
+            for graph in contract.graphs
         }
-        self._compressor = engines.pop("compressor", None)
-        self._decoders = list(engines.values())
-        self._layers = [self._new_layer() for _ in range(contract.layers)]
-        self._spare = self._new_layer() if self._compressor else None
-
-    def _new_layer(self) -> _DeviceLayer:
-        rows = self.batch * self.contract.kv_heads * self.capacity
-        cache = rows * self.contract.head_dim * _BYTES[self.contract.dtype]
-        layer = _DeviceLayer(*(cuda.DeviceArray.raw((size,)) for size in (cache, cache, rows * 4)))
-        for buffer in layer:
-            _clear(buffer)
-        return layer
+        groups = range(len(contract.cache.groups))
+        self._buffers = {
+            buffer.name: [self._new(buffer, group) for group in groups] for buffer in contract.cache.buffers
+        }
+        # One set for each shape that groups have: groups are run one after the other.
+        self._spare: dict[tuple[int, int], dict[str, cuda.DeviceArray]] = {}
+        if any(program.scope == "group" for program in contract.programs.values()):
+            for group in groups:
+                if self._kind(group) not in self._spare:
+                    self._spare[self._kind(group)] = {
+                        buffer.name: self._new(buffer, group) for buffer in contract.cache.buffers
+                    }
 
     @property
-    def layers(self) -> list[Layer]:
-        """Copies of the buffers: `key` and `value` `[B,H,C,D]` (bfloat16 as float32), `bias` `[B,H,C]`."""
-        shape = (self.batch, self.contract.kv_heads, self.capacity)
-        rows, dtype = (*shape, self.contract.head_dim), self.contract.dtype
-        return [
-            Layer(_read(layer.key, rows, dtype), _read(layer.value, rows, dtype), _read(layer.bias, shape, "float32"))
-            for layer in self._layers
-        ]
+    def contract(self) -> Contract:
+        return self.opened.contract
+
+    def _kind(self, group: int) -> tuple[int, int]:
+        """What decides the shapes of a group's buffers: heads and slots."""
+        of = self.contract.cache.groups[group]
+        return len(of.heads), of.capacity
+
+    def _dtype(self, buffer: Buffer) -> str:
+        return self.contract.dtype if buffer.dtype == "T" else buffer.dtype
+
+    def _shape(self, buffer: Buffer, group: int) -> tuple[int, ...]:
+        return buffer.sizes(self.contract.cache.groups[group], batch=self.batch, head_dim=self.contract.head_dim)
+
+    def _new(self, buffer: Buffer, group: int) -> cuda.DeviceArray:
+        array = cuda.DeviceArray.raw((math.prod(self._shape(buffer, group)) * _BYTES[self._dtype(buffer)],))
+        _clear(array)
+        return array
+
+    def _buffer(self, name: str) -> Buffer:
+        return next(buffer for buffer in self.contract.cache.buffers if buffer.name == name)
+
+    def read(self, buffer: str, group: int) -> Array:
+        of = self._buffer(buffer)
+        return _read(self._buffers[buffer][group], self._shape(of, group), self._dtype(of))
+
+    def write(self, buffer: str, group: int, array: Array) -> None:
+        of = self._buffer(buffer)
+        self._buffers[buffer][group].copy_from(_as_bytes(array, self._dtype(of)))
 
     def cache_bytes(self) -> int:
-        """Bytes of all cache buffers on the device, the spare layer and biases included."""
-        layers = [*self._layers, *([self._spare] if self._spare else [])]
-        return sum(buffer.nbytes for layer in layers for buffer in layer)
+        spare = [array for each in self._spare.values() for array in each.values()]
+        return sum(array.nbytes for arrays in (*self._buffers.values(), spare) for array in arrays)
 
-    def reset(self) -> None:
-        """Forgets every slot (what dead slots hold changes nothing, so only biases are cleared)."""
-        for layer in self._layers:
-            _clear(layer.bias)
+    def reset(self, row: int | None = None) -> None:
+        # What dead slots hold changes nothing, biases excepted.
+        for bias in self._buffers.get("slot_bias", []):
+            if row is None:
+                _clear(bias)
+            else:
+                size = bias.nbytes // self.batch
+                cuda.DeviceView(bias.ptr + row * size, (size,), np.uint8).copy_from(np.zeros(size, np.uint8))
 
-    def run(
-        self,
-        tokens: NDArray[np.int64],
-        positions: NDArray[np.int64],
-        logits_index: NDArray[np.int64],
-        length: NDArray[np.int64],
-        row: int | None = None,
-    ) -> NDArray[np.float32]:
-        """As `OnnxRuntimeEngine.run`: appends `S` tokens to one row, or one token to every row.
+    def run(self, program: str, feeds: Feeds, *, row: int | None = None) -> dict[str, Array]:
+        """Runs the decoder.
 
         Raises:
             SemkvError: when no optimization profile takes this many rows or tokens.
         """
-        n, count = tokens.shape
-        sizes = {
-            "batch": n,
-            "sequence": count,
-            "rows": logits_index.shape[1],
-            "cache_rows": n * self.contract.kv_heads,
-        }
-        engine, profile = self._choose(sizes)
-        small = {
-            "input_ids": tokens,
-            "position_ids": positions,
-            "logits_index": logits_index,
-            "length": length,
-        }
-        buffers: dict[str, int] = {}
-        for number, layer in enumerate(self._layers):
-            tag = layer_tag(number, self.contract.layers)
-            names = (f"past_key_values.{tag}.key", f"past_key_values.{tag}.value", f"slot_bias.{tag}")
-            for name, buffer in zip(names, layer, strict=True):
+        contract = self.contract
+        sizes = run_sizes(feeds)
+        engine, profile = self._choose(program, sizes)
+        groups = len(contract.cache.groups)
+        addresses: dict[str, int] = {}
+        for name, names in contract.programs[program].buffers.items():
+            for group, buffer in enumerate(self._buffers[name]):
+                source, result = names.names(group, groups)
                 # Rows of a batch lie one after the other, heads within them.
                 address = buffer.ptr + (row or 0) * (buffer.nbytes // self.batch)
-                buffers[name] = address
-                if name in engine.graph.aliases:
-                    buffers[engine.graph.aliases[name]] = address
-        outputs = engine.run(profile, sizes, small, buffers, ["logits"])
-        return outputs["logits"].astype(np.float32, copy=False)
+                addresses |= {tensor: address for tensor in (source, result) if tensor is not None}
+        outputs = engine.run(profile, sizes, feeds, addresses)
+        return {name: _wide(array) for name, array in outputs.items()}
 
-    def _choose(self, sizes: dict[str, int]) -> tuple[_Engine, int]:
+    def _choose(self, program: str, sizes: dict[str, int]) -> tuple[_Engine, int]:
         """The engine and the profile for a run; of those that fit, the one that was tuned for it."""
         wanted = "decode" if sizes["sequence"] == 1 and sizes["batch"] == self.batch else "prefill"
         found = [
             (phase != wanted, number, engine, profile)
-            for number, engine in enumerate(self._decoders)
+            for number, graph in enumerate(self.contract.programs[program].graphs)
+            for engine in [self._engines[graph.name]]
             for profile, phase in enumerate(engine.phases)
             if engine.fits(profile, sizes)
         ]
         if not found:
             raise SemkvError(
                 "no engine takes a run of this shape",
-                where=f"budget {self.contract.budget:g}, layout {self.contract.layout}",
+                where=f"budget {self.contract.budget:g}, layout {self.contract.engine_layout}",
                 expected=f"one row of at most {self.contract.prefill_chunk} tokens, or one token for each of "
                 f"{self.batch} rows",
                 got=f"{sizes['batch']} rows of {sizes['sequence']} tokens, {sizes['rows']} rows of logits",
@@ -158,29 +155,50 @@ class TensorRTEngine:
         _, _, engine, profile = min(found, key=lambda each: each[:2])
         return engine, profile
 
-    def compress(
-        self, state: Sequence[dict[str, NDArray[np.int64]]], inputs: Sequence[dict[str, Any]]
-    ) -> list[Compressed]:
-        """As `OnnxRuntimeEngine.compress`, one layer after the other."""
-        assert self._compressor is not None and self._spare is not None, "the method never compresses"
-        small_outputs = [f"{name}_out" for name in STATE[3:]] + ["level", "evicted"]
-        done = []
-        for number, (metadata, extra) in enumerate(zip(state, inputs, strict=True)):
-            source, target = self._layers[number], self._spare
-            buffers = {name: buffer.ptr for name, buffer in zip(STATE[:3], source, strict=True)}
-            buffers |= {f"{name}_out": buffer.ptr for name, buffer in zip(STATE[:3], target, strict=True)}
-            outputs = self._compressor.run(0, {}, {**metadata, **extra}, buffers, small_outputs)
-            self._layers[number], self._spare = target, source
-            done.append(Compressed(*(outputs[name] for name in small_outputs)))
-        return done
+    def run_groups(self, program: str, feeds: Mapping[int, Feeds]) -> dict[int, dict[str, Array]]:
+        contract = self.contract.programs[program]
+        groups, results = len(self.contract.cache.groups), {}
+        for group, given in feeds.items():
+            graph = next(graph for graph in contract.graphs if group in graph.groups)
+            spare = self._spare[self._kind(group)]
+            addresses: dict[str, int] = {}
+            exchanged = []
+            for name, binding in contract.buffers.items():
+                source, result = binding.names(group, groups)
+                if source is not None:
+                    addresses[source] = self._buffers[name][group].ptr
+                if result is not None:
+                    addresses[result] = (self._buffers[name][group] if source is None else spare[name]).ptr
+                    if source is not None:
+                        exchanged.append(name)
+            results[group] = self._engines[graph.name].run(0, {}, given, addresses)
+            for name in exchanged:
+                self._buffers[name][group], spare[name] = spare[name], self._buffers[name][group]
+        return results
 
 
-class _DeviceLayer(NamedTuple):
-    """A layer's buffers, or spare ones."""
-
-    key: cuda.DeviceArray
-    value: cuda.DeviceArray
-    bias: cuda.DeviceArray
+def _check_runs_here(opened: OpenedBudget, batch: int) -> None:
+    contract = opened.contract
+    where = f"--target {contract.target}"
+    if any(graph.plan is None for graph in contract.graphs):
+        raise SemkvError("no engines were built", where=where, fix="build the bundle without --no-engines")
+    if batch != contract.batch:
+        raise SemkvError(
+            "the engines take another batch",
+            where=where,
+            expected=f"{contract.batch} rows",
+            got=batch,
+            fix=f"build the bundle with --batch {batch}",
+        )
+    gpu, _ = find_gpu()
+    if gpu is not None and gpu.compute_capability not in opened.compute_capabilities:
+        raise SemkvError(
+            "the engines are for other GPUs",
+            where=where,
+            expected=" or ".join(f"SM{each}" for each in opened.compute_capabilities),
+            got=f"SM{gpu.compute_capability} ({gpu.name})",
+            fix=f"build the bundle with --compute-capability {gpu.compute_capability}",
+        )
 
 
 class _Engine:
@@ -246,18 +264,16 @@ class _Engine:
         self,
         profile: int,
         sizes: Mapping[str, int],
-        small: Mapping[str, Any],
+        feeds: Feeds,
         buffers: Mapping[str, int],
-        wanted: Sequence[str],
-    ) -> dict[str, NDArray[Any]]:
-        """Runs once and waits.
+    ) -> dict[str, Array]:
+        """Runs once and waits; returns the outputs that are no buffers.
 
         Args:
             profile: index of the optimization profile.
-            sizes: of the symbols in the contract's shapes.
-            small: inputs on the host, by name; more than the graph has is fine.
+            sizes: of the symbols in the contract's shapes; a folded cache's rows follow from the batch.
+            feeds: inputs on the host, by name; more than the graph has is fine.
             buffers: device address of the other inputs and outputs, by name.
-            wanted: outputs to copy to the host.
         """
         context, stream = self._context, self._stream
         if profile != self._profile:
@@ -270,12 +286,12 @@ class _Engine:
                 _require(context.set_input_shape(tensor.name, shape), f"take {tensor.name} of {shape}", self._plan)
             address = buffers.get(tensor.name)
             if address is None:
-                # Of the host until the copy has been made.
-                held.append(np.ascontiguousarray(np.reshape(small[tensor.name], shape), _HOST_TYPES[tensor.dtype]))
+                # Keep the host array alive until the copy ends.
+                held.append(np.ascontiguousarray(np.reshape(feeds[tensor.name], shape), _HOST_TYPES[tensor.dtype]))
                 address = self._on_device(tensor.name, held[-1].nbytes).ptr
                 _copy_in(address, held[-1], stream)
             _require(context.set_tensor_address(tensor.name, address), f"take {tensor.name}", self._plan)
-        results: dict[str, NDArray[Any]] = {}
+        results: dict[str, Array] = {}
         for tensor in self.graph.outputs:
             address = buffers.get(tensor.name)
             if address is None:
@@ -284,12 +300,10 @@ class _Engine:
                 results[tensor.name] = result
             _require(context.set_tensor_address(tensor.name, address), f"take {tensor.name}", self._plan)
         _require(context.execute_async_v3(stream.ptr), "run", self._plan)
-        for name in wanted:
-            cuda.DeviceView(self._small[name].ptr, results[name].shape, results[name].dtype).copy_to(
-                results[name], stream
-            )
+        for name, result in results.items():
+            cuda.DeviceView(self._small[name].ptr, result.shape, result.dtype).copy_to(result, stream)
         stream.synchronize()
-        return {name: results[name] for name in wanted}
+        return results
 
     def _on_device(self, name: str, size: int) -> cuda.DeviceArray:
         """A buffer of at least `size` bytes that stays until a larger one is asked for."""
@@ -299,7 +313,19 @@ class _Engine:
 
 
 def _shape(tensor: TensorContract, sizes: Mapping[str, int]) -> tuple[int, ...]:
-    return tuple(sizes[size] if isinstance(size, str) else size for size in tensor.shape)
+    """A tensor's shape in a run; the first axis of a folded cache is batch x KV heads."""
+    return tuple(_size(size, sizes) if isinstance(size, str) else size for size in tensor.shape)
+
+
+def _size(symbol: str, sizes: Mapping[str, int]) -> int:
+    if symbol.startswith(FOLDED_ROWS):
+        return sizes["batch"] * int(symbol.removeprefix(FOLDED_ROWS))
+    return sizes[symbol]
+
+
+def _wide(array: Array) -> Array:
+    """Logits in float32, whatever the engine computes them in."""
+    return array.astype(np.float32, copy=False) if array.dtype == np.float16 else array
 
 
 def _require(done: bool, what: str, plan: Path) -> None:
@@ -311,15 +337,23 @@ def _clear(buffer: cuda.DeviceArray) -> None:
     buffer.copy_from(np.zeros(buffer.nbytes, np.uint8))
 
 
-def _copy_in(address: int, host: NDArray[Any], stream: cuda.Stream) -> None:
+def _copy_in(address: int, host: Array, stream: cuda.Stream) -> None:
     if host.nbytes:
         cuda.wrapper().memcpy(address, host.ctypes.data, host.nbytes, cuda.MemcpyKind.HostToDevice, stream.ptr)
 
 
-def _read(buffer: cuda.DeviceArray, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
+def _read(buffer: cuda.DeviceArray, shape: tuple[int, ...], dtype: str) -> Array:
     """A copy on the host; bfloat16, which numpy does not know, becomes float32."""
     raw = np.empty(math.prod(shape) * _BYTES[dtype], np.uint8)
     buffer.copy_to(raw)
     if dtype == "bfloat16":
         return (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32).reshape(shape)
     return raw.view(_HOST_TYPES[dtype]).reshape(shape)
+
+
+def _as_bytes(array: Array, dtype: str) -> Array:
+    """The bytes of an array in a type; to bfloat16 from float32 by truncation, exact for what `_read` gave."""
+    if dtype == "bfloat16":
+        wide = np.ascontiguousarray(array, np.float32).view(np.uint32)
+        return (wide >> 16).astype(np.uint16).view(np.uint8).reshape(-1)
+    return np.ascontiguousarray(array, _HOST_TYPES[dtype]).view(np.uint8).reshape(-1)

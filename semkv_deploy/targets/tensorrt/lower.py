@@ -11,11 +11,10 @@ from semkv_deploy.errors import SemkvError
 from semkv_deploy.ops import DOMAIN
 
 if TYPE_CHECKING:
+    import onnx
     import onnx_ir as ir
 
-    from semkv_deploy.methods.base import Method
-    from semkv_deploy.model.config import ModelFacts
-    from semkv_deploy.passes.lower_gqa import BiasMode
+    from semkv_deploy.methods.base import BiasMode
     from semkv_deploy.passes.lower_native import Promise
     from semkv_deploy.passes.precision import DType
 
@@ -65,7 +64,7 @@ def lower_decoder(
 
     Args:
         graph: from `write_weights`.
-        dims: static sizes by symbol (batch, sequence, rows, capacity); "capacity" must be there.
+        dims: static sizes by symbol (batch, sequence, rows, capacities); every capacity must be there.
         plugins: operators that stay as plugin nodes.
     """
     import onnx
@@ -92,18 +91,20 @@ def lower_decoder(
 
 
 def lower_compressor(
-    method: Method,
-    facts: ModelFacts,
+    portable: onnx.ModelProto,
     path: Path,
     *,
-    dtype: DType,
     batch: int,
     capacity: int,
     levels: int,
     plugins: Collection[str] = (),
-) -> Lowered | None:
-    """The compressor of one layer for TensorRT, every shape static; None for a method that never compresses."""
-    import onnx
+) -> Lowered:
+    """A group's program for TensorRT, every shape static.
+
+    Args:
+        portable: a method's program; it is changed.
+        levels: length of the input thresholds.
+    """
     import onnx.inliner
     import onnx_ir as ir
     import onnx_ir.passes.common as common
@@ -113,9 +114,6 @@ def lower_compressor(
     from semkv_deploy.passes.lower_native import set_dims
     from semkv_deploy.passes.plugin_nodes import keep_as_plugins
 
-    portable = method.compressor(facts.model_copy(update={"dtype": dtype}))
-    if portable is None:
-        return None
     functions = [
         static_cluster.function_proto() if function.name == "SemanticCluster" else function
         for function in portable.functions

@@ -1,0 +1,65 @@
+"""What a host does between runs, as data: a small closed set, interpreted by `runtime.behaviours` and by other hosts.
+
+A method declares behaviours (`Method.behaviours`), the contract carries them, and a session makes one interpreter for
+each and calls them in order.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+NO_MERGE = 2.0
+"""A similarity threshold that no cosine reaches."""
+
+COMPRESS_RULE = (
+    "one group at a time, from its buffers into spare ones of the same shape, which then become the group's, as "
+    "length_out, slot_position_out and slot_chunk_out become its state; the buffers it came from may be overwritten by "
+    "the run; level and evicted are for statistics; where the decoder has no slot_bias, give zeros and ignore what "
+    "comes out"
+)
+FULL_RULE = (
+    "before a run that appends n[row] tokens (0 to a row that the run does not move): a group has to make room if "
+    "length + n > capacity in some row; there such rows get keep_slots as their target, other rows get the capacity "
+    "and are copied; a group with room in every row is left alone"
+)
+TURN_RULE = (
+    "with when = turn, every group is also compressed when a turn ends: rows whose turn it is get the target "
+    "turn_share x position, rounded up, but at least `least` and at most keep_slots; other rows get the capacity"
+)
+RECENT_RULE = "recent[row] is recent_share x the row's target, rounded down"
+
+
+class MakeRoom(BaseModel):
+    """Compress groups in which the next append would not fit; and, if asked, at every turn's end.
+
+    An input that the program's graph does not have is not given.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["make_room"] = "make_room"
+    program: str = Field(description="run for one group after the other; its input target is [batch]")
+    when: Literal["full", "turn"] = Field(description="when full, or at every turn end as well")
+    keep_slots: tuple[int, ...] = Field(description="by group, slots that may stay when a full group is compressed")
+    turn_share: tuple[float, ...] = Field(description="by group, slots kept at a turn's end as a share of the position")
+    least: int = Field(description="least target of a row at a turn's end", ge=1)
+    recent_share: float = Field(description="of a row's target, how much is never merged", ge=0, le=1)
+    by_group: dict[str, tuple[int | float | tuple[float, ...], ...]] = Field(
+        description="program inputs whose values are fixed, by group: a number is a scalar, a list one dimension"
+    )
+    compress_rule: str = COMPRESS_RULE
+    full_rule: str = FULL_RULE
+    turn_rule: str = TURN_RULE
+    recent_rule: str = RECENT_RULE
+
+    @property
+    def levels(self) -> int:
+        """Length of the ladder of thresholds; 0 where the program has none."""
+        ladder = self.by_group["thresholds"][0] if "thresholds" in self.by_group else ()
+        return len(ladder) if isinstance(ladder, tuple) else 0
+
+
+Behaviour = Annotated[MakeRoom, Field(discriminator="kind")]
+"""A union once there is a second kind; manifests say which by `kind`."""

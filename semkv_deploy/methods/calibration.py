@@ -1,0 +1,42 @@
+"""What a method sees of a text that it is calibrated on, and what it makes of it. No target is known here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx
+    from numpy.typing import NDArray
+
+    from semkv_deploy.model.cache_groups import CacheGroup
+
+RunGraph = Callable[["onnx.ModelProto", Mapping[str, "NDArray[Any]"]], "dict[str, NDArray[Any]]"]
+"""Runs a portable graph once: inputs by name to outputs by name."""
+
+
+class Settings(BaseModel):
+    """What calibration gave; the manifest keeps it. A method that is calibrated has a subclass of its own."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class CalibrationText(NamedTuple):
+    """A text that the uncompressed model has read.
+
+    Attributes:
+        chunk: `[n]` the tokens' `slot_chunk`.
+        groups: the cache's groups, each as large as the text at least.
+        read: (buffer, group) -> its contents, one row: `[1,H,C,D]`, live up to n.
+        run: runs a graph.
+        progress: called with the share that is done.
+    """
+
+    chunk: NDArray[np.int64]
+    groups: tuple[CacheGroup, ...]
+    read: Callable[[str, int], NDArray[Any]]
+    run: RunGraph
+    progress: Callable[[float], None]

@@ -1,0 +1,104 @@
+"""What a method keeps for a conversation: named buffers, and the graphs (programs) that read and write them.
+
+Shapes are text in the dimension names of the operators' contracts: `B` batch rows, `Hkv` KV heads of the group, `C`
+slots of the group, `D` head size; a number stands for itself. Element type "T" is the cache's.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from semkv_deploy.model import names
+from semkv_deploy.model.cache_groups import CacheGroup
+
+if TYPE_CHECKING:
+    import onnx
+
+Scope = Literal["cache", "group"]
+"""A run of a program takes every group's buffers (the decoder), or those of one group."""
+
+DECODE, COMPRESS = "decode", "compress"
+"""Names of the programs that every bundle, and every bundle that compresses, has."""
+
+
+class Buffer(BaseModel):
+    """Memory that a host allocates for every cache group and binds by name.
+
+    Attributes:
+        name: such as key, value, slot_bias.
+        shape: dimension names, comma-separated.
+        dtype: "T" (the cache's element type), "float32" or "int64".
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    shape: str
+    dtype: str
+
+    def sizes(self, group: CacheGroup, *, batch: int, head_dim: int) -> tuple[int, ...]:
+        """The shape in numbers, for one group."""
+        known = {"B": batch, "Hkv": len(group.heads), "C": group.capacity, "D": head_dim}
+        return tuple(known[size] if size in known else int(size) for size in self.shape.split(","))
+
+
+KEY = Buffer(name="key", shape="B,Hkv,C,D", dtype="T")
+VALUE = Buffer(name="value", shape="B,Hkv,C,D", dtype="T")
+BIAS = Buffer(name="slot_bias", shape="B,Hkv,C", dtype="float32")
+
+POSITION, CHUNK = "slot_position", "slot_chunk"
+
+
+class CacheLayout(BaseModel):
+    """Everything a host keeps of a conversation.
+
+    Attributes:
+        groups: cache groups, in the order of their numbers.
+        buffers: memory of every group, on the device.
+        slot_columns: int64 for every slot, kept by the host; they move with the slots through every program.
+        step_inputs: decoder inputs beyond ids, positions, logits_index and length.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    groups: tuple[CacheGroup, ...] = Field(min_length=1)
+    buffers: tuple[Buffer, ...]
+    slot_columns: tuple[Buffer, ...] = ()
+    step_inputs: tuple[Buffer, ...] = ()
+
+
+class Binding(BaseModel):
+    """Patterns of the names under which a program takes a buffer and gives it back; None: it does not.
+
+    In a program of scope "cache" the output lies in the input's buffer (an alias pair). In one of scope "group" a
+    buffer with both is read from the group's and written to a spare one, which then becomes the group's.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    input: str | None
+    output: str | None
+
+    def names(self, group: int, groups: int) -> tuple[str | None, str | None]:
+        """Both names, for one group of so many."""
+        tag = names.number_tag(group, groups)
+        source, result = (pattern and pattern.replace(names.TAG, tag) for pattern in (self.input, self.output))
+        return source, result
+
+
+class Program(NamedTuple):
+    """A portable graph (domain `semkv`, functions included) that works on a layout's buffers.
+
+    Attributes:
+        name: what a host calls it by, such as "compress".
+        graph: sizes of batch and capacity symbolic, the number of heads static.
+        scope: what one run takes.
+        groups: numbers of the groups it is for: those with its number of heads.
+    """
+
+    name: str
+    graph: onnx.ModelProto
+    scope: Scope
+    groups: tuple[int, ...]

@@ -1,0 +1,20 @@
+"""Interpreters of the contract's behaviours, one file each; `interpreter` picks by kind."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from semkv_deploy.runtime.behaviours.base import Interpreter
+from semkv_deploy.runtime.behaviours.make_room import RoomMaker
+
+if TYPE_CHECKING:
+    from semkv_deploy.methods.behaviours import Behaviour
+    from semkv_deploy.runtime.slots import Slots
+    from semkv_deploy.targets.engine import Engine
+
+_BY_KIND = {"make_room": RoomMaker}
+
+
+def interpreter(behaviour: Behaviour, engine: Engine, slots: Slots) -> Interpreter:
+    """What carries out a behaviour on an engine's buffers and a session's slots."""
+    return _BY_KIND[behaviour.kind](behaviour, engine, slots)

@@ -1,0 +1,70 @@
+"""What a session asks of every behaviour, in the order of the contract."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from semkv_deploy.targets.engine import Feeds
+
+
+@dataclass
+class CompressionStats:
+    """What compression did so far.
+
+    Attributes:
+        runs: how often groups were compressed (those of one time count as one).
+        seconds: time spent in it.
+        levels: how many rows of a group took each level of their ladder (-1: the row was left alone).
+        evicted: slots dropped because no level met the target, summed over groups and rows.
+    """
+
+    runs: int = 0
+    seconds: float = 0.0
+    levels: Counter[int] = field(default_factory=Counter)
+    evicted: int = 0
+
+
+class Interpreter(Protocol):
+    """Carries out one behaviour. It reads and writes the session's slots, and runs programs on the engine.
+
+    Attributes:
+        makes_room: whether an append that does not fit can be made to.
+        stats: of what it did since the conversation began.
+        changes: how often it began to change what cannot be changed back.
+        changing: whether it has begun and not ended.
+    """
+
+    makes_room: bool
+    stats: CompressionStats
+    changes: int
+    changing: bool
+
+    def step_inputs(self, rows: slice, tokens: int) -> Feeds:
+        """Decoder inputs of the behaviour's own, for a run of so many tokens in each of these rows."""
+
+    def before_append(self, count: NDArray[np.int64]) -> None:
+        """Called before a run that appends `count[row]` tokens; afterwards they fit, if `makes_room`."""
+
+    def appended(self, row: int, ids: NDArray[np.int64]) -> None:
+        """Called after tokens were appended to a row."""
+
+    def end_turn(self, rows: NDArray[np.bool_]) -> None:
+        """Called when the turn of these rows ends."""
+
+    def compress(self, rows: NDArray[np.bool_]) -> None:
+        """Compresses these rows now, as at the end of a turn."""
+
+    def reset(self, rows: NDArray[np.bool_]) -> None:
+        """Forgets what belongs to the conversations of these rows."""
+
+    def state(self) -> dict[str, NDArray[np.int64]]:
+        """What a saved session must hold of the behaviour, by name."""
+
+    def restore(self, state: dict[str, NDArray[np.int64]]) -> None:
+        """Takes over what `state` gave."""

@@ -1,0 +1,24 @@
+"""Every method, in the forms that differ in what is run: one row a form. Tests of methods, sessions, contracts and
+bundles are parametrised over these, so that a new method is a row here."""
+
+from __future__ import annotations
+
+from semkv_deploy.methods import METHODS, Full, Method, SemantiCache, StreamingLLM
+
+FORMS: dict[str, Method] = {
+    "streaming-llm": StreamingLLM(),
+    "streaming-llm, no sinks": StreamingLLM(sinks=0),
+    "streaming-llm, at turns": StreamingLLM(compress_at="turn", sinks=6),
+    "semanticache": SemantiCache(),
+    "semanticache, no sinks": SemantiCache(sinks=0),
+    "semanticache, by head": SemantiCache(cluster_by="head"),
+    "semanticache, by head, at turns": SemantiCache(cluster_by="head", compress_at="turn", recent=0.3, sinks=2),
+    "semanticache, as cached": SemantiCache(merge_keys="cached"),
+    "semanticache, as cached, by head": SemantiCache(merge_keys="cached", cluster_by="head", span=32),
+    "semanticache, the paper's form": SemantiCache(ladder="paper", sinks=0, recent=0, merge_keys="cached"),
+    "full": Full(),
+}
+
+COMPRESSING = {name: method for name, method in FORMS.items() if method.compresses}
+
+assert {method.kind for method in FORMS.values()} == set(METHODS), "every method has a row"
