@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
+from semkv_deploy.choices import Target
 from semkv_deploy.cli.console import progress, read_text
 from semkv_deploy.cli.options import (
     PATH,
@@ -50,7 +51,7 @@ def _read_recipe(ctx: click.Context, _: click.Parameter, path: Path | None) -> s
 @click.option("-o", "--output", type=PATH, default=Path("bundle"), show_default=True)
 @budgets_option(required=True)
 @max_context_option
-@targets_option("Runtime to build for: onnxruntime-cpu, tensorrt-rtx, tensorrt", default=["onnxruntime-cpu"])
+@targets_option(f"Runtime to build for: {', '.join(get_args(Target))}", default=["onnxruntime-cpu"])
 @weights_option
 @tensorrt_options
 @click.option("--calibration-text", type=PATH, help="Text to calibrate on.  [default: one that ships here]")

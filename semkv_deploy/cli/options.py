@@ -10,10 +10,11 @@ import functools
 import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
+from semkv_deploy.choices import DType, Layout, WeightFormat
 from semkv_deploy.errors import SemkvError
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 Decorator = Callable[[Any], Any]
 
-METHOD_NAMES = ["semanticache", "streaming-llm", "full"]
 PATH = click.Path(path_type=Path)
 
 
@@ -56,7 +56,7 @@ max_context_option = click.option(
 )
 weights_option = click.option(
     "--weights",
-    type=click.Choice(["fp32", "int8", "int4"]),
+    type=click.Choice(get_args(WeightFormat)),
     default="int4",
     show_default=True,
     help="How ONNX Runtime targets store weights.",
@@ -118,6 +118,19 @@ def budgets_option(*, required: bool = False, default: Sequence[str] = ()) -> De
     return _group("budgets", [option], parse)
 
 
+class _MethodName(click.Choice[str]):
+    """One of the registered methods; they are imported when a name is read or listed, not with the command line."""
+
+    def __init__(self) -> None:
+        self.case_sensitive = True
+
+    @property
+    def choices(self) -> tuple[str, ...]:  # type: ignore[override]
+        from semkv_deploy.methods import METHODS
+
+        return tuple(METHODS)
+
+
 def _parse_method(method: str, method_option: tuple[str, ...], compress_at: str) -> AnyMethod:
     import yaml
 
@@ -137,7 +150,7 @@ method_options = _group(
     [
         click.option(
             "--method",
-            type=click.Choice(METHOD_NAMES),
+            type=_MethodName(),
             default="semanticache",
             show_default=True,
             help="Compression method.",
@@ -161,13 +174,16 @@ method_options = _group(
 )
 
 
+_DTYPES = f"{', '.join(get_args(DType)[:-1])} or {get_args(DType)[-1]}"
+
+
 def _parse_dtype(dtype: str) -> str:
-    if dtype not in ("float16", "bfloat16", "float32"):
+    if dtype not in get_args(DType):
         eight = dtype in ("int8", "fp8")
         raise SemkvError(
             "TensorRT's in-place append takes no 8-bit cache" if eight else "unknown element type",
             where="--dtype",
-            expected="float16, bfloat16 or float32",
+            expected=_DTYPES,
             got=dtype,
             fix="use --dtype float16; 8-bit caches are for hosts of the NexusAttention plugin" if eight else None,
         )
@@ -182,7 +198,7 @@ dtype_option = _group(
             default="float16",
             show_default=True,
             metavar="TYPE",
-            help="TensorRT: type of weights and caches: float16, bfloat16 or float32.",
+            help=f"TensorRT: type of weights and caches: {_DTYPES}.",
         )
     ],
     _parse_dtype,
@@ -190,7 +206,7 @@ dtype_option = _group(
 
 layout_option = click.option(
     "--layout",
-    type=click.Choice(["dual", "single", "split"]),
+    type=click.Choice(get_args(Layout)),
     default="dual",
     show_default=True,
     help="TensorRT: prefill and decode as two optimization profiles, as one, or as two engines.",

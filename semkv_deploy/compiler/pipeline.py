@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from semkv_deploy.choices import WeightFormat
     from semkv_deploy.methods import AnyMethod
     from semkv_deploy.model.config import ModelFacts
     from semkv_deploy.passes.lower_gqa import BiasMode
-    from semkv_deploy.passes.quantize import WeightFormat
     from semkv_deploy.targets.tensorrt.build import TensorRTOptions
 
 Progress = Callable[[str, float | None], None]

@@ -7,16 +7,14 @@ build log); `tests/memory` holds the totals within 5 % of both.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from semkv_deploy.budget import StaticProfile
+    from semkv_deploy.choices import DType, Layout, WeightFormat
     from semkv_deploy.memory.source import DecoderShape
     from semkv_deploy.methods import AnyMethod
 
-WeightFormat = Literal["fp32", "int8", "int4"]
-DType = Literal["float32", "float16", "bfloat16"]
-Layout = Literal["dual", "single", "split"]
 
 ELEMENT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 FLOAT, INT64 = 4, 8

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from semkv_deploy.budget import MIN_CAPACITY, StaticProfile, static_profile
+from semkv_deploy.choices import DType, Layout, Target, WeightFormat
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.memory.bytes import (
     ELEMENT_BYTES,
     Bytes,
-    DType,
-    Layout,
     Need,
-    WeightFormat,
     onnxruntime_bytes,
     onnxruntime_weights,
     tensorrt_bytes,
@@ -31,8 +29,7 @@ if TYPE_CHECKING:
     from semkv_deploy.memory.source import DecoderShape
     from semkv_deploy.methods import AnyMethod
 
-Target = Literal["onnxruntime-cpu", "tensorrt-rtx", "tensorrt"]
-TARGETS: tuple[Target, ...] = ("onnxruntime-cpu", "tensorrt-rtx", "tensorrt")
+TARGETS: tuple[Target, ...] = get_args(Target)
 
 _UNITS = {
     "": 1,

@@ -13,11 +13,11 @@ from semkv_deploy.ops import DOMAIN
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from semkv_deploy.choices import DType
     from semkv_deploy.methods.base import Method
     from semkv_deploy.model.config import ModelFacts
     from semkv_deploy.passes.lower_gqa import BiasMode
     from semkv_deploy.passes.lower_native import Promise
-    from semkv_deploy.passes.precision import DType
 
 WEIGHTS = "decoder.onnx.data"
 IR_VERSION = 10
