@@ -8,14 +8,14 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from semkv_deploy.budget import StaticProfile
+from semkv_deploy.budget import BudgetLike, StaticProfile, choose_share
 from semkv_deploy.bundle.contract import Layout, Phase, StaticBudgetContract
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.methods import AnyMethod
@@ -219,8 +219,11 @@ class Bundle:
                 )
         return cls(root, manifest)
 
-    def profile(self, budget: float | None) -> BuiltProfile:
-        """The profile of a budget (None: the smallest one built).
+    def profile(self, budget: BudgetLike | None) -> BuiltProfile:
+        """Returns the profile of a budget that was built.
+
+        Args:
+            budget: its share, or slots or bytes that give its capacity; None: the smallest.
 
         Raises:
             SemkvError: when the budget was not built.
@@ -228,15 +231,10 @@ class Bundle:
         profiles = {profile.budget: profile for profile in self.manifest.profiles}
         if budget is None:
             return profiles[min(profiles)]
-        if budget not in profiles:
-            raise SemkvError(
-                "the bundle has no such budget",
-                where="--budget",
-                expected=" or ".join(f"{built:g}" for built in sorted(profiles)),
-                got=f"{budget:g}",
-                fix=f"build it with: semkv-deploy build … --budget {budget:g}",
-            )
-        return profiles[budget]
+        facts, records = self.manifest.model, self.manifest.targets.values()
+        cache_types = {record.dtype if isinstance(record, TensorRTRecord) else facts.dtype for record in records}
+        share = choose_share(list(profiles), budget, self.manifest.max_context, slot_bytes(facts, cache_types))
+        return profiles[share]
 
     def target(self, name: str) -> TargetRecord | TensorRTRecord:
         """What was built for a target.
@@ -252,6 +250,12 @@ class Bundle:
                 got=name,
             )
         return self.manifest.targets[name]
+
+
+def slot_bytes(facts: ModelFacts, cache_types: Iterable[str]) -> int:
+    """Returns the bytes of one slot's keys and values over all layers, in the largest of the targets' cache types."""
+    sizes = (facts.model_copy(update={"dtype": dtype}).cache_bytes_per_token for dtype in cache_types)
+    return max(sizes, default=facts.cache_bytes_per_token)
 
 
 def write_manifest(root: Path, manifest: Manifest) -> None:

@@ -22,6 +22,7 @@ from semkv_deploy.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from semkv_deploy.budget import Budget
     from semkv_deploy.methods import AnyMethod
     from semkv_deploy.targets.tensorrt.build import TensorRTOptions
 
@@ -61,7 +62,7 @@ def build(
     source: str,
     family: str | None,
     output: Path,
-    budgets: list[float],
+    budgets: list[Budget],
     max_context: int | None,
     targets: tuple[str, ...],
     weights: Any,

@@ -16,8 +16,10 @@ import click
 
 from semkv_deploy.choices import DType, Layout, WeightFormat
 from semkv_deploy.errors import SemkvError
+from semkv_deploy.sizes import parse_size
 
 if TYPE_CHECKING:
+    from semkv_deploy.budget import Budget
     from semkv_deploy.methods import AnyMethod
     from semkv_deploy.targets.tensorrt.build import TensorRTOptions
 
@@ -68,6 +70,15 @@ def json_option(help: str = "Print JSON instead of a table.") -> Decorator:
     return click.option("--json", "as_json", is_flag=True, help=help)
 
 
+def size_option(name: str, help: str) -> Decorator:
+    """Adds an option that takes a size such as 2GiB, passed as bytes, or None."""
+
+    def read(ctx: click.Context, option: click.Parameter, text: str | None) -> int | None:
+        return None if text is None else parse_size(text, where=name)
+
+    return click.option(name, metavar="SIZE", callback=read, help=help)
+
+
 def target_option(help: str = "Runtime to use.", *, default: str | None = "onnxruntime-cpu") -> Decorator:
     """Adds `--target`, passed as `target`; the rooms that open, build or lint say which names they take."""
     return click.option("--target", default=default, show_default=True, help=help)
@@ -79,33 +90,33 @@ def targets_option(help: str, *, default: Sequence[str] | None = None) -> Decora
     return click.option("--target", "targets", multiple=True, default=default, show_default=bool(default), help=several)
 
 
-BUDGET_HELP = "Share of cache entries kept, 0 < budget <= 1"
+_BUDGET_HELP = "Share of cache entries kept (0.2), slots of a layer (1638tokens), or bytes of a row's cache (64MiB)"
 
 
 def budget_option(default: str) -> Decorator:
-    """Adds `--budget`, passed as `budget`: a share, or None.
+    """Adds `--budget`, passed as `budget`: a `Budget`, or None.
 
     Args:
         default: what None means, for the help.
     """
 
-    def parse(budget: str | None) -> float | None:
+    def parse(budget: str | None) -> Budget | None:
         from semkv_deploy.budget import parse_budget
 
         return None if budget is None else parse_budget(budget)
 
-    return _group("budget", [click.option("--budget", help=f"{BUDGET_HELP}.  [default: {default}]")], parse)
+    return _group("budget", [click.option("--budget", help=f"{_BUDGET_HELP}.  [default: {default}]")], parse)
 
 
 def budgets_option(*, required: bool = False, default: Sequence[str] = ()) -> Decorator:
-    """Adds `--budget` that may be given several times, passed as `budgets`: shares, none for all that were built."""
+    """Adds `--budget` that may be given several times, passed as `budgets`: empty for all that were built."""
 
-    def parse(budgets: tuple[str, ...]) -> list[float]:
+    def parse(budgets: tuple[str, ...]) -> list[Budget]:
         from semkv_deploy.budget import parse_budget
 
         return [parse_budget(budget) for budget in budgets]
 
-    text = f"{BUDGET_HELP}; may be given several times." + ("" if required or default else "  [default: all]")
+    text = f"{_BUDGET_HELP}; may be given several times." + ("" if required or default else "  [default: all]")
     option = click.option(
         "--budget",
         "budgets",
@@ -220,11 +231,10 @@ def _parse_tensorrt(
     compute_capabilities: str | None,
     plugins: str,
     plugin_library: Path | None,
-    memory_limit: str | None,
+    memory_limit: int | None,
     engine_cache: Path | None,
     no_engines: bool,
 ) -> TensorRTOptions:
-    from semkv_deploy.memory.estimate import parse_size
     from semkv_deploy.targets.tensorrt.build import TensorRTOptions
 
     return TensorRTOptions(
@@ -234,7 +244,7 @@ def _parse_tensorrt(
         compute_capabilities=compute_capabilities,
         plugins=tuple(plugins.split(",")),
         plugin_library=plugin_library,
-        memory_limit=None if memory_limit is None else parse_size(memory_limit),
+        memory_limit=memory_limit,
         engine_cache=engine_cache,
         engines=not no_engines,
     )
@@ -262,9 +272,7 @@ tensorrt_options = _group(
             help="TensorRT: operators that are plugins: none, auto, or names such as nexus_attention,semantic_cluster.",
         ),
         click.option("--plugin-library", type=PATH, help="TensorRT: libsemkv_plugins.so, embedded in engines."),
-        click.option(
-            "--memory-limit", metavar="SIZE", help="TensorRT: workspace of the builder at most, such as 2GiB."
-        ),
+        size_option("--memory-limit", "TensorRT: workspace of the builder at most, such as 2GiB."),
         click.option("--engine-cache", type=PATH, help="TensorRT: folder of engines to reuse and add to."),
         click.option("--no-engines", is_flag=True, help="TensorRT: write the graphs and contracts, build no engine."),
     ],

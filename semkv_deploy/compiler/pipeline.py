@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from semkv_deploy.budget import static_profile
+from semkv_deploy.budget import BudgetLike, resolve_budgets, static_profile
 from semkv_deploy.bundle import (
     AnyTarget,
     BuiltProfile,
@@ -16,6 +16,7 @@ from semkv_deploy.bundle import (
     Manifest,
     TargetRecord,
     new_directory,
+    slot_bytes,
     tool_versions,
     write_manifest,
 )
@@ -47,7 +48,7 @@ def build_bundle(
     source: str,
     out: Path,
     *,
-    budgets: Sequence[float],
+    budgets: Sequence[BudgetLike],
     method: AnyMethod,
     max_context: int | None = None,
     target: str | Sequence[str] = "onnxruntime-cpu",
@@ -62,7 +63,7 @@ def build_bundle(
 
     Args:
         source: `decoder.onnx` of an export directory, or anything `export` takes.
-        budgets: shares of cache entries kept, one profile each.
+        budgets: shares of cache entries kept, slots or bytes (`0.2`, `1638tokens`, `64MiB`), one profile each.
         max_context: most tokens of a conversation; None: the model's, at most 8,192.
         target: one or several.
         weights: how `onnxruntime-*` targets store weights.
@@ -99,9 +100,10 @@ def build_bundle(
                 "the recipe is for another family of models", where=source, expected=family, got=facts.family
             )
         context = _context(max_context, facts)
+        cache_types = {options.dtype if is_tensorrt(name) else facts.dtype for name in targets}
         profiles = [
             static_profile(budget, context, bytes_per_slot=facts.cache_bytes_per_token)
-            for budget in sorted(set(budgets))
+            for budget in resolve_budgets(budgets, context, slot_bytes(facts, cache_types))
         ]
         for name in ("tokenizer", "delimiters.json"):
             shutil.move(onnx_dir / name, root / name)

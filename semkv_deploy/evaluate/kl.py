@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
-from semkv_deploy.budget import StaticProfile, static_profile
+from semkv_deploy.budget import BudgetLike, StaticProfile, static_profile
 from semkv_deploy.bundle import Bundle
 from semkv_deploy.compiler import calibrate
 from semkv_deploy.errors import SemkvError
@@ -22,7 +22,7 @@ from semkv_deploy.targets.onnxruntime.build import lower_decoder, save_decoder
 from semkv_deploy.targets.onnxruntime.engine import OnnxRuntimeEngine
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -50,7 +50,7 @@ class _Text:
     is_delimiter: NDArray[np.bool_]
 
 
-def evaluate(bundle: Bundle, text: str, count: int, budgets: list[float]) -> Iterator[dict[str, Any]]:
+def evaluate(bundle: Bundle, text: str, count: int, budgets: Sequence[BudgetLike]) -> Iterator[dict[str, Any]]:
     """Rows of method, budget, capacity, KL (nats per token, over the tokens past the capacity), perplexity, evicted.
 
     Args:
@@ -67,7 +67,9 @@ def evaluate(bundle: Bundle, text: str, count: int, budgets: list[float]) -> Ite
         yield from _evaluate(bundle, decoder, tokens, budgets)
 
 
-def _evaluate(bundle: Bundle, decoder: Path, tokens: list[int], budgets: list[float]) -> Iterator[dict[str, Any]]:
+def _evaluate(
+    bundle: Bundle, decoder: Path, tokens: list[int], budgets: Sequence[BudgetLike]
+) -> Iterator[dict[str, Any]]:
     facts, count = bundle.manifest.model, len(tokens)
     delimiters = json.loads((bundle.root / "delimiters.json").read_text(encoding="utf-8"))["token_ids"]
     # Measured on all of a text but calibrated on the bundle's own, so nothing is tuned on what it is judged by.
@@ -81,7 +83,11 @@ def _evaluate(bundle: Bundle, decoder: Path, tokens: list[int], budgets: list[fl
         for name, method in METHODS.items():
             curve = calibrate.kept_curve(method, facts, calibrated, chunk, lambda share: None)
             thresholds = calibrate.layer_thresholds(method, profile, curve, facts.layers)
-            yield {"method": name, "budget": budget, **_measure(bundle, decoder, method, profile, thresholds, given)}
+            yield {
+                "method": name,
+                "budget": profile.budget,
+                **_measure(bundle, decoder, method, profile, thresholds, given),
+            }
 
 
 def _measure(
@@ -134,7 +140,7 @@ def _perplexity(logits: NDArray[np.float32], tokens: list[int]) -> float:
     return float(np.exp(np.mean(np.log(np.exp(shifted).sum(-1)) - chosen)))
 
 
-def run(root: Path, *, text: Path, tokens: int, budgets: list[float], as_json: bool) -> None:
+def run(root: Path, *, text: Path, tokens: int, budgets: Sequence[BudgetLike], as_json: bool) -> None:
     """Prints a table, or JSON.
 
     Raises:

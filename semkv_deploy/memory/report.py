@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from semkv_deploy.memory.estimate import PlanRow, size
+from semkv_deploy.memory.estimate import PlanRow
+from semkv_deploy.sizes import size
 
 if TYPE_CHECKING:
     from semkv_deploy.memory.estimate import Plan

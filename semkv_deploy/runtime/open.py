@@ -14,6 +14,7 @@ from semkv_deploy.targets import require_runnable
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from semkv_deploy.budget import BudgetLike
     from semkv_deploy.bundle import BuiltProfile
     from semkv_deploy.runtime.session import Engine
 
@@ -27,7 +28,7 @@ def open_bundle(root: Path, target: str = "onnxruntime-cpu") -> Bundle:
 def open_session(
     bundle: Bundle,
     *,
-    budget: float | None = None,
+    budget: BudgetLike | None = None,
     target: str = "onnxruntime-cpu",
     batch: int = 1,
     threads: int | None = None,
@@ -36,7 +37,7 @@ def open_session(
     """A session with empty caches.
 
     Args:
-        budget: one that was built; None: the smallest.
+        budget: one that was built, as a share, slots or bytes; None: the smallest.
         batch: rows; of a TensorRT target those that were built for.
         threads, in_place: see `OnnxRuntimeEngine`.
     """

@@ -24,6 +24,7 @@ from semkv_deploy.validate.scenario import Event, Scenario, bundle_text, plan
 from semkv_deploy.validate.ties import Ties
 
 if TYPE_CHECKING:
+    from semkv_deploy.budget import BudgetLike
     from semkv_deploy.bundle import BuiltProfile
 
 Progress = Callable[[str, float | None], None]
@@ -32,7 +33,7 @@ Progress = Callable[[str, float | None], None]
 def validate(
     root: Path,
     *,
-    budgets: Sequence[float] | None = None,
+    budgets: Sequence[BudgetLike] | None = None,
     targets: Sequence[str] | None = None,
     tokens: int | None = None,
     progress: Progress = lambda what, share: None,
