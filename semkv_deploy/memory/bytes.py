@@ -173,7 +173,7 @@ def _onnxruntime_compressor(need: Need) -> int:
 def tensorrt_weights(shape: DecoderShape, dtype: DType, layout: Layout, batch: int) -> int:
     """Bytes of weights in a profile's decoder engines ("Total Weights Memory" of the build log).
 
-    Products, tables and biases in `dtype`, norms in float32. With two optimisation profiles in one engine the builder
+    Products, tables and biases in `dtype`, norms in float32. With two optimization profiles in one engine the builder
     packs each product by profile, so that all but a tied head are there twice, but once where the batch is dynamic
     (measured); two engines hold all twice.
     """

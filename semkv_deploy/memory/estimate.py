@@ -115,7 +115,7 @@ class Plan(BaseModel):
     family: str
     target: Target
     stored_as: str = Field(description="weights on onnxruntime-cpu; type of weights and caches on tensorrt")
-    layout: Layout | None = Field(description="tensorrt: engines and optimisation profiles; null on onnxruntime-cpu")
+    layout: Layout | None = Field(description="tensorrt: engines and optimization profiles; null on onnxruntime-cpu")
     method: str
     max_context: int
     model_max_context: int
@@ -236,7 +236,7 @@ class _Planner:
         weights = found.weights + found.packing
         short_of_weights = weights > memory
         needed = weights if short_of_weights else found.needed
-        what = f"the weights and the smallest cache of budget {budget:g}"
+        what = f"the weights and the smallest cache of budget {budget}"
         if short_of_weights or found.load > found.total:
             what = "the weights alone" if short_of_weights else "the weights, while they are loaded,"
         others = [f"{option} ({size(count)} of weights)" for option, count in self._smaller(batch) if count < memory]

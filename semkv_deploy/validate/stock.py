@@ -100,7 +100,7 @@ def _inputs(bundle: Bundle, profile: BuiltProfile, path: str) -> list[str]:
 
 
 def _convert(path: str, contract: StaticBudgetContract, number: int, rtx: bool) -> list[str]:
-    """`convert` with the optimisation profiles of the contract."""
+    """`convert` with the optimization profiles of the contract."""
     argv = ["polygraphy", "convert", path, "-o", f"{Path(path).stem}.plan"]
     if rtx:
         argv += ["--compute-capabilities", "8.6"]

@@ -1,4 +1,4 @@
-"""Sessions on a tiny bundle: against the reference, and the invariants of design.md section 2."""
+"""Sessions on a tiny bundle: against the reference, and what must hold after every run and every compression."""
 
 from __future__ import annotations
 

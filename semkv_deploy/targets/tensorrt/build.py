@@ -72,7 +72,7 @@ _Run = Literal["prefill", "decode", "both"]
 
 
 class _Graph(NamedTuple):
-    """A lowered graph, what it is for, and its optimisation profiles."""
+    """A lowered graph, what it is for, and its optimization profiles."""
 
     phase: Phase
     lowered: Lowered
@@ -247,7 +247,7 @@ def _profile(
     sizes: _Sizes,
     kv_heads: int,
 ) -> ProfileContract:
-    """The optimisation profile of a graph: shapes of its inputs that have symbols."""
+    """The optimization profile of a graph: shapes of its inputs that have symbols."""
     rows = tuple(size * kv_heads for size in sizes["batch"])
     by_symbol = {**sizes, "cache_rows": rows}
     shapes = {}
