@@ -1,13 +1,13 @@
-"""What a bundle holds, for people."""
+"""Prints what a bundle holds, and checks that its engines can be opened here."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.table import Table
 
 from semkv_deploy.bundle import TargetRecord, TensorRTRecord
+from semkv_deploy.cli.console import number_table
 
 if TYPE_CHECKING:
     from semkv_deploy.bundle import Bundle
@@ -20,10 +20,10 @@ PROVED = {
     "MATRIX_MULTIPLY": "unfused",
     "PLUGIN_V3": "plugin",
 }
-"""How a table calls the layers of an engine's network: appends in place, attention fused or not, plugins."""
+"""Table labels for kinds of layers: appends in place, attention fused or not, plugins."""
 
 WARNINGS = 3
-"""Of each engine, the builder's first ones are shown."""
+"""Most warnings of the builder that are shown for an engine."""
 
 
 def summary(bundle: Bundle) -> None:
@@ -47,12 +47,10 @@ def summary(bundle: Bundle) -> None:
         console.print(f"{name}: {len(record.aliases)} caches appended in place")
         for finding in record.lint:
             console.print(f"{name}: {finding}")
-    table = Table()
     columns = ["budget", "slots", "kept when full"]
     if any(isinstance(record, TargetRecord) for record in manifest.targets.values()):
         columns.append("cache MiB per row")
-    for column in columns:
-        table.add_column(column, no_wrap=True, justify="left" if column == "budget" else "right")
+    table = number_table(*columns, left=("budget",))
     for profile in manifest.profiles:
         kept = str(profile.target) if profile.budget < 1 and method.kind != "full" else "-"
         row = (profile.label, str(profile.capacity), kept, f"{profile.cache_bytes / MIB:.1f}")
@@ -89,9 +87,7 @@ def _tensorrt(console: Console, name: str, record: TensorRTRecord) -> None:
     engines = [engine for budget in record.budgets for engine in budget.engines]
     # Without an engine there was no network to look layers up in.
     layers = "proved" if all(engine.plan for engine in engines) else "promised"
-    table = Table()
-    for column in ("budget", "engine", "slots", "cache MiB", "engine MiB", layers):
-        table.add_column(column, no_wrap=True, justify="left" if column in ("engine", layers) else "right")
+    table = number_table("budget", "engine", "slots", "cache MiB", "engine MiB", layers, left=("engine", layers))
     for budget in record.budgets:
         contract = budget.contract
         for engine in budget.engines:

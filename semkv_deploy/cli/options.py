@@ -129,7 +129,7 @@ def budgets_option(*, required: bool = False, default: Sequence[str] = ()) -> De
     return _group("budgets", [option], parse)
 
 
-class _MethodName(click.Choice[str]):
+class _MethodName(click.Choice):
     """One of the registered methods; they are imported when a name is read or listed, not with the command line."""
 
     def __init__(self) -> None:

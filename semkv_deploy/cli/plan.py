@@ -56,7 +56,7 @@ def plan(
     \b
     semkv-deploy plan exported/decoder.onnx --budget 0.2 --budget 0.5 --batch 1 --batch 8 --memory 2GiB
     """
-    from semkv_deploy.memory import report
+    from semkv_deploy.cli import plan_report
     from semkv_deploy.memory.estimate import make_plan
 
     estimate = make_plan(
@@ -72,6 +72,6 @@ def plan(
         memory=memory,
     )
     if as_json:
-        click.echo(report.as_json(estimate))
+        click.echo(plan_report.as_json(estimate))
     else:
-        report.show(estimate)
+        plan_report.show(estimate)
