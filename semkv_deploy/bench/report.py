@@ -5,19 +5,34 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from semkv_deploy.bundle import Bundle
 from semkv_deploy.errors import SemkvError
 
+if TYPE_CHECKING:
+    from semkv_deploy.budget import BudgetLike
+
 
 def run(
-    root: Path, *, context: int | None, tokens: int, genai: Path | None, plot: Path | None, as_json: bool, target: str
+    root: Path,
+    *,
+    budgets: Sequence[BudgetLike] = (),
+    context: int | None,
+    tokens: int,
+    genai: Path | None,
+    plot: Path | None,
+    as_json: bool,
+    target: str,
 ) -> None:
     """Measures, then prints a table or JSON, and draws a picture when asked to.
+
+    Args:
+        budgets: that were built; empty: all.
 
     Raises:
         SemkvError: when the context is larger than the bundle's, or a measurement fails.
@@ -37,13 +52,10 @@ def run(
     requests: list[tuple[str, dict[str, Any]]] = []
     if genai is not None:
         requests.append(("onnxruntime-genai", {"engine": "genai", "path": str(genai)}))
-    for budget in sorted(bundle.manifest.budgets, reverse=True):
-        requests.append(
-            (
-                f"budget {budget:g}",
-                {"engine": "bundle", "path": str(root), "target": target, "budget": budget},
-            )
-        )
+    chosen = {bundle.share(budget) for budget in budgets} or bundle.manifest.budgets
+    for share in sorted(chosen, reverse=True):
+        request = {"engine": "bundle", "path": str(root), "target": target, "budget": share}
+        requests.append((f"budget {share:g}", request))
     for name, request in requests:
         click.echo(f"measuring {name} at {context} tokens …", err=True)
         results[name] = _measure({**request, "context": context, "tokens": tokens})

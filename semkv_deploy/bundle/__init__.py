@@ -8,13 +8,15 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
+from semkv_deploy.budget import BudgetLike, choose_share
 from semkv_deploy.bundle.contract import Contract
 from semkv_deploy.bundle.manifest import (
     SCHEMA_VERSION,
@@ -28,6 +30,9 @@ from semkv_deploy.bundle.manifest import (
 )
 from semkv_deploy.bundle.opened import OpenedBudget
 from semkv_deploy.errors import SemkvError
+
+if TYPE_CHECKING:
+    from semkv_deploy.model.config import ModelFacts
 
 MANIFEST = "bundle.json"
 
@@ -135,7 +140,17 @@ class Bundle:
             )
         return self.manifest.targets[name]
 
-    def built(self, target: str, budget: float | None = None) -> OpenedBudget:
+    def share(self, budget: BudgetLike) -> float:
+        """The share that was built for a budget: the share itself, or the one that slots or bytes of a row give.
+
+        Raises:
+            SemkvError: when the budget was not built.
+        """
+        manifest = self.manifest
+        cache_types = {built.contract.dtype for record in manifest.targets.values() for built in record.budgets}
+        return choose_share(manifest.budgets, budget, manifest.max_context, slot_bytes(manifest.model, cache_types))
+
+    def built(self, target: str, budget: BudgetLike | None = None) -> OpenedBudget:
         """One budget of a target, ready for an engine (None: the smallest one built).
 
         Raises:
@@ -147,7 +162,7 @@ class Bundle:
             self.root, contract, self.fingerprint, plugins=record.plugin_operators, compute_capabilities=record.gpus
         )
 
-    def portable(self, budget: float | None = None) -> OpenedBudget:
+    def portable(self, budget: BudgetLike | None = None) -> OpenedBudget:
         """One budget of the portable graphs (None: the smallest one built).
 
         Raises:
@@ -161,19 +176,25 @@ class Bundle:
             )
         return OpenedBudget(self.root, self._contract(self.manifest.portable, budget), self.fingerprint)
 
-    def _contract(self, contracts: Sequence[Contract], budget: float | None) -> Contract:
+    def _contract(self, contracts: Sequence[Contract], budget: BudgetLike | None) -> Contract:
         built = {contract.budget: contract for contract in contracts}
         if budget is None:
             return built[min(built)]
-        if budget not in built:
+        share = self.share(budget)
+        if share not in built:
             raise SemkvError(
-                "the bundle has no such budget",
+                "the target was not built for this budget",
                 where="--budget",
                 expected=" or ".join(f"{each:g}" for each in sorted(built)),
-                got=f"{budget:g}",
-                fix=f"build it with: semkv-deploy build … --budget {budget:g}",
+                got=f"{share:g}",
             )
-        return built[budget]
+        return built[share]
+
+
+def slot_bytes(model: ModelFacts, cache_types: Iterable[str]) -> int:
+    """Returns the bytes of one slot's keys and values over all layers, in the largest of the targets' cache types."""
+    sizes = (model.model_copy(update={"dtype": dtype}).cache_bytes_per_token for dtype in cache_types)
+    return max(sizes, default=model.cache_bytes_per_token)
 
 
 def write_manifest(root: Path, manifest: Manifest) -> None:

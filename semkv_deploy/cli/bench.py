@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from semkv_deploy.cli.options import PATH, bundle_argument, json_option, target_option
+from semkv_deploy.cli.options import PATH, budgets_option, bundle_argument, json_option, target_option
+
+if TYPE_CHECKING:
+    from semkv_deploy.budget import Budget
 
 
 @click.command()
 @bundle_argument
+@budgets_option()
 @click.option("--context", type=click.IntRange(min=256), help="Tokens of context.  [default: the bundle's max-context]")
 @click.option("--tokens", type=click.IntRange(min=4), default=32, show_default=True, help="Tokens decoded and timed.")
 @click.option("--genai", type=PATH, help="onnxruntime-genai model directory to compare with.")
@@ -18,7 +23,14 @@ from semkv_deploy.cli.options import PATH, bundle_argument, json_option, target_
 @json_option()
 @target_option()
 def bench(
-    bundle: Path, context: int | None, tokens: int, genai: Path | None, plot: Path | None, as_json: bool, target: str
+    bundle: Path,
+    budgets: list[Budget],
+    context: int | None,
+    tokens: int,
+    genai: Path | None,
+    plot: Path | None,
+    as_json: bool,
+    target: str,
 ) -> None:
     """Measures decode time, prefill time and memory of every budget, each in a process of its own.
 
@@ -27,4 +39,13 @@ def bench(
     """
     from semkv_deploy.bench import report
 
-    report.run(bundle, context=context, tokens=tokens, genai=genai, plot=plot, as_json=as_json, target=target)
+    report.run(
+        bundle,
+        budgets=budgets,
+        context=context,
+        tokens=tokens,
+        genai=genai,
+        plot=plot,
+        as_json=as_json,
+        target=target,
+    )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
+from semkv_deploy.choices import Target
 from semkv_deploy.cli.console import progress, read_text
 from semkv_deploy.cli.options import (
     PATH,
@@ -21,6 +22,7 @@ from semkv_deploy.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from semkv_deploy.budget import Budget
     from semkv_deploy.methods import AnyMethod
     from semkv_deploy.targets.tensorrt.build import TensorRTOptions
 
@@ -50,7 +52,7 @@ def _read_recipe(ctx: click.Context, _: click.Parameter, path: Path | None) -> s
 @click.option("-o", "--output", type=PATH, default=Path("bundle"), show_default=True)
 @budgets_option(required=True)
 @max_context_option
-@targets_option("Runtime to build for: onnxruntime-cpu, tensorrt-rtx, tensorrt", default=["onnxruntime-cpu"])
+@targets_option(f"Runtime to build for: {', '.join(get_args(Target))}", default=["onnxruntime-cpu"])
 @weights_option
 @tensorrt_options
 @click.option("--calibration-text", type=PATH, help="Text to calibrate on.  [default: one that ships here]")
@@ -60,7 +62,7 @@ def build(
     source: str,
     family: str | None,
     output: Path,
-    budgets: list[float],
+    budgets: list[Budget],
     max_context: int | None,
     targets: tuple[str, ...],
     weights: Any,

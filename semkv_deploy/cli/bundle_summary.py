@@ -1,14 +1,14 @@
-"""What a bundle holds, for people."""
+"""Prints what a bundle holds, and checks that its engines can be opened here."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.table import Table
 
 from semkv_deploy.budget import label
 from semkv_deploy.bundle import OnnxRuntimeRecord, TensorRTRecord
+from semkv_deploy.cli.console import number_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,10 +23,10 @@ PROVED = {
     "MATRIX_MULTIPLY": "unfused",
     "PLUGIN_V3": "plugin",
 }
-"""How a table calls the layers of an engine's network: appends in place, attention fused or not, plugins."""
+"""Table labels for kinds of layers: appends in place, attention fused or not, plugins."""
 
 WARNINGS = 3
-"""Of each engine, the builder's first ones are shown."""
+"""Most warnings of the builder that are shown for an engine."""
 
 
 def summary(bundle: Bundle) -> None:
@@ -59,9 +59,7 @@ def _budgets(console: Console, manifest: Manifest) -> None:
     of_host = [record for record in manifest.targets.values() if isinstance(record, OnnxRuntimeRecord)]
     built = (of_host[0] if of_host else next(iter(manifest.targets.values()))).budgets
     columns = ["budget", "slots", "kept when full"] + (["cache MiB per row"] if of_host else [])
-    table = Table()
-    for column in columns:
-        table.add_column(column, no_wrap=True, justify="left" if column == "budget" else "right")
+    table = number_table(*columns, left=("budget",))
     for contract in (each.contract for each in built):
         capacities = [group.capacity for group in contract.cache.groups]
         room = contract.make_room
@@ -112,12 +110,9 @@ def _tensorrt(console: Console, name: str, record: TensorRTRecord) -> None:
     console.print()
     engines = [engine for budget in record.budgets for engine in budget.engines]
     # Without an engine there was no network to look layers up in.
-    layers = (
-        "proved" if all(graph.plan for budget in record.budgets for graph in budget.contract.graphs) else "promised"
-    )
-    table = Table()
-    for column in ("budget", "engine", "slots", "cache MiB", "engine MiB", layers):
-        table.add_column(column, no_wrap=True, justify="left" if column in ("engine", layers) else "right")
+    planned = all(graph.plan for budget in record.budgets for graph in budget.contract.graphs)
+    layers = "proved" if planned else "promised"
+    table = number_table("budget", "engine", "slots", "cache MiB", "engine MiB", layers, left=("engine", layers))
     for budget in record.budgets:
         contract = budget.contract
         for engine, graph in zip(budget.engines, contract.graphs, strict=True):

@@ -1,4 +1,4 @@
-"""`generate`: one prompt, or a chat with streaming output."""
+"""Runs one prompt or a chat on a bundle, and writes replies as they come."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from semkv_deploy.runtime.open import open_bundle, open_session
 from semkv_deploy.runtime.tokens import TextStream, load_tokenizer
 
 if TYPE_CHECKING:
+    from semkv_deploy.budget import Budget
     from semkv_deploy.runtime.sampling import Sampler
     from semkv_deploy.runtime.session import Session
 
@@ -23,13 +24,13 @@ def run(
     prompt: str | None,
     raw: bool,
     system: str | None,
-    budget: float | None,
+    budget: Budget | None,
     max_new_tokens: int,
     sampler: Sampler,
     stats: bool,
     target: str,
 ) -> None:
-    """Writes what the model says to standard output as it comes.
+    """Writes the model's replies to standard output as they come.
 
     Args:
         prompt: None: chat until an empty line or the input's end.
@@ -81,7 +82,7 @@ def _complete(
 
 
 def describe(session: Session) -> str:
-    """What the session holds, and what compression did to get there, in one line."""
+    """Describes in one line what the session holds, and what compression did to get there."""
     stats = session.stats
     seen, kept = int(session.position.max()), int(session.kept_slots.max())
     text = f"{seen} tokens seen, {kept} of {session.contract.capacity} slots live"

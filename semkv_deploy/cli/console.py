@@ -1,15 +1,18 @@
-"""The terminal: progress, the one sentence of an error, and text files that options name."""
+"""The terminal: progress, tables of numbers, the one sentence of an error, and text files that options name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from semkv_deploy.errors import SemkvError
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 def sentence(error: SemkvError | OSError) -> str:
@@ -43,6 +46,16 @@ def progress() -> Iterator[Callable[[str, float | None], None]]:
         yield report
         for task in phases.values():
             bar.update(task, total=1, completed=1)
+
+
+def number_table(*columns: str, left: Collection[str] = ()) -> Table:
+    """Makes a table whose cells do not wrap and are set to the right, but in the columns named in `left`."""
+    from rich.table import Table
+
+    table = Table()
+    for column in columns:
+        table.add_column(column, no_wrap=True, justify="left" if column in left else "right")
+    return table
 
 
 def read_text(path: Path, option: str) -> str:

@@ -29,7 +29,7 @@ def doctor(plugin_library: Path | None, as_json: bool) -> None:
 
 
 def findings(plugin_library: Path | None = None) -> dict[str, object]:
-    """Versions, machine and targets as plain data.
+    """Returns versions, machine and targets as plain data.
 
     Args:
         plugin_library: library of TensorRT plugins to look into.
@@ -59,7 +59,7 @@ def findings(plugin_library: Path | None = None) -> dict[str, object]:
 
 
 def _target(name: str) -> dict[str, object]:
-    """`available` and `missing` are of building, `runnable` and `missing_to_run` of running."""
+    """Returns whether a target builds (`available`, `missing`) and runs (`runnable`, `missing_to_run`) here."""
     missing = TARGETS[name]() if name in TARGETS else PLANNED[name]
     to_run = TO_RUN[name]() if name in TO_RUN else PLANNED[name]
     return {
@@ -88,7 +88,7 @@ def _notes(name: str) -> list[str]:
 
 
 def _creators(library: Path) -> dict[str, object]:
-    """Plugin creators of a library, or why it does not load, by TensorRT target that is installed."""
+    """Lists the plugin creators of a library, or why it does not load, for each TensorRT target installed here."""
     from semkv_deploy.targets.tensorrt.builder import list_creators
 
     if not library.is_file():

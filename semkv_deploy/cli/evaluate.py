@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from semkv_deploy.cli.options import PATH, budgets_option, bundle_argument, json_option
+
+if TYPE_CHECKING:
+    from semkv_deploy.budget import Budget
 
 
 @click.command()
@@ -15,7 +19,7 @@ from semkv_deploy.cli.options import PATH, budgets_option, bundle_argument, json
 @click.option("--tokens", type=click.IntRange(min=512), default=2048, show_default=True, help="Tokens of it.")
 @budgets_option(default=["0.2", "0.5"])
 @json_option()
-def evaluate(bundle: Path, text: Path, tokens: int, budgets: list[float], as_json: bool) -> None:
+def evaluate(bundle: Path, text: Path, tokens: int, budgets: list[Budget], as_json: bool) -> None:
     """Measures what methods and their options cost in KL against the full cache, at equal capacity.
 
     \b

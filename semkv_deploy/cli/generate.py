@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from semkv_deploy.cli.options import budget_option, bundle_argument, target_option
 from semkv_deploy.errors import SemkvError
+
+if TYPE_CHECKING:
+    from semkv_deploy.budget import Budget
 
 
 @click.command()
@@ -27,7 +31,7 @@ def generate(
     prompt: str | None,
     raw: bool,
     system: str | None,
-    budget: float | None,
+    budget: Budget | None,
     max_new_tokens: int,
     temperature: float,
     top_p: float,

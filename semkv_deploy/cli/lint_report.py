@@ -1,4 +1,4 @@
-"""`inspect --lint`: findings of any ONNX file, or of every graph of a bundle, for people and for machines."""
+"""Lints an ONNX file or every graph of a bundle, and prints the findings as tables or JSON."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ COLOUR = {"wrong": "bold red", "blocked": "red", "slow": "yellow", "unverified":
 
 
 class LintedGraph(NamedTuple):
-    """A graph, the target whose rules were applied, and what they found."""
+    """A graph, the target whose rules were applied, and their findings."""
 
     path: Path
     target: str
@@ -32,7 +32,7 @@ class LintedGraph(NamedTuple):
 
 
 def lint_file(path: Path, target: str, *, plugins: Collection[str] = (), profiles: bool = False) -> LintedGraph:
-    """Findings of one ONNX file; its external data is looked at, not loaded.
+    """Lints one ONNX file; looks at its external data without loading it.
 
     Raises:
         SemkvError: when the file is missing, not ONNX or contradicts itself, or the target has no rules.
@@ -51,7 +51,7 @@ def lint_file(path: Path, target: str, *, plugins: Collection[str] = (), profile
 
 
 def lint_bundle(root: Path) -> list[LintedGraph]:
-    """Findings of every graph of every target of a bundle, by that target's rules.
+    """Lints every graph of every target of a bundle by that target's rules.
 
     Raises:
         SemkvError: as `Bundle.open`.
@@ -114,7 +114,7 @@ def _as_data(graph: LintedGraph, root: Path) -> dict[str, object]:
 
 
 def _table(graph: LintedGraph, root: Path) -> None:
-    """One row for each kind of finding: the same one in thirty layers is one row with a count."""
+    """Prints a row for each kind of finding: the same one in thirty layers is one row with a count."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table

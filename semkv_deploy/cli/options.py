@@ -10,19 +10,21 @@ import functools
 import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
+from semkv_deploy.choices import DType, Layout, WeightFormat
 from semkv_deploy.errors import SemkvError
+from semkv_deploy.sizes import parse_size
 
 if TYPE_CHECKING:
+    from semkv_deploy.budget import Budget
     from semkv_deploy.methods import AnyMethod
     from semkv_deploy.targets.tensorrt.build import TensorRTOptions
 
 Decorator = Callable[[Any], Any]
 
-METHOD_NAMES = ["semanticache", "streaming-llm", "full"]
 PATH = click.Path(path_type=Path)
 
 
@@ -56,7 +58,7 @@ max_context_option = click.option(
 )
 weights_option = click.option(
     "--weights",
-    type=click.Choice(["fp32", "int8", "int4"]),
+    type=click.Choice(get_args(WeightFormat)),
     default="int4",
     show_default=True,
     help="How ONNX Runtime targets store weights.",
@@ -66,6 +68,15 @@ weights_option = click.option(
 def json_option(help: str = "Print JSON instead of a table.") -> Decorator:
     """Adds `--json`, passed as `as_json`."""
     return click.option("--json", "as_json", is_flag=True, help=help)
+
+
+def size_option(name: str, help: str) -> Decorator:
+    """Adds an option that takes a size such as 2GiB, passed as bytes, or None."""
+
+    def read(ctx: click.Context, option: click.Parameter, text: str | None) -> int | None:
+        return None if text is None else parse_size(text, where=name)
+
+    return click.option(name, metavar="SIZE", callback=read, help=help)
 
 
 def target_option(help: str = "Runtime to use.", *, default: str | None = "onnxruntime-cpu") -> Decorator:
@@ -79,33 +90,33 @@ def targets_option(help: str, *, default: Sequence[str] | None = None) -> Decora
     return click.option("--target", "targets", multiple=True, default=default, show_default=bool(default), help=several)
 
 
-BUDGET_HELP = "Share of cache entries kept, 0 < budget <= 1"
+_BUDGET_HELP = "Share of cache entries kept (0.2), slots of a layer (1638tokens), or bytes of a row's cache (64MiB)"
 
 
 def budget_option(default: str) -> Decorator:
-    """Adds `--budget`, passed as `budget`: a share, or None.
+    """Adds `--budget`, passed as `budget`: a `Budget`, or None.
 
     Args:
         default: what None means, for the help.
     """
 
-    def parse(budget: str | None) -> float | None:
+    def parse(budget: str | None) -> Budget | None:
         from semkv_deploy.budget import parse_budget
 
         return None if budget is None else parse_budget(budget)
 
-    return _group("budget", [click.option("--budget", help=f"{BUDGET_HELP}.  [default: {default}]")], parse)
+    return _group("budget", [click.option("--budget", help=f"{_BUDGET_HELP}.  [default: {default}]")], parse)
 
 
 def budgets_option(*, required: bool = False, default: Sequence[str] = ()) -> Decorator:
-    """Adds `--budget` that may be given several times, passed as `budgets`: shares, none for all that were built."""
+    """Adds `--budget` that may be given several times, passed as `budgets`: empty for all that were built."""
 
-    def parse(budgets: tuple[str, ...]) -> list[float]:
+    def parse(budgets: tuple[str, ...]) -> list[Budget]:
         from semkv_deploy.budget import parse_budget
 
         return [parse_budget(budget) for budget in budgets]
 
-    text = f"{BUDGET_HELP}; may be given several times." + ("" if required or default else "  [default: all]")
+    text = f"{_BUDGET_HELP}; may be given several times." + ("" if required or default else "  [default: all]")
     option = click.option(
         "--budget",
         "budgets",
@@ -116,6 +127,19 @@ def budgets_option(*, required: bool = False, default: Sequence[str] = ()) -> De
         help=text,
     )
     return _group("budgets", [option], parse)
+
+
+class _MethodName(click.Choice):
+    """One of the registered methods; they are imported when a name is read or listed, not with the command line."""
+
+    def __init__(self) -> None:
+        self.case_sensitive = True
+
+    @property
+    def choices(self) -> tuple[str, ...]:  # type: ignore[override]
+        from semkv_deploy.methods import METHODS
+
+        return tuple(METHODS)
 
 
 def _parse_method(method: str, method_option: tuple[str, ...], compress_at: str) -> AnyMethod:
@@ -137,7 +161,7 @@ method_options = _group(
     [
         click.option(
             "--method",
-            type=click.Choice(METHOD_NAMES),
+            type=_MethodName(),
             default="semanticache",
             show_default=True,
             help="Compression method.",
@@ -161,13 +185,16 @@ method_options = _group(
 )
 
 
+_DTYPES = f"{', '.join(get_args(DType)[:-1])} or {get_args(DType)[-1]}"
+
+
 def _parse_dtype(dtype: str) -> str:
-    if dtype not in ("float16", "bfloat16", "float32"):
+    if dtype not in get_args(DType):
         eight = dtype in ("int8", "fp8")
         raise SemkvError(
             "TensorRT's in-place append takes no 8-bit cache" if eight else "unknown element type",
             where="--dtype",
-            expected="float16, bfloat16 or float32",
+            expected=_DTYPES,
             got=dtype,
             fix="use --dtype float16; 8-bit caches are for hosts of the NexusAttention plugin" if eight else None,
         )
@@ -182,7 +209,7 @@ dtype_option = _group(
             default="float16",
             show_default=True,
             metavar="TYPE",
-            help="TensorRT: type of weights and caches: float16, bfloat16 or float32.",
+            help=f"TensorRT: type of weights and caches: {_DTYPES}.",
         )
     ],
     _parse_dtype,
@@ -190,7 +217,7 @@ dtype_option = _group(
 
 layout_option = click.option(
     "--layout",
-    type=click.Choice(["dual", "single", "split"]),
+    type=click.Choice(get_args(Layout)),
     default="dual",
     show_default=True,
     help="TensorRT: prefill and decode as two optimization profiles, as one, or as two engines.",
@@ -204,11 +231,10 @@ def _parse_tensorrt(
     compute_capabilities: str | None,
     plugins: str,
     plugin_library: Path | None,
-    memory_limit: str | None,
+    memory_limit: int | None,
     engine_cache: Path | None,
     no_engines: bool,
 ) -> TensorRTOptions:
-    from semkv_deploy.memory.estimate import parse_size
     from semkv_deploy.targets.tensorrt.build import TensorRTOptions
 
     return TensorRTOptions(
@@ -218,7 +244,7 @@ def _parse_tensorrt(
         compute_capabilities=compute_capabilities,
         plugins=tuple(plugins.split(",")),
         plugin_library=plugin_library,
-        memory_limit=None if memory_limit is None else parse_size(memory_limit),
+        memory_limit=memory_limit,
         engine_cache=engine_cache,
         engines=not no_engines,
     )
@@ -246,9 +272,7 @@ tensorrt_options = _group(
             help="TensorRT: operators that are plugins: none, auto, or names such as nexus_attention,semantic_cluster.",
         ),
         click.option("--plugin-library", type=PATH, help="TensorRT: libsemkv_plugins.so, embedded in engines."),
-        click.option(
-            "--memory-limit", metavar="SIZE", help="TensorRT: workspace of the builder at most, such as 2GiB."
-        ),
+        size_option("--memory-limit", "TensorRT: workspace of the builder at most, such as 2GiB."),
         click.option("--engine-cache", type=PATH, help="TensorRT: folder of engines to reuse and add to."),
         click.option("--no-engines", is_flag=True, help="TensorRT: write the graphs and contracts, build no engine."),
     ],

@@ -13,12 +13,14 @@ from semkv_deploy.cli.options import (
     layout_option,
     max_context_option,
     method_options,
+    size_option,
     source_argument,
     target_option,
     weights_option,
 )
 
 if TYPE_CHECKING:
+    from semkv_deploy.budget import Budget
     from semkv_deploy.methods import AnyMethod
 
 
@@ -31,19 +33,19 @@ if TYPE_CHECKING:
 @weights_option
 @dtype_option
 @layout_option
-@click.option("--memory", metavar="SIZE", help="Memory there is, such as 8GiB: say what fits and the largest context.")
+@size_option("--memory", "Memory there is, such as 8GiB: say what fits and the largest context.")
 @json_option("Print JSON, with what each number is made of.")
 @method_options
 def plan(
     source: str,
-    budgets: list[float],
+    budgets: list[Budget],
     batches: tuple[int, ...],
     max_context: int | None,
     target: str,
     weights: Any,
     dtype: Any,
     layout: Any,
-    memory: str | None,
+    memory: int | None,
     as_json: bool,
     method: AnyMethod,
 ) -> None:
@@ -54,8 +56,8 @@ def plan(
     \b
     semkv-deploy plan exported/decoder.onnx --budget 0.2 --budget 0.5 --batch 1 --batch 8 --memory 2GiB
     """
-    from semkv_deploy.memory import report
-    from semkv_deploy.memory.estimate import make_plan, parse_size
+    from semkv_deploy.cli import plan_report
+    from semkv_deploy.memory.estimate import make_plan
 
     estimate = make_plan(
         source,
@@ -67,9 +69,9 @@ def plan(
         weights=weights,
         dtype=dtype,
         layout=layout,
-        memory=None if memory is None else parse_size(memory),
+        memory=memory,
     )
     if as_json:
-        click.echo(report.as_json(estimate))
+        click.echo(plan_report.as_json(estimate))
     else:
-        report.show(estimate)
+        plan_report.show(estimate)

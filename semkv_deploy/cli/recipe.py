@@ -1,4 +1,4 @@
-"""Recipes: YAML files that hold the options of `build`, one for each model and target, checked when they are read."""
+"""Reads recipes: YAML files with the options of `build` for one model and target."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _KINDS = (str, int, float)
 
 
 def load_recipe(path: Path, command: click.Command) -> dict[str, Any]:
-    """The options of a recipe, by the parameter names of `command`, and `family`.
+    """Reads a recipe; returns its values by the parameter names of `command`, and `family`.
 
     Keys are the command's options without their dashes (`max-context`), and `source`; a list is an option given
     several times, and `method-option` may be a mapping.
@@ -55,6 +55,6 @@ def load_recipe(path: Path, command: click.Command) -> dict[str, Any]:
 
 
 def _key(parameter: click.Parameter) -> str:
-    """What a recipe calls a parameter: its long option, or an argument's name."""
+    """Returns the key of a parameter in a recipe: its long option, or an argument's name."""
     long = [option for option in parameter.opts if option.startswith("--")]
     return long[0].removeprefix("--") if long else str(parameter.name)

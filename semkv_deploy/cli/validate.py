@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from semkv_deploy.cli.console import progress
 from semkv_deploy.cli.options import PATH, budgets_option, bundle_argument, json_option, targets_option
+
+if TYPE_CHECKING:
+    from semkv_deploy.budget import Budget
 
 
 @click.command()
@@ -29,7 +33,7 @@ from semkv_deploy.cli.options import PATH, budgets_option, bundle_argument, json
 )
 @json_option()
 def validate(
-    bundle: Path, budgets: list[float], targets: tuple[str, ...], tokens: int | None, output: Path, as_json: bool
+    bundle: Path, budgets: list[Budget], targets: tuple[str, ...], tokens: int | None, output: Path, as_json: bool
 ) -> None:
     """Compares what each target runs with the portable graphs: logits, caches, chosen slots, lengths.
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from semkv_deploy.budget import BudgetProfile, budget_profile, choose_context
-from semkv_deploy.bundle import Bundle, Manifest, new_directory, tool_versions, write_manifest
+from semkv_deploy.budget import BudgetLike, BudgetProfile, budget_profile, choose_context, resolve_budgets
+from semkv_deploy.bundle import Bundle, Manifest, new_directory, slot_bytes, tool_versions, write_manifest
 from semkv_deploy.bundle.contract import Contract, GraphContract, Phase, graph_contract
 from semkv_deploy.compiler import calibrate
 from semkv_deploy.errors import SemkvError
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from semkv_deploy.choices import WeightFormat
     from semkv_deploy.methods import Method
     from semkv_deploy.methods.calibration import Settings
     from semkv_deploy.model.config import ModelFacts
-    from semkv_deploy.passes.quantize import WeightFormat
     from semkv_deploy.targets.tensorrt.build import TensorRTOptions
 
 PORTABLE = "portable"
@@ -60,7 +60,7 @@ def build_bundle(
     source: str,
     out: Path,
     *,
-    budgets: Sequence[float],
+    budgets: Sequence[BudgetLike],
     method: Method,
     max_context: int | None = None,
     groups: Sequence[GroupShare] | str | None = None,
@@ -76,7 +76,7 @@ def build_bundle(
 
     Args:
         source: `decoder.onnx` of an export directory, or anything `export` takes.
-        budgets: shares of cache entries kept, one profile each.
+        budgets: shares of cache entries kept, slots or bytes (`0.2`, `1638tokens`, `64MiB`), one profile each.
         max_context: most tokens of a conversation; None: the model's, at most 8,192.
         groups: cache groups and their shares of the cache, or what `model.cache_groups.parse_groups` takes; None: one a
             layer, all alike.
@@ -99,7 +99,9 @@ def build_bundle(
         context = choose_context(max_context, model.max_position)
         method = method.resolve(model)
         shares = cache_groups(groups, model)
-        profiles = make_profiles(budgets, context, model, shares)
+        cache_types = {options.dtype if is_tensorrt(name) else model.dtype for name in targets}
+        resolved = resolve_budgets(budgets, context, slot_bytes(model, cache_types))
+        profiles = make_profiles(resolved, context, model, shares)
         programs = write_portable(root, model, method, shares, profiles)
         progress("lowering the decoder", None)
         reference = read_calibration_text(root, model, method, shares, calibration_text, progress)
@@ -200,10 +202,9 @@ def cache_groups(groups: Sequence[GroupShare] | str | None, model: ModelFacts) -
 def make_profiles(
     budgets: Sequence[float], context: int, model: ModelFacts, groups: tuple[GroupShare, ...]
 ) -> tuple[BudgetProfile, ...]:
-    """One profile for each budget, in rising order."""
+    """One profile for each share."""
     return tuple(
-        budget_profile(budget, context, bytes_per_slot=model.cache_bytes_per_token, groups=groups)
-        for budget in sorted(set(budgets))
+        budget_profile(budget, context, bytes_per_slot=model.cache_bytes_per_token, groups=groups) for budget in budgets
     )
 
 

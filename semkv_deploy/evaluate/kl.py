@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
-from semkv_deploy.budget import budget_profile
+from semkv_deploy.budget import BudgetLike, budget_profile
 from semkv_deploy.bundle import Bundle, OpenedBudget
 from semkv_deploy.bundle.contract import graph_contract, make_contract
 from semkv_deploy.compiler import calibrate
@@ -26,7 +26,7 @@ from semkv_deploy.targets.onnxruntime.build import lower_decoder, save_decoder
 from semkv_deploy.targets.onnxruntime.engine import OnnxRuntimeEngine
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -56,7 +56,7 @@ class _Text:
     calibrated: OnnxRuntimeEngine
 
 
-def evaluate(bundle: Bundle, text: str, count: int, budgets: list[float]) -> Iterator[dict[str, Any]]:
+def evaluate(bundle: Bundle, text: str, count: int, budgets: Sequence[BudgetLike]) -> Iterator[dict[str, Any]]:
     """Rows of method, budget, capacity, KL (nats per token, over the tokens past the capacity), perplexity, evicted.
 
     Args:
@@ -80,7 +80,7 @@ def evaluate(bundle: Bundle, text: str, count: int, budgets: list[float]) -> Ite
         for budget in budgets:
             profile = budget_profile(budget, count, bytes_per_slot=model.cache_bytes_per_token, groups=groups)
             for name, method in METHODS.items():
-                yield {"method": name, "budget": budget, **_measure(bundle, decoder, method, profile, given)}
+                yield {"method": name, "budget": profile.budget, **_measure(bundle, decoder, method, profile, given)}
 
 
 def _measure(bundle: Bundle, decoder: Path, method: Method, profile: BudgetProfile, text: _Text) -> dict[str, Any]:
@@ -142,7 +142,7 @@ def _perplexity(logits: NDArray[np.float32], tokens: list[int]) -> float:
     return float(np.exp(np.mean(np.log(np.exp(shifted).sum(-1)) - chosen)))
 
 
-def run(root: Path, *, text: Path, tokens: int, budgets: list[float], as_json: bool) -> None:
+def run(root: Path, *, text: Path, tokens: int, budgets: Sequence[BudgetLike], as_json: bool) -> None:
     """Prints a table, or JSON.
 
     Raises:

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from semkv_deploy.budget import BudgetProfile
+    from semkv_deploy.choices import DType, Layout, WeightFormat
     from semkv_deploy.memory.source import DecoderShape
     from semkv_deploy.methods import AnyMethod
     from semkv_deploy.model.cache_groups import CacheGroup
 
-WeightFormat = Literal["fp32", "int8", "int4"]
-DType = Literal["float32", "float16", "bfloat16"]
-Layout = Literal["dual", "single", "split"]
 
 ELEMENT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 FLOAT, INT64 = 4, 8
@@ -199,7 +197,7 @@ def _onnxruntime_compressor(need: Need) -> int:
 def tensorrt_weights(shape: DecoderShape, dtype: DType, layout: Layout, batch: int) -> int:
     """Bytes of weights in a profile's decoder engines ("Total Weights Memory" of the build log).
 
-    Products, tables and biases in `dtype`, norms in float32. With two optimisation profiles in one engine the builder
+    Products, tables and biases in `dtype`, norms in float32. With two optimization profiles in one engine the builder
     packs each product by profile, so that all but a tied head are there twice, but once where the batch is dynamic
     (measured); two engines hold all twice.
     """

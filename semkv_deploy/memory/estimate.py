@@ -6,42 +6,40 @@ which `--json` carries along, and in `memory.bytes`.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from semkv_deploy.budget import MIN_CAPACITY, BudgetProfile, budget_profile, choose_context, static_profile
+from semkv_deploy.budget import (
+    MIN_CAPACITY,
+    Budget,
+    BudgetLike,
+    BudgetProfile,
+    budget_profile,
+    choose_context,
+    parse_budget,
+)
+from semkv_deploy.choices import DType, Layout, Target, WeightFormat
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.memory.bytes import (
     ELEMENT_BYTES,
     Bytes,
-    DType,
-    Layout,
     Need,
-    WeightFormat,
     onnxruntime_bytes,
     onnxruntime_weights,
     tensorrt_bytes,
     tensorrt_weights,
 )
 from semkv_deploy.model.cache_groups import parse_groups
+from semkv_deploy.sizes import size
 
 if TYPE_CHECKING:
     from semkv_deploy.memory.source import DecoderShape
     from semkv_deploy.methods import AnyMethod
     from semkv_deploy.model.cache_groups import GroupShare
 
-Target = Literal["onnxruntime-cpu", "tensorrt-rtx", "tensorrt"]
-TARGETS: tuple[Target, ...] = ("onnxruntime-cpu", "tensorrt-rtx", "tensorrt")
-
-_UNITS = {
-    "": 1,
-    "b": 1,
-    **{f"{prefix}b": 1000**power for power, prefix in enumerate("kmgt", start=1)},
-    **{f"{prefix}ib": 1024**power for power, prefix in enumerate("kmgt", start=1)},
-}
+TARGETS: tuple[Target, ...] = get_args(Target)
 
 _NOTES = {
     "onnxruntime-cpu": [
@@ -129,7 +127,7 @@ class Plan(BaseModel):
     family: str
     target: Target
     stored_as: str = Field(description="weights on onnxruntime-cpu; type of weights and caches on tensorrt")
-    layout: Layout | None = Field(description="tensorrt: engines and optimisation profiles; null on onnxruntime-cpu")
+    layout: Layout | None = Field(description="tensorrt: engines and optimization profiles; null on onnxruntime-cpu")
     method: str
     max_context: int
     model_max_context: int
@@ -161,7 +159,7 @@ class _Planner:
     def on_onnxruntime(self) -> bool:
         return self.target == "onnxruntime-cpu"
 
-    def profile(self, budget: float, context: int) -> BudgetProfile:
+    def profile(self, budget: BudgetLike, context: int) -> BudgetProfile:
         return budget_profile(budget, context, bytes_per_slot=self.token_bytes, groups=self.groups)
 
     def count(self, profile: BudgetProfile, batch: int) -> Bytes:
@@ -172,12 +170,12 @@ class _Planner:
             return onnxruntime_bytes(need, self.weights, GROUP_WORKERS)
         return tensorrt_bytes(need, self.dtype, self.layout)
 
-    def row(self, budget: float, batch: int, context: int, memory: int | None) -> PlanRow:
+    def row(self, budget: Budget, batch: int, context: int, memory: int | None) -> PlanRow:
         profile, full = self.profile(budget, context), self.profile(1.0, context)
         found = self.count(profile, batch)
         read, full_read = (batch * each.cache_bytes for each in (profile, full))
         return PlanRow(
-            budget=budget,
+            budget=profile.budget,
             batch=batch,
             capacity=profile.capacity,
             prefill_chunk=profile.prefill_chunk,
@@ -204,9 +202,19 @@ class _Planner:
             largest_budget=None if memory is None else self.largest_budget(batch, context, memory),
         )
 
-    def largest_context(self, budget: float, batch: int, memory: int) -> int:
+    def smallest_context(self, budget: Budget) -> int:
+        """Returns the tokens of context whose capacity is just enough to be built."""
+        context = MIN_CAPACITY
+        while True:
+            try:
+                self.profile(budget, context)
+                return context
+            except SemkvError:
+                context += 1
+
+    def largest_context(self, budget: Budget, batch: int, memory: int) -> int:
         """Most tokens whose profile fits; 0 when none does. More context never takes less memory."""
-        low, high = _smallest_context(budget) - 1, self.shape.max_position
+        low, high = self.smallest_context(budget) - 1, self.shape.max_position
         if low >= high:
             return 0
         while low < high:
@@ -215,7 +223,7 @@ class _Planner:
                 low = middle
             else:
                 high = middle - 1
-        return 0 if low < _smallest_context(budget) else low
+        return 0 if low < self.smallest_context(budget) else low
 
     def largest_budget(self, batch: int, context: int, memory: int) -> float:
         """Largest budget in hundredths that fits at `context`; 0 when none does."""
@@ -228,21 +236,21 @@ class _Planner:
                 return hundredths / 100
         return 0.0
 
-    def check_memory(self, memory: int, budgets: Sequence[float], batches: Sequence[int]) -> None:
+    def check_memory(self, memory: int, budgets: Sequence[Budget], batches: Sequence[int]) -> None:
         """Fails when not even the smallest profile fits.
 
         Raises:
             SemkvError: with how much is missing, and what would fit.
         """
-        budget, batch = min(budgets), min(batches)
-        context = min(_smallest_context(budget), self.shape.max_position)
+        budget, batch = budgets[0], min(batches)
+        context = min(self.smallest_context(budget), self.shape.max_position)
         found = self.count(self.profile(budget, context), batch)
         if found.needed <= memory:
             return
         weights = found.weights + found.packing
         short_of_weights = weights > memory
         needed = weights if short_of_weights else found.needed
-        what = f"the weights and the smallest cache of budget {budget:g}"
+        what = f"the weights and the smallest cache of budget {budget}"
         if short_of_weights or found.load > found.total:
             what = "the weights alone" if short_of_weights else "the weights, while they are loaded,"
         others = [f"{option} ({size(count)} of weights)" for option, count in self._smaller(batch) if count < memory]
@@ -277,7 +285,7 @@ class _Planner:
 def make_plan(
     source: str,
     *,
-    budgets: Sequence[float],
+    budgets: Sequence[BudgetLike],
     method: AnyMethod,
     batches: Sequence[int] = (1,),
     max_context: int | None = None,
@@ -315,9 +323,10 @@ def make_plan(
     groups = parse_groups(cache_groups, shape.layers, shape.kv_heads)
     planner = _Planner(shape, method, known, weights, dtype, layout, groups)
     # In order and once each, as `build` makes profiles.
-    budgets, batches = sorted(set(budgets)), sorted(set(batches))
+    by_share = {planner.profile(budget, context).budget: parse_budget(budget) for budget in budgets}
+    ordered, batches = [by_share[share] for share in sorted(by_share)], sorted(set(batches))
     if memory is not None:
-        planner.check_memory(memory, budgets, batches)
+        planner.check_memory(memory, ordered, batches)
     return Plan(
         source=shape.source,
         family=shape.family,
@@ -328,45 +337,6 @@ def make_plan(
         max_context=context,
         model_max_context=shape.max_position,
         memory_bytes=memory,
-        rows=[planner.row(budget, batch, context, memory) for budget in budgets for batch in batches],
+        rows=[planner.row(budget, batch, context, memory) for budget in ordered for batch in batches],
         notes=_NOTES[known],
     )
-
-
-def _smallest_context(budget: float) -> int:
-    """Tokens of context whose capacity is just enough to be built."""
-    context = MIN_CAPACITY
-    while True:
-        try:
-            static_profile(budget, context, bytes_per_slot=1)
-            return context
-        except SemkvError:
-            context += 1
-
-
-def parse_size(text: str) -> int:
-    """Bytes from what a user typed: `8GiB`, `512 MB`, `1.5gib`, or plain bytes.
-
-    Raises:
-        SemkvError: when it is not a size above 0.
-    """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
-    bytes_ = int(float(found[1]) * _UNITS[found[2]]) if found and found[2] in _UNITS else 0
-    if bytes_ <= 0:
-        raise SemkvError(
-            "not a size",
-            where="memory",
-            expected="a number above 0 and a unit: B, kB, MB, GB, TB (of 1000) or KiB, MiB, GiB, TiB (of 1024)",
-            got=repr(text),
-            fix="write for example 8GiB",
-        )
-    return bytes_
-
-
-def size(count: float) -> str:
-    """Bytes for people: `512.0 MiB`."""
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.2f} GiB"

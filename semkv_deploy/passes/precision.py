@@ -7,7 +7,7 @@ next product (squares overflow float16, and angles of late positions need the ma
 from __future__ import annotations
 
 import functools
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
@@ -16,7 +16,8 @@ from semkv_deploy.errors import SemkvError
 from semkv_deploy.model import names
 from semkv_deploy.ops import DOMAIN
 
-DType = Literal["float32", "float16", "bfloat16"]
+if TYPE_CHECKING:
+    from semkv_deploy.choices import DType
 
 ELEMENT: dict[str, ir.DataType] = {
     "float32": ir.DataType.FLOAT,

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     import onnx
 
-WeightFormat = Literal["fp32", "int8", "int4"]
 
 BLOCK_SIZE = 32
 

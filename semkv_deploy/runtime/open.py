@@ -10,6 +10,7 @@ from semkv_deploy.runtime.session import Session
 from semkv_deploy.targets import open_engine, require_runnable
 
 if TYPE_CHECKING:
+    from semkv_deploy.budget import BudgetLike
     from semkv_deploy.bundle import OpenedBudget
 
 
@@ -22,7 +23,7 @@ def open_bundle(root: Path, target: str = "onnxruntime-cpu") -> Bundle:
 def open_session(
     bundle: Bundle,
     *,
-    budget: float | None = None,
+    budget: BudgetLike | None = None,
     target: str = "onnxruntime-cpu",
     batch: int = 1,
     threads: int | None = None,
@@ -32,7 +33,7 @@ def open_session(
     """A session with empty caches, or one that goes on where a saved one was.
 
     Args:
-        budget: one that was built; None: the smallest.
+        budget: one that was built, as a share, slots or bytes; None: the smallest.
         batch: rows; of a TensorRT target those that were built for.
         threads, in_place: see `OnnxRuntimeEngine`.
         state: a file that `Session.save` wrote.

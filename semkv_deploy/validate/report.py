@@ -14,6 +14,7 @@ import click
 from semkv_deploy.errors import SemkvError
 
 if TYPE_CHECKING:
+    from semkv_deploy.budget import BudgetLike
     from semkv_deploy.validate.results import CheckResult, Report
     from semkv_deploy.validate.run import Progress
 
@@ -165,7 +166,7 @@ def print_table(report: Report) -> None:
 def run(
     bundle: Path,
     *,
-    budgets: list[float],
+    budgets: Sequence[BudgetLike],
     targets: list[str],
     tokens: int | None,
     output: Path,

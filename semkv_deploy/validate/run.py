@@ -6,7 +6,7 @@ import functools
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from polygraphy.comparator import Comparator
@@ -23,13 +23,16 @@ from semkv_deploy.validate.runner import StatefulRunner
 from semkv_deploy.validate.scenario import Event, Scenario, bundle_text, plan
 from semkv_deploy.validate.ties import Ties
 
+if TYPE_CHECKING:
+    from semkv_deploy.budget import BudgetLike
+
 Progress = Callable[[str, float | None], None]
 
 
 def validate(
     root: Path,
     *,
-    budgets: Sequence[float] | None = None,
+    budgets: Sequence[BudgetLike] | None = None,
     targets: Sequence[str] | None = None,
     tokens: int | None = None,
     progress: Progress = lambda what, share: None,
@@ -49,9 +52,7 @@ def validate(
     names = list(targets) if targets else list(manifest.targets)
     for name in names:
         bundle.target(name)
-    chosen = list(budgets) if budgets else manifest.budgets
-    for budget in chosen:
-        bundle.portable(budget)
+    chosen = [bundle.share(budget) for budget in budgets] if budgets else manifest.budgets
     text = bundle_text(root)
     results: list[CheckResult] = []
     for target in names:

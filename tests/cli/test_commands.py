@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 import semkv_deploy
+from semkv_deploy.bundle import Bundle
+from semkv_deploy.cli.main import COMMANDS, main
 
 
 def cli(*arguments: object, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
@@ -49,10 +51,50 @@ def test_help_does_not_import_torch_and_is_quick():
     assert "generate" in out and float(out.rsplit("SECONDS", 1)[1]) < 0.5
 
 
-@pytest.mark.parametrize("command", ["export", "build", "generate", "inspect", "bench", "evaluate", "doctor"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help_with_an_example(command: str):
     out = cli(command, "--help").stdout
     assert f"semkv-deploy {command}" in out.split("Options")[0]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_options_of_a_command_do_not_import_heavy_packages(command: str):
+    code = (
+        "import sys, semkv_deploy.cli as c\n"
+        f"try: c.main([{command!r}, '--help'])\n"
+        "except SystemExit: pass\n"
+        "assert not {'torch', 'transformers', 'onnx', 'onnxruntime', 'numpy'} & set(sys.modules), sorted(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_names_of_methods_come_from_their_registry(monkeypatch: pytest.MonkeyPatch):
+    from semkv_deploy import methods
+    from semkv_deploy.cli.build import build
+    from semkv_deploy.methods.full import Full
+
+    (option,) = [parameter for parameter in build.params if parameter.name == "method"]
+    assert option.type.choices == tuple(methods.METHODS)
+    assert option.default in methods.METHODS
+    monkeypatch.setitem(methods.METHODS, "another", Full)
+    assert option.type.convert("another", option, None) == "another"
+
+
+def test_an_option_that_commands_share_is_the_same_in_all():
+    """Same name, same help, default and choices, but for what a command says otherwise on purpose."""
+    import click
+
+    said: dict[str, set[tuple[object, ...]]] = {}
+    context = click.Context(main)
+    for name in COMMANDS:
+        command = main.get_command(context, name)
+        assert command is not None
+        for option in command.params:
+            if isinstance(option, click.Option):
+                fields = (option.help, str(option.default), str(getattr(option.type, "choices", option.type)))
+                said.setdefault(option.opts[-1], set()).add(fields)
+    own = {"--budget", "--target", "--json", "--batch", "--output", "--tokens", "--plugin-library"}
+    assert {option for option, ways in said.items() if len(ways) > 1} == own
 
 
 def test_build_generate_inspect(tiny_export: Path, tmp_path: Path):
@@ -134,7 +176,7 @@ def test_onnx_without_semkv_operators(tmp_path: Path):
     assert not (tmp_path / "b").exists()
 
 
-@pytest.mark.parametrize("budget, words", [("0", "out of range"), ("1.5", "out of range"), ("abc", "not a number")])
+@pytest.mark.parametrize("budget, words", [("0", "out of range"), ("1.5", "out of range"), ("abc", "not a budget")])
 def test_bad_budget(tiny_export: Path, tmp_path: Path, budget: str, words: str):
     result = cli("build", tiny_export / "decoder.onnx", "--budget", budget, "-o", tmp_path / "b")
     refused(result, "--budget", words, "0 < budget <= 1")
@@ -193,7 +235,44 @@ def test_prompt_longer_than_max_context(tiny_bundle: Path):
 
 
 def test_budget_that_was_not_built(tiny_bundle: Path):
-    refused(cli("generate", tiny_bundle, "--budget", "0.3", "--prompt", "x"), "no such budget", "0.25 or 0.5 or 1")
+    built = "0.25 (128tokens, 64KiB) or 0.5 (256tokens, 128KiB) or 1 (512tokens, 256KiB)"
+    for budget in ("0.3", "100KiB", "200tokens"):
+        result = cli("generate", tiny_bundle, "--budget", budget, "--prompt", "x")
+        refused(result, "no such budget", built, f"got {budget}", f"--budget {budget}")
+
+
+def test_budgets_in_slots_and_bytes(tiny_export: Path, tmp_path: Path):
+    """Built, planned, validated, measured and run in the unit a user thinks in; what is built never exceeds it."""
+    bundle, decoder = tmp_path / "bundle", tiny_export / "decoder.onnx"
+    budgets = ["--budget", "200tokens", "--budget", "130KiB"]
+    built = cli("build", decoder, *budgets, "--weights", "fp32", "-o", bundle)
+    assert built.returncode == 0, built.stderr
+    assert "0.375 (62 % compression)" in built.stdout and "0.5 (50 % compression)" in built.stdout
+    profiles = Bundle.open(bundle).manifest.profiles
+    assert [(profile.budget, profile.cache_bytes) for profile in profiles] == [(0.375, 192 << 9), (0.5, 256 << 9)]
+    planned = json.loads(cli("plan", decoder, *budgets, "--json").stdout)
+    assert [(row["budget"], row["capacity"]) for row in planned["rows"]] == [(0.375, 192), (0.5, 256)]
+    said = cli("generate", bundle, "--budget", "130KiB", "--prompt", "Hello", "--max-new-tokens", 3, "--stats")
+    assert "of 256 slots live" in said.stderr
+    measured = cli("bench", bundle, "--budget", "200tokens", "--context", 300, "--tokens", 4, "--json")
+    assert set(json.loads(measured.stdout)["results"]) == {"budget 0.375"}
+    checked = cli("validate", bundle, "--budget", "128KiB", "--tokens", 60, "-o", tmp_path / "reports", "--json")
+    assert {result["budget"] for result in json.loads(checked.stdout)["results"]} == {0.5}
+
+
+@pytest.mark.parametrize(
+    ("budget", "words"),
+    [
+        ("100tokens", ["100tokens of cache is a capacity of 64 slots", "expected at least 128tokens"]),
+        ("50KiB", ["50KiB of cache is a capacity of 64 slots", "expected at least 64KiB"]),
+        ("0tokens", ["out of range", "got 0tokens"]),
+        ("1638", ["out of range", "1638tokens"]),
+    ],
+)
+def test_budget_too_small_in_its_own_unit(budget: str, words: list[str], tiny_export: Path, tmp_path: Path):
+    for command in (["build", "-o", tmp_path / "b"], ["plan"]):
+        refused(cli(command[0], tiny_export / "decoder.onnx", "--budget", budget, *command[1:]), "--budget: ", *words)
+    nothing_left(tmp_path)
 
 
 def test_unknown_method_option(tiny_export: Path, tmp_path: Path):
@@ -285,7 +364,7 @@ def test_engine_cache_that_is_a_file(tiny_export: Path, tmp_path: Path):
 def test_error_of_the_system_is_one_sentence(error: OSError, line: str, monkeypatch: pytest.MonkeyPatch):
     from click.testing import CliRunner
 
-    from semkv_deploy.cli import doctor, main
+    from semkv_deploy.cli import doctor
 
     def fail(*_: object) -> None:
         raise error

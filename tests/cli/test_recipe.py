@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import yaml
 from click.testing import CliRunner
 
+from semkv_deploy.budget import parse_budget
 from semkv_deploy.bundle import Bundle, TensorRTRecord
 from semkv_deploy.cli import main
 from semkv_deploy.cli.build import build
@@ -235,6 +237,16 @@ def test_bad_recipes(text: str, message: str, tmp_path: Path):
     with pytest.raises(SemkvError) as error:
         load_recipe(path, build)
     assert message in str(error.value) and str(path) in str(error.value)
+
+
+def test_recipe_with_budgets_in_slots_and_bytes(tmp_path: Path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("family: llama\nbudget: [0.2, 1638tokens, 64 MiB]")
+    with click.Context(build) as context:
+        context.default_map = load_recipe(path, build)
+        (option,) = [parameter for parameter in build.params if parameter.name == "budgets"]
+        budgets, _ = option.consume_value(context, {})
+    assert [str(parse_budget(budget)) for budget in budgets] == ["0.2", "1638tokens", "64MiB"]
 
 
 def test_recipe_for_another_family(decoder: Any, tmp_path: Path):

@@ -19,7 +19,7 @@ class Case:
         verdict: what the rule says; None: nothing.
         body: graph, and functions behind it.
         opset, domains: imported.
-        sizes: symbol -> (min, opt, max) of one optimisation profile.
+        sizes: symbol -> (min, opt, max) of one optimization profile.
         note: tells cases of one rule apart.
         buildable: False where the rule is silent but the builder refuses for lack of something else (a profile, a
             plugin library).

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from semkv_deploy.bundle import Bundle, TensorRTRecord
 from semkv_deploy.cli import main
 from semkv_deploy.errors import SemkvError
-from semkv_deploy.memory.estimate import Plan, PlanRow, make_plan, parse_size
+from semkv_deploy.memory.estimate import Plan, PlanRow, make_plan
 from semkv_deploy.methods import SemantiCache, method_from_options
 from semkv_deploy.targets.tensorrt.api import missing
 
@@ -262,20 +262,6 @@ def test_json_says_what_each_number_is_made_of(export: Path):
     assert found["rows"][0]["weight_bytes"] == row(export, 0.25, target="tensorrt-rtx").weight_bytes
     assert set(found["fields"]) == set(found["rows"][0]) and all(found["fields"].values())
     assert (found["stored_as"], found["layout"]) == ("bfloat16", "dual")
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [("8GiB", 8 << 30), ("512 MB", 512_000_000), ("1.5gib", 3 << 29), ("4096", 4096), ("2kB", 2000), ("7 KiB", 7168)],
-)
-def test_sizes(text: str, expected: int):
-    assert parse_size(text) == expected
-
-
-@pytest.mark.parametrize("text", ["", "GiB", "8XB", "-1GiB", "0", "1e9", "8 G B"])
-def test_what_is_no_size(text: str):
-    with pytest.raises(SemkvError, match=r"not a size .*\. Write for example 8GiB"):
-        parse_size(text)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Sessions on a tiny bundle: against the reference, and what holds for every session (length, position, rows)."""
+"""Sessions on a tiny bundle: against the reference, and what must hold after every run and every compression."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ def attention_mask_and_causal(view: View) -> Iterator[Finding]:
 def attention_mask_type(view: View) -> Iterator[Finding]:
     """A float mask has the query's type, or building ends in a type error; integer masks are refused by the importer.
 
-    The anchors call all three float types fine: that holds only for the query's own.
+    TensorRT documents three float types for masks; the builder takes only the query's own.
     """
     for node, _ in view.attentions:
         mask, query = view.element(node, 3), view.element(node, 0)
@@ -200,8 +200,7 @@ def kernel_refusal(
 ) -> str | None:
     """Why TensorRT-RTX 1.7.1 has no kernel for an `Attention`; None: it has one.
 
-    Measured over SM75, 80, 86, 89, 120, 121 (bfloat16: not SM75) and head sizes 1 to 512. The anchors list five head
-    sizes and refuse one query head with several rows: there is more of both.
+    Measured over SM75, 80, 86, 89, 120, 121 (bfloat16: not SM75) and head sizes 1 to 512.
 
     Args:
         batch, heads, rows, size: of the query.

@@ -36,8 +36,8 @@ def dynamic_input(view: View) -> Iterator[Finding]:
             names.append(value.name)
     if names:
         listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        fix = "define an optimisation profile, or give static shapes"
-        yield Finding("model", f"dynamic inputs need an optimisation profile: {listed}", fix, "unverified")
+        fix = "define an optimization profile, or give static shapes"
+        yield Finding("model", f"dynamic inputs need an optimization profile: {listed}", fix, "unverified")
 
 
 def input_type(view: View) -> Iterator[Finding]:
@@ -50,7 +50,7 @@ def input_type(view: View) -> Iterator[Finding]:
 
 
 def double_input(view: View) -> Iterator[Finding]:
-    """A double becomes float32, bindings included: a host's doubles are other numbers. Not in the anchors."""
+    """A double becomes float32, bindings included: a host's doubles are other numbers."""
     for value in [*view.model.graph.input, *view.model.graph.output]:
         if value.type.tensor_type.elem_type == onnx.TensorProto.DOUBLE:
             fix = "declare it float32"

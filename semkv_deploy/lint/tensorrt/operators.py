@@ -60,7 +60,7 @@ def operator_of_another_domain(view: View) -> Iterator[Finding]:
     """The importer goes by the name alone: `foo.Sub` becomes Sub, and a local function `foo.Add` is ignored for Add.
 
     With RotaryEmbedding it puts the inputs of com.microsoft in the right places; Gelu, QuantizeLinear and
-    DequantizeLinear mean the same there. Not in the anchors.
+    DequantizeLinear mean the same there.
     """
     same = {"RotaryEmbedding", "Gelu", "QuantizeLinear", "DequantizeLinear"}
     functions = {(function.domain, function.name) for function in view.model.functions}
@@ -76,7 +76,7 @@ def operator_of_another_domain(view: View) -> Iterator[Finding]:
 
 
 def multi_head_attention_causal(view: View) -> Iterator[Finding]:
-    """`com.microsoft.MultiHeadAttention` with `unidirectional`: accepted, and not causal. Not in the anchors."""
+    """`com.microsoft.MultiHeadAttention` with `unidirectional`: accepted, and not causal."""
     for node, _ in view.of_type("MultiHeadAttention", domains=("com.microsoft",)):
         if number(node, "unidirectional"):
             yield at(node, "unidirectional is ignored: rows see what comes after them", "use Attention", "wrong")
@@ -139,8 +139,7 @@ def loop_in_branch(view: View) -> Iterator[Finding]:
     """A Loop inside an If: an internal error in graphScope.cpp when building, in two cases.
 
     An If inside that Loop; or a node of the Loop that reads a value from outside the Loop, other than the body's first
-    node. A Loop inside a Loop alone builds, also with such values: the anchors have nothing on it, and the first report
-    of it (a Loop in a Loop) was a Loop in a Loop in an If.
+    node. A Loop inside a Loop alone builds, also with such values.
 
     The true condition is inside the builder; this one was found by trying. Over 44 nestings of Loop and If, up to three
     deep, it finds all 14 that are refused, with one false alarm: a Loop in a Loop in an If whose inner Loop reads a

@@ -1,6 +1,6 @@
 """What TensorRT would refuse, ignore or do slowly: every rule, each measured on TensorRT-RTX 1.7.1.
 
-The rules are in `tensorrt_rules`, one small function each; its docstring quotes what the importer or builder says.
+The rules are in the files beside this one, a small function each; its docstring quotes the importer or the builder.
 `tests/lint/test_tensorrt_rules.py` compares every rule with the builder and prints how often they agree. Nothing was
 run on a GPU: `wrong` means that the construct is absent from what was built, not that answers were compared.
 """
@@ -29,7 +29,7 @@ def lint_tensorrt(
         model: external data need not be loaded.
         folder: where its external data lies; None: files are not looked at.
         plugins: operators whose plugins will be registered.
-        profiles: the dynamic inputs have optimisation profiles.
+        profiles: the dynamic inputs have optimization profiles.
     """
     view = View(model, folder, plugins)
     rules = [rule for rule in RULES if not (profiles and rule is files.dynamic_input)]

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     import onnx
 
     from semkv_deploy.bundle.contract import GraphContract, Phase
+    from semkv_deploy.choices import WeightFormat
     from semkv_deploy.methods.base import BiasMode
-    from semkv_deploy.passes.quantize import WeightFormat
     from semkv_deploy.targets.build import TargetInputs
 
 DECODER = "decoder.onnx"

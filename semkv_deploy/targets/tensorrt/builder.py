@@ -47,7 +47,7 @@ class EngineRequest(BaseModel):
         runtime: which TensorRT.
         onnx: the graph; external data lies beside it.
         plan: file to write; it appears only when the engine is built and proved.
-        profiles: one dict an optimisation profile: dynamic input -> (smallest, usual, largest shape).
+        profiles: one dict an optimization profile: dynamic input -> (smallest, usual, largest shape).
         compute_capabilities: 86 for 8.6; none: `api.default_compute_capabilities`.
         plugin_library: library of plugins to load before parsing.
         embed_plugins: put the library into the plan.

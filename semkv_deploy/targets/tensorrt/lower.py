@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
 
+    from semkv_deploy.choices import DType
     from semkv_deploy.methods.base import BiasMode
     from semkv_deploy.passes.lower_native import Promise
-    from semkv_deploy.passes.precision import DType
 
 WEIGHTS = "decoder.onnx.data"
 IR_VERSION = 10

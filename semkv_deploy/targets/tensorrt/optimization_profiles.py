@@ -1,4 +1,4 @@
-"""Checks optimisation profiles against a network's inputs: TensorRT's own words for a bad one name neither."""
+"""Checks optimization profiles against a network's inputs: TensorRT's own words for a bad one name neither."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def check_profiles(
     dynamic = [name for name, shape in inputs.items() if -1 in shape]
     if dynamic and not profiles:
         raise SemkvError(
-            f"input {dynamic[0]} is dynamic and there is no optimisation profile",
+            f"input {dynamic[0]} is dynamic and there is no optimization profile",
             where=where,
             got=inputs[dynamic[0]],
             fix="give its smallest, usual and largest shape, or make it static",

@@ -98,7 +98,7 @@ def test_files_that_are_no_graphs(request_: EngineRequest) -> None:
     "update, words",
     [
         ({"compute_capabilities": [86, 90]}, ["no Hopper", "got 90", "target tensorrt"]),
-        ({"profiles": []}, ["input query is dynamic", "no optimisation profile"]),
+        ({"profiles": []}, ["input query is dynamic", "no optimization profile"]),
         ({"profiles": [KEYS]}, ["profile 0", "no shapes for dynamic input query"]),
         ({"profiles": [QUERY | KEYS | {"quer": QUERY["query"]}]}, ["no input quer"]),
         ({"profiles": [KEYS | {"query": ((1, 9, 2, 64), (1, 9, 1, 64), (1, 9, 4, 64))}]}, ["query do not ascend"]),

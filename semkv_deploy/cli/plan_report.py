@@ -1,4 +1,4 @@
-"""A memory plan, for people and as JSON."""
+"""Prints a memory estimate as a table or as JSON."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.table import Table
 
-from semkv_deploy.memory.estimate import PlanRow, size
+from semkv_deploy.cli.console import number_table
+from semkv_deploy.memory.estimate import PlanRow
+from semkv_deploy.sizes import size
 
 if TYPE_CHECKING:
     from semkv_deploy.memory.estimate import Plan
@@ -18,7 +19,7 @@ MIB = 1 << 20
 
 
 def as_json(plan: Plan) -> str:
-    """The plan, and under `fields` what each number of a row is made of."""
+    """Returns the estimate as JSON, and under `fields` what each number of a row is made of."""
     fields = {name: field.description for name, field in PlanRow.model_fields.items()}
     return json.dumps({**plan.model_dump(), "fields": fields}, indent=1)
 
@@ -30,12 +31,9 @@ def show(plan: Plan) -> None:
     console.print(f"[bold]{plan.source}[/bold]: {plan.family}, {plan.target}, {how}, {plan.method}")
     limit = "" if plan.memory_bytes is None else f", {size(plan.memory_bytes)} of memory"
     console.print(f"{plan.max_context} tokens of context{limit}")
-    table = Table()
-    table.add_column("MiB, by budget", no_wrap=True)
     batched = any(row.batch > 1 for row in plan.rows)
-    for row in plan.rows:
-        heading = f"{row.budget:g}" + (f"\nbatch {row.batch}" if batched else "")
-        table.add_column(heading, justify="right", no_wrap=True)
+    headings = [f"{row.budget:g}" + (f"\nbatch {row.batch}" if batched else "") for row in plan.rows]
+    table = number_table("MiB, by budget", *headings, left=("MiB, by budget",))
     for name, count in _PARTS.items():
         if any(count(row) for row in plan.rows):
             table.add_row(name, *(_mib(count(row)) for row in plan.rows))
