@@ -15,7 +15,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from semkv_deploy.budget import BudgetLike, StaticProfile, choose_share
+from semkv_deploy.budget import StaticProfile
+from semkv_deploy.budget_units import BudgetLike, choose_share
 from semkv_deploy.bundle.contract import Layout, Phase, StaticBudgetContract
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.methods import AnyMethod

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from semkv_deploy.budget import BudgetLike, resolve_budgets, static_profile
+from semkv_deploy.budget import static_profile
+from semkv_deploy.budget_units import BudgetLike, resolve_budgets
 from semkv_deploy.bundle import (
     AnyTarget,
     BuiltProfile,

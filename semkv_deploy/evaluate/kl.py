@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
-from semkv_deploy.budget import BudgetLike, StaticProfile, static_profile
+from semkv_deploy.budget import StaticProfile, static_profile
 from semkv_deploy.bundle import Bundle
 from semkv_deploy.compiler import calibrate
 from semkv_deploy.errors import SemkvError
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
+
+    from semkv_deploy.budget_units import BudgetLike
 
 
 METHODS: dict[str, AnyMethod] = {

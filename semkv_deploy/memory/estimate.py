@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from semkv_deploy.budget import MIN_CAPACITY, Budget, BudgetLike, StaticProfile, parse_budget, static_profile
+from semkv_deploy.budget import StaticProfile, static_profile
+from semkv_deploy.budget_units import MIN_CAPACITY, Budget, BudgetLike, parse_budget
 from semkv_deploy.choices import DType, Layout, Target, WeightFormat
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.memory.bytes import (

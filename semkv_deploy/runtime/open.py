@@ -14,7 +14,7 @@ from semkv_deploy.targets import require_runnable
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from semkv_deploy.budget import BudgetLike
+    from semkv_deploy.budget_units import BudgetLike
     from semkv_deploy.bundle import BuiltProfile
     from semkv_deploy.runtime.session import Engine
 
