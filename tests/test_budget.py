@@ -1,22 +1,13 @@
 from __future__ import annotations
 
-import re
-from typing import Literal
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from semkv_deploy.budget import (
-    MIN_CAPACITY,
-    Budget,
-    choose_share,
-    label,
-    parse_budget,
-    resolve_budgets,
-    static_profile,
-)
+from semkv_deploy.budget import budget_profile, label, static_profile
+from semkv_deploy.budget_units import MIN_CAPACITY
 from semkv_deploy.errors import SemkvError
+from semkv_deploy.model.cache_groups import GroupShare, by_layer, one_a_head
 
 
 def test_profile_of_a_fifth_of_8192():
@@ -40,88 +31,48 @@ def test_capacity_is_a_cap_rounded_up(budget: float, context: int):
     assert profile.keep_slots + profile.prefill_chunk <= profile.capacity
 
 
-@pytest.mark.parametrize("text", ["0", "1.5", "-0.1", "nan", "inf"])
-def test_budget_out_of_range(text: str):
-    with pytest.raises(SemkvError, match=r"--budget: out of range \(expected .*0 < budget <= 1, .*64MiB, got"):
-        parse_budget(text)
+@pytest.mark.parametrize("budget", ["1700tokens", "74MiB"])
+def test_profile_of_slots_and_bytes(budget: str):
+    profile = static_profile(budget, 8192, bytes_per_slot=46080)
+    assert (profile.capacity, profile.cache_bytes, label(profile.budget)) == (
+        1664,
+        1664 * 46080,
+        "0.2031 (80 % compression)",
+    )
 
 
-@pytest.mark.parametrize("text", ["abc", "", "1.5tokens", "-1tokens", "12 parsecs", "20%", "64MiBs", "1_000tokens"])
-def test_what_is_no_budget(text: str):
-    with pytest.raises(SemkvError, match=rf"--budget: not a budget .*1638tokens, .*64MiB, got {text!r}\)"):
-        parse_budget(text)
+shares = st.lists(st.tuples(st.floats(0.05, 20), st.integers(1, 8)), min_size=1, max_size=12)
 
 
-@pytest.mark.parametrize(
-    ("text", "budget"),
-    [
-        ("0.2", Budget(0.2)),
-        (0.2, Budget(0.2)),
-        ("1638tokens", Budget(1638, "tokens")),
-        (" 1638 tokens ", Budget(1638, "tokens")),
-        ("64MiB", Budget(64 << 20, "bytes")),
-        ("64 mb", Budget(64_000_000, "bytes")),
-        ("1.5GiB", Budget(3 << 29, "bytes")),
-    ],
-)
-def test_what_users_write(text: str | float, budget: Budget):
-    assert parse_budget(text) == budget
-
-
-BUDGETS = st.one_of(
-    st.floats(0, 1, exclude_min=True).map(Budget),
-    st.integers(1, 1 << 20).map(lambda count: Budget(count, "tokens")),
-    st.integers(1, 1 << 44).map(lambda count: Budget(count, "bytes")),
-)
-
-
-@given(BUDGETS)
-def test_a_printed_budget_is_read_as_the_same(budget: Budget):
-    assert parse_budget(str(budget)) == budget
-
-
-@given(BUDGETS.filter(lambda budget: budget.unit != "share"), st.integers(65, 2_000_000), st.integers(1, 1 << 20))
-def test_tokens_and_bytes_are_never_exceeded(budget: Budget, context: int, slot: int):
-    """And as many slots as they allow are used, rounded down to 64, up to the full cache."""
-    allowed = int(budget.value) if budget.unit == "tokens" else int(budget.value) // slot
-    if allowed < MIN_CAPACITY:
-        with pytest.raises(SemkvError, match="too few to hold anything"):
-            static_profile(budget, context, bytes_per_slot=slot)
+@given(shares, st.floats(0.05, 1), st.integers(256, 40_000))
+def test_capacities_by_group_never_exceed_the_budget(given: list[tuple[float, int]], budget: float, context: int):
+    groups = tuple(
+        GroupShare(layer=number, heads=tuple(range(heads)), share=share) for number, (share, heads) in enumerate(given)
+    )
+    heads = sum(len(group.heads) for group in groups)
+    try:
+        equal = static_profile(budget, context, bytes_per_slot=heads)
+        profile = budget_profile(budget, context, bytes_per_slot=heads, groups=groups)
+    except SemkvError as error:
+        assert "too few" in str(error)
         return
-    profile = static_profile(budget, context, bytes_per_slot=slot)
-    assert profile.capacity <= allowed and profile.cache_bytes <= allowed * slot
-    assert profile.capacity == min(allowed // 64 * 64, -(-context // 64) * 64)
-    # The share stands for it from then on: in the manifest, and typed as a table prints it.
-    assert 0 < profile.budget <= 1
-    assert static_profile(profile.budget, context, bytes_per_slot=slot) == profile
-    if context < 500_000:
-        assert float(f"{profile.budget:g}") == profile.budget
+    capacities = [group.capacity for group in profile.groups]
+    assert profile.cache_bytes == sum(len(g.heads) * g.capacity for g in profile.groups) <= equal.cache_bytes
+    assert all(MIN_CAPACITY <= capacity < context + 64 and capacity % 64 == 0 for capacity in capacities)
+    assert all(0 < g.keep_slots <= g.capacity - profile.prefill_chunk for g in profile.groups)
+    # A larger share never gets less, and one name in shapes is one capacity.
+    ordered = sorted(zip((group.share for group in groups), capacities, strict=True))
+    assert [capacity for _, capacity in ordered] == sorted(capacities)
+    assert len({(g.symbol, g.capacity) for g in profile.groups}) == len({g.symbol for g in profile.groups})
+    assert all(0 < share <= 1 for share in profile.shares)
 
 
-@given(st.integers(129, 100_000), st.integers(1, 1 << 20), st.sampled_from(["tokens", "bytes"]))
-def test_the_least_an_error_names_is_enough(context: int, slot: int, unit: Literal["tokens", "bytes"]):
-    with pytest.raises(SemkvError) as error:
-        static_profile(Budget(1, unit), context, bytes_per_slot=slot)
-    (least,) = re.findall(r"expected at least ([\w.]+),?", str(error.value))
-    assert parse_budget(least).unit == unit
-    assert static_profile(least, context, bytes_per_slot=slot).capacity == MIN_CAPACITY
+def test_what_one_group_cannot_take_the_others_get():
+    profile = budget_profile(0.5, 1024, bytes_per_slot=4, groups=by_layer([1, 1, 1, 100], 1))
+    assert [group.capacity for group in profile.groups] == [320, 320, 320, 1024]
+    assert sum(group.capacity for group in profile.groups) <= 4 * 512
 
 
-def test_a_built_budget_is_found_in_any_unit():
-    built, context, slot = [0.2, 0.5], 8192, 46080
-    assert choose_share(built, "0.5", context, slot) == 0.5
-    assert choose_share(built, "1664tokens", context, slot) == 0.2
-    assert choose_share(built, "1700tokens", context, slot) == 0.2
-    assert choose_share(built, Budget(1664 * slot, "bytes"), context, slot) == 0.2
-    assert choose_share(built, "74MiB", context, slot) == 0.2
-    for absent in ("0.20001", "1663tokens", "73MiB", "1tokens"):
-        with pytest.raises(SemkvError) as error:
-            choose_share(built, absent, context, slot)
-        assert str(error.value) == (
-            "--budget: the bundle has no such budget (expected 0.2 (1664tokens, 73.125MiB) or "
-            f"0.5 (4096tokens, 180MiB), got {absent}). Build it with: semkv-deploy build … --budget {absent}."
-        )
-
-
-def test_budgets_that_are_one_share_are_built_once():
-    assert resolve_budgets(["0.5", 0.25, "128tokens", "64KiB"], 512, 512) == [0.25, 0.5]
+def test_groups_of_one_share_are_what_layers_are():
+    groups = budget_profile(0.2, 8192, bytes_per_slot=1, groups=one_a_head(2, 3)).groups
+    assert {(group.capacity, group.symbol) for group in groups} == {(1664, "capacity")} and len(groups) == 6

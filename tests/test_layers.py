@@ -24,6 +24,7 @@ FLOORS = (
     ("budget", "model"),
     ("ops",),
     ("graph",),
+    ("budget_units",),
     ("errors", "sizes", "choices"),
 )
 """From the top down. Rooms on one floor may import each other in one direction."""

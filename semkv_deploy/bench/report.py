@@ -15,7 +15,7 @@ from semkv_deploy.bundle import Bundle
 from semkv_deploy.errors import SemkvError
 
 if TYPE_CHECKING:
-    from semkv_deploy.budget import BudgetLike
+    from semkv_deploy.budget_units import BudgetLike
 
 
 def run(

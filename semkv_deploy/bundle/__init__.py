@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from semkv_deploy.budget import BudgetLike, choose_share
+from semkv_deploy.budget_units import BudgetLike, choose_share
 from semkv_deploy.bundle.contract import Contract
 from semkv_deploy.bundle.manifest import (
     SCHEMA_VERSION,

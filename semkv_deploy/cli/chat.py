@@ -13,7 +13,7 @@ from semkv_deploy.runtime.open import open_bundle, open_session
 from semkv_deploy.runtime.tokens import TextStream, load_tokenizer
 
 if TYPE_CHECKING:
-    from semkv_deploy.budget import Budget
+    from semkv_deploy.budget_units import Budget
     from semkv_deploy.runtime.sampling import Sampler
     from semkv_deploy.runtime.session import Session
 

@@ -10,7 +10,7 @@ import click
 from semkv_deploy.cli.options import PATH, budgets_option, bundle_argument, json_option
 
 if TYPE_CHECKING:
-    from semkv_deploy.budget import Budget
+    from semkv_deploy.budget_units import Budget
 
 
 @click.command()

@@ -11,7 +11,7 @@ from semkv_deploy.cli.options import budget_option, bundle_argument, target_opti
 from semkv_deploy.errors import SemkvError
 
 if TYPE_CHECKING:
-    from semkv_deploy.budget import Budget
+    from semkv_deploy.budget_units import Budget
 
 
 @click.command()

@@ -19,7 +19,7 @@ from semkv_deploy.errors import SemkvError
 from semkv_deploy.sizes import parse_size
 
 if TYPE_CHECKING:
-    from semkv_deploy.budget import Budget
+    from semkv_deploy.budget_units import Budget
     from semkv_deploy.methods import AnyMethod
     from semkv_deploy.targets.tensorrt.build import TensorRTOptions
 
@@ -101,7 +101,7 @@ def budget_option(default: str) -> Decorator:
     """
 
     def parse(budget: str | None) -> Budget | None:
-        from semkv_deploy.budget import parse_budget
+        from semkv_deploy.budget_units import parse_budget
 
         return None if budget is None else parse_budget(budget)
 
@@ -112,7 +112,7 @@ def budgets_option(*, required: bool = False, default: Sequence[str] = ()) -> De
     """Adds `--budget` that may be given several times, passed as `budgets`: empty for all that were built."""
 
     def parse(budgets: tuple[str, ...]) -> list[Budget]:
-        from semkv_deploy.budget import parse_budget
+        from semkv_deploy.budget_units import parse_budget
 
         return [parse_budget(budget) for budget in budgets]
 

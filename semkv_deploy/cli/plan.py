@@ -20,7 +20,7 @@ from semkv_deploy.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from semkv_deploy.budget import Budget
+    from semkv_deploy.budget_units import Budget
     from semkv_deploy.methods import AnyMethod
 
 

@@ -11,7 +11,7 @@ from semkv_deploy.cli.console import progress
 from semkv_deploy.cli.options import PATH, budgets_option, bundle_argument, json_option, targets_option
 
 if TYPE_CHECKING:
-    from semkv_deploy.budget import Budget
+    from semkv_deploy.budget_units import Budget
 
 
 @click.command()

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from semkv_deploy.budget import BudgetLike, BudgetProfile, budget_profile, choose_context, resolve_budgets
+from semkv_deploy.budget import BudgetProfile, budget_profile, choose_context
+from semkv_deploy.budget_units import BudgetLike, resolve_budgets
 from semkv_deploy.bundle import Bundle, Manifest, new_directory, slot_bytes, tool_versions, write_manifest
 from semkv_deploy.bundle.contract import Contract, GraphContract, Phase, graph_contract
 from semkv_deploy.compiler import calibrate

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
-from semkv_deploy.budget import BudgetLike, budget_profile
+from semkv_deploy.budget import budget_profile
+from semkv_deploy.budget_units import BudgetLike
 from semkv_deploy.bundle import Bundle, OpenedBudget
 from semkv_deploy.bundle.contract import graph_contract, make_contract
 from semkv_deploy.compiler import calibrate

@@ -11,15 +11,8 @@ from typing import TYPE_CHECKING, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from semkv_deploy.budget import (
-    MIN_CAPACITY,
-    Budget,
-    BudgetLike,
-    BudgetProfile,
-    budget_profile,
-    choose_context,
-    parse_budget,
-)
+from semkv_deploy.budget import BudgetProfile, budget_profile, choose_context
+from semkv_deploy.budget_units import MIN_CAPACITY, Budget, BudgetLike, parse_budget
 from semkv_deploy.choices import DType, Layout, Target, WeightFormat
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.memory.bytes import (

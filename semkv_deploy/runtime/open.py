@@ -10,7 +10,7 @@ from semkv_deploy.runtime.session import Session
 from semkv_deploy.targets import open_engine, require_runnable
 
 if TYPE_CHECKING:
-    from semkv_deploy.budget import BudgetLike
+    from semkv_deploy.budget_units import BudgetLike
     from semkv_deploy.bundle import OpenedBudget
 
 

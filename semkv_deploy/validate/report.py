@@ -14,7 +14,7 @@ import click
 from semkv_deploy.errors import SemkvError
 
 if TYPE_CHECKING:
-    from semkv_deploy.budget import BudgetLike
+    from semkv_deploy.budget_units import BudgetLike
     from semkv_deploy.validate.results import CheckResult, Report
     from semkv_deploy.validate.run import Progress
 

@@ -24,7 +24,7 @@ from semkv_deploy.validate.scenario import Event, Scenario, bundle_text, plan
 from semkv_deploy.validate.ties import Ties
 
 if TYPE_CHECKING:
-    from semkv_deploy.budget import BudgetLike
+    from semkv_deploy.budget_units import BudgetLike
 
 Progress = Callable[[str, float | None], None]
 

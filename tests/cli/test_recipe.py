@@ -11,7 +11,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from semkv_deploy.budget import parse_budget
+from semkv_deploy.budget_units import parse_budget
 from semkv_deploy.bundle import Bundle, TensorRTRecord
 from semkv_deploy.cli import main
 from semkv_deploy.cli.build import build
