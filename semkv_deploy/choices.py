@@ -7,13 +7,16 @@ from typing import Literal
 Target = Literal["onnxruntime-cpu", "tensorrt-rtx", "tensorrt"]
 """Runtimes that bundles are built for."""
 
+TensorRTTarget = Literal["tensorrt", "tensorrt-rtx"]
+"""Those of them that are TensorRT's."""
+
 WeightFormat = Literal["fp32", "int8", "int4"]
 """How `onnxruntime-*` targets store weights."""
 
 DType = Literal["float16", "bfloat16", "float32"]
 """Types of weights and caches that `tensorrt*` targets have."""
 
-Layout = Literal["dual", "single", "split"]
+EngineLayout = Literal["dual", "single", "split"]
 """How prefill and decode are built for `tensorrt*` targets.
 
 dual: one engine with an optimization profile for each (weights twice where the builder packs them by profile);

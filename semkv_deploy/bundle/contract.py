@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from semkv_deploy.choices import DType, EngineLayout
 from semkv_deploy.methods.behaviours import Behaviour, MakeRoom
 from semkv_deploy.methods.layout import COMPRESS, DECODE, Binding, CacheLayout, Scope
 
@@ -24,13 +25,6 @@ if TYPE_CHECKING:
     from semkv_deploy.model.config import ModelFacts
 
 SCHEMA_VERSION = 3
-
-EngineLayout = Literal["dual", "single", "split"]
-"""How prefill and decode are built for TensorRT.
-
-dual: one engine with an optimization profile for each (weights twice where the builder packs them by profile);
-single: one engine with one profile that covers both; split: two engines.
-"""
 
 Phase = Literal["decoder", "prefill", "decode", "compressor"]
 """What a graph of a program is for: prompts and steps, prompts, steps; or a group's compression."""
@@ -162,7 +156,7 @@ class Contract(BaseModel):
     batch: int | None = Field(description="rows; null: the host chooses, buffers and graphs take any number", ge=1)
     max_context: int = Field(description="most tokens a row may have", ge=1, lt=1 << 31)
     prefill_chunk: int = Field(description="most rows of one prefill run", ge=1, lt=1 << 31)
-    dtype: Literal["float32", "float16", "bfloat16"] = Field(description="element type T of the caches")
+    dtype: DType = Field(description="element type T of the caches")
     engine_layout: EngineLayout | None = Field(description="of TensorRT targets; null elsewhere")
     layers: int = Field(ge=1, lt=1 << 16)
     kv_heads: int = Field(ge=1, lt=1 << 16)

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from semkv_deploy.bundle.contract import Contract, EngineLayout
+from semkv_deploy.bundle.contract import Contract
+from semkv_deploy.choices import DType, EngineLayout, TensorRTTarget, WeightFormat
 from semkv_deploy.methods import AnyMethod
 from semkv_deploy.model.config import ModelFacts
 
@@ -106,7 +107,7 @@ class OnnxRuntimeRecord(TargetRecord):
     """
 
     kind: Literal["onnxruntime"] = "onnxruntime"
-    weights: Literal["fp32", "int8", "int4"]
+    weights: WeightFormat
     weight_bytes: int
     weight_kl: float | None
 
@@ -123,10 +124,10 @@ class TensorRTRecord(TargetRecord):
     """
 
     kind: Literal["tensorrt"] = "tensorrt"
-    runtime: Literal["tensorrt", "tensorrt-rtx"]
+    runtime: TensorRTTarget
     version: str | None
     compute_capabilities: list[int]
-    dtype: Literal["float32", "float16", "bfloat16"]
+    dtype: DType
     layout: EngineLayout
     weights: str
     weight_bytes: int

@@ -12,6 +12,7 @@ from semkv_deploy.cli.console import progress, read_text
 from semkv_deploy.cli.options import (
     PATH,
     budgets_option,
+    cache_groups_option,
     force_option,
     max_context_option,
     method_options,
@@ -52,6 +53,7 @@ def _read_recipe(ctx: click.Context, _: click.Parameter, path: Path | None) -> s
 @click.option("-o", "--output", type=PATH, default=Path("bundle"), show_default=True)
 @budgets_option(required=True)
 @max_context_option
+@cache_groups_option
 @targets_option(f"Runtime to build for: {', '.join(get_args(Target))}", default=["onnxruntime-cpu"])
 @weights_option
 @tensorrt_options
@@ -64,6 +66,7 @@ def build(
     output: Path,
     budgets: list[Budget],
     max_context: int | None,
+    cache_groups: str | None,
     targets: tuple[str, ...],
     weights: Any,
     tensorrt: TensorRTOptions,
@@ -89,6 +92,7 @@ def build(
             budgets=budgets,
             method=method,
             max_context=max_context,
+            groups=cache_groups,
             target=targets,
             weights=weights,
             tensorrt=tensorrt,

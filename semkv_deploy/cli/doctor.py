@@ -10,9 +10,10 @@ from typing import get_args
 
 import click
 
+from semkv_deploy.choices import TensorRTTarget
 from semkv_deploy.cli.options import PATH, json_option
 from semkv_deploy.errors import SemkvError
-from semkv_deploy.targets import PLANNED, TARGETS, TO_RUN, TensorRTTarget
+from semkv_deploy.targets import PLANNED, TARGETS, TO_RUN
 
 
 @click.command()

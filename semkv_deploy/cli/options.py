@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from semkv_deploy.choices import DType, Layout, WeightFormat
+from semkv_deploy.choices import DType, EngineLayout, WeightFormat
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.sizes import parse_size
 
@@ -55,6 +55,11 @@ source_argument = click.argument("source")
 force_option = click.option("--force", is_flag=True, help="Replace the output directory.")
 max_context_option = click.option(
     "--max-context", type=int, help="Most tokens of a conversation.  [default: the model's, at most 8192]"
+)
+cache_groups_option = click.option(
+    "--cache-groups",
+    metavar="GROUPS",
+    help="KV heads that share a capacity: layer, head, or a JSON file with heads and shares.  [default: layer]",
 )
 weights_option = click.option(
     "--weights",
@@ -217,7 +222,7 @@ dtype_option = _group(
 
 layout_option = click.option(
     "--layout",
-    type=click.Choice(get_args(Layout)),
+    type=click.Choice(get_args(EngineLayout)),
     default="dual",
     show_default=True,
     help="TensorRT: prefill and decode as two optimization profiles, as one, or as two engines.",

@@ -8,6 +8,7 @@ import click
 
 from semkv_deploy.cli.options import (
     budgets_option,
+    cache_groups_option,
     dtype_option,
     json_option,
     layout_option,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 @budgets_option(required=True)
 @click.option("--batch", "batches", type=int, multiple=True, default=[1], help="Rows; several times.  [default: 1]")
 @max_context_option
+@cache_groups_option
 @target_option()
 @weights_option
 @dtype_option
@@ -41,6 +43,7 @@ def plan(
     budgets: list[Budget],
     batches: tuple[int, ...],
     max_context: int | None,
+    cache_groups: str | None,
     target: str,
     weights: Any,
     dtype: Any,
@@ -65,6 +68,7 @@ def plan(
         method=method,
         batches=batches,
         max_context=max_context,
+        cache_groups=cache_groups,
         target=target,
         weights=weights,
         dtype=dtype,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from semkv_deploy.budget import BudgetProfile
-    from semkv_deploy.choices import DType, Layout, WeightFormat
+    from semkv_deploy.choices import DType, EngineLayout, WeightFormat
     from semkv_deploy.memory.source import DecoderShape
     from semkv_deploy.methods import AnyMethod
     from semkv_deploy.model.cache_groups import CacheGroup
@@ -194,7 +194,7 @@ def _onnxruntime_compressor(need: Need) -> int:
     return int((8.6 if unrotates else 7.2) * need.keys) + 600 * need.slots * need.cluster_groups
 
 
-def tensorrt_weights(shape: DecoderShape, dtype: DType, layout: Layout, batch: int) -> int:
+def tensorrt_weights(shape: DecoderShape, dtype: DType, layout: EngineLayout, batch: int) -> int:
     """Bytes of weights in a profile's decoder engines ("Total Weights Memory" of the build log).
 
     Products, tables and biases in `dtype`, norms in float32. With two optimization profiles in one engine the builder
@@ -212,7 +212,7 @@ def tensorrt_weights(shape: DecoderShape, dtype: DType, layout: Layout, batch: i
     return once + 2 * twice
 
 
-def tensorrt_bytes(need: Need, dtype: DType, layout: Layout) -> Bytes:
+def tensorrt_bytes(need: Need, dtype: DType, layout: EngineLayout) -> Bytes:
     """As TensorRT-RTX's builder counts ("Total Activation Memory"), and the buffers a host binds."""
     shape, profile, element = need.shape, need.profile, ELEMENT_BYTES[dtype]
     merges = need.method.merges
@@ -242,7 +242,9 @@ def tensorrt_bytes(need: Need, dtype: DType, layout: Layout) -> Bytes:
     )
 
 
-def _tensorrt_activation(need: Need, batch: int, rows: int, element: int, layout: Layout, *, unfused: bool) -> int:
+def _tensorrt_activation(
+    need: Need, batch: int, rows: int, element: int, layout: EngineLayout, *, unfused: bool
+) -> int:
     """Peak of a run of `rows` tokens in each of `batch` rows, workspace included.
 
     With several rows the fused kernel has a layer's keys repeated for every query head; without a kernel (`unfused`)
@@ -280,7 +282,7 @@ def _tensorrt_activation(need: Need, batch: int, rows: int, element: int, layout
     return workspaces * _TRT_WORKSPACE + max(layer, head if tokens > 1 else 0)
 
 
-def _tensorrt_programs(need: Need, layout: Layout) -> int:
+def _tensorrt_programs(need: Need, layout: EngineLayout) -> int:
     """Kernels and descriptions in the plan files (measured; about the same for one GPU architecture and for three)."""
     layers = len(need.profile.groups)
     decode, prefill = 1.0 + 0.29 * layers, 1.15 + 0.41 * layers

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from semkv_deploy.budget import BudgetProfile, budget_profile, choose_context
 from semkv_deploy.budget_units import MIN_CAPACITY, Budget, BudgetLike, parse_budget
-from semkv_deploy.choices import DType, Layout, Target, WeightFormat
+from semkv_deploy.choices import DType, EngineLayout, Target, WeightFormat
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.memory.bytes import (
     ELEMENT_BYTES,
@@ -120,7 +120,9 @@ class Plan(BaseModel):
     family: str
     target: Target
     stored_as: str = Field(description="weights on onnxruntime-cpu; type of weights and caches on tensorrt")
-    layout: Layout | None = Field(description="tensorrt: engines and optimization profiles; null on onnxruntime-cpu")
+    layout: EngineLayout | None = Field(
+        description="tensorrt: engines and optimization profiles; null on onnxruntime-cpu"
+    )
     method: str
     max_context: int
     model_max_context: int
@@ -139,7 +141,7 @@ class _Planner:
         target: Target,
         weights: WeightFormat,
         dtype: DType,
-        layout: Layout,
+        layout: EngineLayout,
         groups: tuple[GroupShare, ...],
     ) -> None:
         self.groups = groups
@@ -266,7 +268,7 @@ class _Planner:
             return
         now = tensorrt_weights(self.shape, self.dtype, self.layout, batch)
         types: tuple[DType, ...] = (self.dtype, "float16") if self.dtype == "float32" else (self.dtype,)
-        layouts: tuple[Layout, ...] = (self.layout, "single") if self.layout != "single" else (self.layout,)
+        layouts: tuple[EngineLayout, ...] = (self.layout, "single") if self.layout != "single" else (self.layout,)
         for dtype in types:
             for layout in layouts:
                 if (count := tensorrt_weights(self.shape, dtype, layout, batch)) < now:
@@ -285,7 +287,7 @@ def make_plan(
     target: str = "onnxruntime-cpu",
     weights: WeightFormat = "int4",
     dtype: DType = "float16",
-    layout: Layout = "dual",
+    layout: EngineLayout = "dual",
     memory: int | None = None,
     cache_groups: str | None = None,
 ) -> Plan:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
+from semkv_deploy.choices import TensorRTTarget
 from semkv_deploy.errors import SemkvError
 
 if TYPE_CHECKING:
@@ -13,8 +14,6 @@ if TYPE_CHECKING:
 
     from semkv_deploy.bundle.opened import OpenedBudget
     from semkv_deploy.targets.engine import Engine
-
-TensorRTTarget = Literal["tensorrt", "tensorrt-rtx"]
 
 
 def _missing_onnxruntime(provider: str, package: str) -> str | None:

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from semkv_deploy.bundle.contract import Contract, EngineLayout, GraphContract, make_contract
+from semkv_deploy.bundle.contract import Contract, GraphContract, make_contract
 from semkv_deploy.methods.layout import DECODE
 
 if TYPE_CHECKING:
     from semkv_deploy.budget import BudgetProfile
+    from semkv_deploy.choices import EngineLayout
     from semkv_deploy.methods import Method
     from semkv_deploy.methods.calibration import Settings
     from semkv_deploy.model.cache_groups import GroupShare

@@ -18,11 +18,12 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
+from semkv_deploy.choices import TensorRTTarget
 from semkv_deploy.errors import SemkvError
 
-Runtime = Literal["tensorrt", "tensorrt-rtx"]
+Runtime = TensorRTTarget
 
 MODULES: dict[Runtime, tuple[str, ...]] = {
     "tensorrt": ("tensorrt",),

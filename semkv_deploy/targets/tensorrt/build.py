@@ -12,17 +12,16 @@ import pydantic
 
 from semkv_deploy.bundle.contract import (
     Contract,
-    EngineLayout,
     GraphContract,
     Phase,
     ProfileContract,
     graph_contract,
 )
 from semkv_deploy.bundle.manifest import BudgetRecord, EngineRecord, TensorRTRecord
+from semkv_deploy.choices import DType, EngineLayout, TensorRTTarget
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.methods.layout import DECODE, Program
 from semkv_deploy.passes.lower_native import FOLDED_ROWS
-from semkv_deploy.targets import TensorRTTarget
 from semkv_deploy.targets.build import Progress, TargetInputs
 from semkv_deploy.targets.tensorrt.lower import WEIGHTS, Lowered, lower_compressor, lower_decoder, write_weights
 from semkv_deploy.targets.tensorrt.plugins import check_asked_are_used, choose_plugins
@@ -40,7 +39,7 @@ class TensorRTOptions(pydantic.BaseModel):
 
     Attributes:
         dtype: of weights and caches.
-        layout: see `contract.EngineLayout`.
+        layout: see `choices.EngineLayout`.
         batch: rows the decode profile and the compressor take.
         compute_capabilities: GPUs to build for, such as "86,89,120"; None: for `tensorrt-rtx` all from Ampere on, for
             `tensorrt` the GPU of this machine.
@@ -53,7 +52,7 @@ class TensorRTOptions(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
-    dtype: Literal["float32", "float16", "bfloat16"] = "float16"
+    dtype: DType = "float16"
     layout: EngineLayout = "dual"
     batch: int = pydantic.Field(default=1, ge=1)
     compute_capabilities: str | None = None

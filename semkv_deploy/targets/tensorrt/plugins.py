@@ -6,10 +6,10 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple, get_args
 
+from semkv_deploy.choices import TensorRTTarget
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.ops import SPECS
 from semkv_deploy.passes.plugin_nodes import NAMESPACE, VERSION
-from semkv_deploy.targets import TensorRTTarget
 from semkv_deploy.targets.tensorrt.api import missing
 
 DECODER_OPERATORS = ("NexusAttention",)
