@@ -19,6 +19,9 @@ SLOT_MULTIPLE = 64
 
 MIN_CAPACITY = 128
 
+MAX_TOKENS = 1 << 27
+"""More than any model's context: a larger number in a file is a damaged or hostile one."""
+
 
 class BudgetProfile(BaseModel):
     """One budget of a model's cache, built.

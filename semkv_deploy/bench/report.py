@@ -15,7 +15,15 @@ from semkv_deploy.errors import SemkvError
 
 
 def run(
-    root: Path, *, context: int | None, tokens: int, genai: Path | None, plot: Path | None, as_json: bool, target: str
+    root: Path,
+    *,
+    context: int | None,
+    tokens: int,
+    genai: Path | None,
+    plot: Path | None,
+    as_json: bool,
+    target: str,
+    allow_plugins: bool = False,
 ) -> None:
     """Measures, then prints a table or JSON, and draws a picture when asked to.
 
@@ -41,7 +49,13 @@ def run(
         requests.append(
             (
                 f"budget {budget:g}",
-                {"engine": "bundle", "path": str(root), "target": target, "budget": budget},
+                {
+                    "engine": "bundle",
+                    "path": str(root),
+                    "target": target,
+                    "budget": budget,
+                    "allow_plugins": allow_plugins,
+                },
             )
         )
     for name, request in requests:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from semkv_deploy.cli.options import PATH, bundle_argument, json_option, target_option
+from semkv_deploy.cli.options import PATH, allow_plugins_option, bundle_argument, json_option, target_option
 
 
 @click.command()
@@ -17,8 +17,16 @@ from semkv_deploy.cli.options import PATH, bundle_argument, json_option, target_
 @click.option("--plot", type=PATH, help="Also draw a picture (needs matplotlib).")
 @json_option()
 @target_option()
+@allow_plugins_option
 def bench(
-    bundle: Path, context: int | None, tokens: int, genai: Path | None, plot: Path | None, as_json: bool, target: str
+    bundle: Path,
+    context: int | None,
+    tokens: int,
+    genai: Path | None,
+    plot: Path | None,
+    as_json: bool,
+    target: str,
+    allow_plugins: bool,
 ) -> None:
     """Measures decode time, prefill time and memory of every budget, each in a process of its own.
 
@@ -27,4 +35,13 @@ def bench(
     """
     from semkv_deploy.bench import report
 
-    report.run(bundle, context=context, tokens=tokens, genai=genai, plot=plot, as_json=as_json, target=target)
+    report.run(
+        bundle,
+        context=context,
+        tokens=tokens,
+        genai=genai,
+        plot=plot,
+        as_json=as_json,
+        target=target,
+        allow_plugins=allow_plugins,
+    )

@@ -9,14 +9,14 @@ from typing import Any
 
 import click
 
-from semkv_deploy.errors import SemkvError
+from semkv_deploy.errors import SemkvError, printable
 
 
 def sentence(error: SemkvError | OSError) -> str:
     """Returns an error as one line; of an error of the system, the file and the reason."""
     if isinstance(error, SemkvError) or error.strerror is None:
-        return " ".join(str(error).split())
-    return f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
+        return printable(" ".join(str(error).split()))
+    return printable(f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from semkv_deploy.cli.options import budget_option, bundle_argument, target_option
+from semkv_deploy.cli.options import allow_plugins_option, budget_option, bundle_argument, target_option
 from semkv_deploy.errors import SemkvError
 
 
@@ -22,6 +22,7 @@ from semkv_deploy.errors import SemkvError
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--stats", is_flag=True, help="Say afterwards what compression did.")
 @target_option()
+@allow_plugins_option
 def generate(
     bundle: Path,
     prompt: str | None,
@@ -34,6 +35,7 @@ def generate(
     seed: int,
     stats: bool,
     target: str,
+    allow_plugins: bool,
 ) -> None:
     """Generates text from a bundle: one prompt, or a chat.
 
@@ -55,4 +57,5 @@ def generate(
         sampler=Sampler(temperature, top_p, seed),
         stats=stats,
         target=target,
+        allow_plugins=allow_plugins,
     )
