@@ -115,7 +115,13 @@ def _programs(contract: Contract) -> Iterator[Contradiction]:
                 yield f"graph {graph.name}", f"groups below {len(contract.cache.groups)}", graph.groups
                 return
             yield from _bindings(contract, program, graph, buffers)
+    bindings = contract.programs[DECODE].buffers.values()
     for graph in contract.decoders:
+        pairs = [binding.names(group, len(contract.cache.groups)) for binding in bindings for group in graph.groups]
+        known = {*_STEP_INPUTS, "logits", *(buffer.name for buffer in contract.cache.step_inputs)}
+        for tensor in (*graph.inputs, *graph.outputs):
+            if tensor.name not in known and not any(tensor.name in pair for pair in pairs):
+                yield f"graph {graph.name}", "inputs and outputs that are buffers or known by name", tensor.name
         given = [name for name in _STEP_INPUTS if not graph.has_input(name)]
         if given:
             yield f"graph {graph.name}", f"an input {given[0]}", "none of that name"
@@ -170,7 +176,7 @@ def _behaviours(contract: Contract) -> Iterator[Contradiction]:
             if len(values) != groups:
                 yield f"{field}.{name}", f"{groups} values, one a group", len(values)
             flat = [each for value in values for each in (value if isinstance(value, tuple) else (value,))]
-            if not all(math.isfinite(each) and abs(each) <= _MOST for each in flat):
+            if not all(abs(each) <= _MOST for each in flat):
                 yield f"{field}.{name}", "numbers of a sensible size", "others"
             if len({len(value) if isinstance(value, tuple) else -1 for value in values}) > 1:
                 yield f"{field}.{name}", "as many numbers for each group", "other counts"
