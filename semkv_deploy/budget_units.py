@@ -15,6 +15,9 @@ SLOT_MULTIPLE = 64
 """Capacities are multiples of this many slots: the band of `SemanticCluster` and every fused kernel divide it."""
 
 MIN_CAPACITY = 128
+
+MAX_TOKENS = 1 << 27
+"""More than any model's context: a larger number in a file is a damaged or hostile one."""
 """Slots that hold sinks, a window and the next append at least."""
 
 

@@ -28,6 +28,7 @@ def run(
     plot: Path | None,
     as_json: bool,
     target: str,
+    allow_plugins: bool = False,
 ) -> None:
     """Measures, then prints a table or JSON, and draws a picture when asked to.
 
@@ -55,7 +56,7 @@ def run(
     chosen = {bundle.share(budget) for budget in budgets} or bundle.manifest.budgets
     for share in sorted(chosen, reverse=True):
         request = {"engine": "bundle", "path": str(root), "target": target, "budget": share}
-        requests.append((f"budget {share:g}", request))
+        requests.append((f"budget {share:g}", {**request, "allow_plugins": allow_plugins}))
     for name, request in requests:
         click.echo(f"measuring {name} at {context} tokens …", err=True)
         results[name] = _measure({**request, "context": context, "tokens": tokens})

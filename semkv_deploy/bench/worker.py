@@ -25,7 +25,9 @@ def prompt_tokens(encode: Any, count: int) -> list[int]:
     return (list(text) * (count // len(text) + 1))[:count]
 
 
-def measure_bundle(root: Path, target: str, budget: float, context: int, tokens: int) -> dict[str, Any]:
+def measure_bundle(
+    root: Path, target: str, budget: float, context: int, tokens: int, *, allow_plugins: bool = False
+) -> dict[str, Any]:
     """Prefills `context - tokens` tokens, then times `tokens` decode steps.
 
     Returns:
@@ -36,7 +38,7 @@ def measure_bundle(root: Path, target: str, budget: float, context: int, tokens:
     from semkv_deploy.runtime.open import open_bundle, open_session
     from semkv_deploy.runtime.tokens import load_tokenizer
 
-    bundle = open_bundle(root, target)
+    bundle = open_bundle(root, target, allow_plugins=allow_plugins)
     tokenizer = load_tokenizer(bundle.root)
     ids = prompt_tokens(lambda text: tokenizer.encode(text, add_special_tokens=False), context - tokens)
     session = open_session(bundle, budget=budget, target=target)
@@ -116,7 +118,9 @@ def main() -> None:
     if request["engine"] == "genai":
         result = measure_genai(root, context, tokens)
     else:
-        result = measure_bundle(root, request["target"], request["budget"], context, tokens)
+        result = measure_bundle(
+            root, request["target"], request["budget"], context, tokens, allow_plugins=request["allow_plugins"]
+        )
     print(json.dumps(result))
 
 

@@ -6,10 +6,8 @@ import hashlib
 import importlib.metadata
 import json
 import os
-import shutil
-import uuid
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,24 +15,26 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from semkv_deploy.budget_units import BudgetLike, choose_share
+from semkv_deploy.bundle.consistency import check_manifest, contracts, named_files
 from semkv_deploy.bundle.contract import Contract
+from semkv_deploy.bundle.directory import new_directory
+from semkv_deploy.bundle.files import REBUILD, BundleFiles, FileRecord, read_manifest, sha256
+from semkv_deploy.bundle.graphs import check_graph
 from semkv_deploy.bundle.manifest import (
     SCHEMA_VERSION,
     AnyTarget,
     BudgetRecord,
     EngineRecord,
-    FileRecord,
     Manifest,
     OnnxRuntimeRecord,
     TensorRTRecord,
 )
 from semkv_deploy.bundle.opened import OpenedBudget
+from semkv_deploy.bundle.own import MANIFEST
 from semkv_deploy.errors import SemkvError
 
 if TYPE_CHECKING:
     from semkv_deploy.model.config import ModelFacts
-
-MANIFEST = "bundle.json"
 
 __all__ = [
     "MANIFEST",
@@ -57,32 +57,43 @@ __all__ = [
 
 
 class Bundle:
-    """An opened bundle: its manifest, and files that are what the manifest says."""
+    """An opened bundle: its manifest, and files that are what the manifest says.
 
-    def __init__(self, root: Path, manifest: Manifest) -> None:
-        self.root, self.manifest = root, manifest
+    Args:
+        root: its directory.
+        manifest: read and checked.
+        fingerprint: SHA-256 of the manifest's file, and so of everything it lists.
+        allow_plugins: the caller lets native code of plugins in its engines run.
+    """
+
+    def __init__(self, root: Path, manifest: Manifest, *, fingerprint: str = "", allow_plugins: bool = False) -> None:
+        self.root, self.manifest, self.fingerprint, self.allow_plugins = root, manifest, fingerprint, allow_plugins
+        self.files = BundleFiles(root, manifest.files)
 
     @classmethod
-    def open(cls, root: Path, *, only: Sequence[str] = ()) -> Bundle:
-        """Opens and verifies a bundle.
+    def open(cls, root: Path, *, only: Sequence[str] = (), allow_plugins: bool = False) -> Bundle:
+        """Opens and verifies a bundle: the manifest, the list of files, their bytes, the graphs against the manifest.
 
         Args:
             root: its directory.
-            only: path prefixes to verify; all files when empty. Every file must exist in any case.
+            only: path prefixes of files whose bytes to verify; all when empty. All others must exist in any case, and
+                no others may.
+            allow_plugins: let native code of plugins in its engines run.
 
         Raises:
-            SemkvError: naming the file that is missing, truncated or altered, or the manifest's fault.
+            SemkvError: naming the file that is missing, truncated, altered, not listed, or no regular file, or the
+                manifest's fault.
         """
         path = root / MANIFEST
-        rebuild = "build the bundle again, or copy it again from where it was built"
         if not root.is_dir():
             raise SemkvError("no such bundle", where=root, expected="a directory written by `semkv-deploy build`")
-        if not path.is_file():
+        if not os.path.lexists(path):
             raise SemkvError(f"not a bundle: it has no {MANIFEST}", where=root, fix="give the directory `build` wrote")
+        text = read_manifest(root)
         try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise SemkvError(f"not valid JSON: {error}", where=path, fix=rebuild) from None
+            raw = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise SemkvError(f"not valid JSON: {error}", where=path, fix=REBUILD) from None
         version = raw.get("schema_version") if isinstance(raw, dict) else None
         if version != SCHEMA_VERSION:
             raise SemkvError(
@@ -97,33 +108,33 @@ class Bundle:
         except ValidationError as error:
             first = error.errors()[0]
             field = ".".join(str(part) for part in first["loc"])
-            raise SemkvError(f"{field}: {first['msg']}", where=path, fix=rebuild) from None
-        for name, record in manifest.files.items():
-            file = root / name
-            if not file.is_file():
-                raise SemkvError("file of the bundle is missing", where=file, fix=rebuild)
-            if file.stat().st_size != record.bytes:
-                raise SemkvError(
-                    "file of the bundle is truncated or altered",
-                    where=file,
-                    expected=f"{record.bytes} bytes",
-                    got=f"{file.stat().st_size} bytes",
-                    fix=rebuild,
-                )
-            if (not only or name.startswith(tuple(only))) and sha256(file) != record.sha256:
-                raise SemkvError(
-                    "file of the bundle was altered",
-                    where=file,
-                    expected=f"SHA-256 {record.sha256[:12]}…",
-                    got=f"{sha256(file)[:12]}…",
-                    fix=rebuild,
-                )
-        return cls(root, manifest)
+            raise SemkvError(f"{field}: {first['msg']}", where=path, fix=REBUILD) from None
+        check_manifest(manifest, path)
+        bundle = cls(root, manifest, fingerprint=hashlib.sha256(text).hexdigest(), allow_plugins=allow_plugins)
+        bundle.files.check(only=only)
+        bundle._check_named(only)
+        return bundle
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """SHA-256 of the manifest, and so of everything it lists."""
-        return sha256(self.root / MANIFEST)
+    def _check_named(self, only: Sequence[str]) -> None:
+        """Every file that the manifest names is listed; graphs are what their contracts say."""
+        for _, name in named_files(self.manifest):
+            if name not in self.files.records:
+                raise self.files.unlisted(name)
+        graphs = defaultdict(list)
+        for _, contract in contracts(self.manifest):
+            for graph in contract.graphs:
+                graphs[graph.onnx].append(graph)
+        for name in sorted(self.files.records):
+            if name.endswith(".onnx") and (not only or name.startswith(tuple(only))):
+                check_graph(self.files, name, graphs[name])
+
+    def read(self, name: str) -> bytes:
+        """Bytes of a file of the bundle, hashed as they were read.
+
+        Raises:
+            SemkvError: when it is not listed, or was altered since the bundle was opened.
+        """
+        return self.files.read(name)
 
     def target(self, name: str) -> OnnxRuntimeRecord | TensorRTRecord:
         """What was built for a target.
@@ -159,7 +170,13 @@ class Bundle:
         record = self.target(target)
         contract = self._contract([built.contract for built in record.budgets], budget)
         return OpenedBudget(
-            self.root, contract, self.fingerprint, plugins=record.plugin_operators, compute_capabilities=record.gpus
+            self.root,
+            contract,
+            self.fingerprint,
+            plugins=record.plugin_operators,
+            compute_capabilities=record.gpus,
+            files=self.files,
+            allow_plugins=self.allow_plugins,
         )
 
     def portable(self, budget: BudgetLike | None = None) -> OpenedBudget:
@@ -174,7 +191,8 @@ class Bundle:
                 where=self.root,
                 fix="build it again without --no-portable",
             )
-        return OpenedBudget(self.root, self._contract(self.manifest.portable, budget), self.fingerprint)
+        contract = self._contract(self.manifest.portable, budget)
+        return OpenedBudget(self.root, contract, self.fingerprint, files=self.files)
 
     def _contract(self, contracts: Sequence[Contract], budget: BudgetLike | None) -> Contract:
         built = {contract.budget: contract for contract in contracts}
@@ -197,24 +215,17 @@ def slot_bytes(model: ModelFacts, cache_types: Iterable[str]) -> int:
     return max(sizes, default=model.cache_bytes_per_token)
 
 
-def write_manifest(root: Path, manifest: Manifest) -> None:
-    """Records every file below `root` in the manifest and writes it."""
+def write_manifest(root: Path, manifest: Manifest) -> Manifest:
+    """Records every file below `root` in the manifest, writes it, and returns it."""
     names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
     files = {
         name: FileRecord(bytes=(root / name).stat().st_size, sha256=sha256(root / name))
         for name in names
         if name != MANIFEST
     }
-    (root / MANIFEST).write_text(manifest.model_copy(update={"files": files}).to_json(), encoding="utf-8")
-
-
-def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    manifest = manifest.model_copy(update={"files": files})
+    (root / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+    return manifest
 
 
 def tool_versions() -> dict[str, str]:
@@ -237,44 +248,3 @@ def tool_versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
-
-
-@contextmanager
-def new_directory(out: Path, *, force: bool = False) -> Iterator[Path]:
-    """A directory that appears at `out` only when the block ends without an error.
-
-    It is written beside `out` and renamed, so that an interrupted build leaves nothing behind.
-
-    Args:
-        out: final path.
-        force: replace a directory that is there.
-
-    Raises:
-        SemkvError: when `out` exists and `force` is off, or its parent cannot be written to.
-    """
-    if out.exists() and not force:
-        raise SemkvError("already exists", where=out, fix="choose another -o, or give --force to replace it")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SemkvError(f"cannot be written to: {error.strerror}", where=out.parent, fix="choose another -o") from None
-    # Named before it is made: a signal in between leaves nothing either.
-    partial = out.parent / f".{out.name}.{uuid.uuid4().hex[:8]}.partial"
-    try:
-        try:
-            partial.mkdir()
-        except OSError as error:
-            reason = f"cannot be written to: {error.strerror}"
-            raise SemkvError(reason, where=out.parent, fix="choose another -o") from None
-        yield partial
-        partial.chmod(0o755)
-        if out.exists():
-            # Renamed away first: a crash between the two renames loses neither the old bundle nor the new one.
-            old = partial.with_suffix(".replaced")
-            os.rename(out, old)
-            os.rename(partial, out)
-            shutil.rmtree(old)
-        else:
-            os.rename(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

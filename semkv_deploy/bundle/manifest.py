@@ -5,23 +5,16 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
+from semkv_deploy.budget_units import MAX_TOKENS
 from semkv_deploy.bundle.contract import Contract
+from semkv_deploy.bundle.files import FileRecord
 from semkv_deploy.choices import DType, EngineLayout, TensorRTTarget, WeightFormat
 from semkv_deploy.methods import AnyMethod
 from semkv_deploy.model.config import ModelFacts
 
 SCHEMA_VERSION = 4
-
-
-class FileRecord(BaseModel):
-    """Size in bytes and SHA-256 of one file of a bundle."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    bytes: int
-    sha256: str
 
 
 class EngineRecord(BaseModel):
@@ -82,6 +75,11 @@ class TargetRecord(BaseModel):
     lint: list[str] = []
 
     @property
+    def files(self) -> tuple[str, ...]:
+        """Files of the bundle that the record names beside its contracts'."""
+        return ()
+
+    @property
     def plugin_operators(self) -> tuple[str, ...]:
         """Operators that are plugins in the target's graphs."""
         return ()
@@ -108,8 +106,8 @@ class OnnxRuntimeRecord(TargetRecord):
 
     kind: Literal["onnxruntime"] = "onnxruntime"
     weights: WeightFormat
-    weight_bytes: int
-    weight_kl: float | None
+    weight_bytes: int = Field(ge=0)
+    weight_kl: FiniteFloat | None
 
 
 class TensorRTRecord(TargetRecord):
@@ -133,6 +131,10 @@ class TensorRTRecord(TargetRecord):
     weight_bytes: int
     plugins: list[str]
     plugin_library: str | None
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        return (self.weights,)
 
     @property
     def plugin_operators(self) -> tuple[str, ...]:
@@ -164,7 +166,7 @@ class Manifest(BaseModel):
     schema_version: int = SCHEMA_VERSION
     model: ModelFacts
     method: AnyMethod
-    max_context: int = Field(ge=1)
+    max_context: int = Field(ge=1, le=MAX_TOKENS)
     calibration: dict[str, Any] | None
     portable: list[Contract]
     targets: dict[str, AnyTarget] = Field(min_length=1)

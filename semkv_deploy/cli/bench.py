@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from semkv_deploy.cli.options import PATH, budgets_option, bundle_argument, json_option, target_option
+from semkv_deploy.cli.options import (
+    PATH,
+    allow_plugins_option,
+    budgets_option,
+    bundle_argument,
+    json_option,
+    target_option,
+)
 
 if TYPE_CHECKING:
     from semkv_deploy.budget_units import Budget
@@ -22,6 +29,7 @@ if TYPE_CHECKING:
 @click.option("--plot", type=PATH, help="Also draw a picture (needs matplotlib).")
 @json_option()
 @target_option()
+@allow_plugins_option
 def bench(
     bundle: Path,
     budgets: list[Budget],
@@ -31,6 +39,7 @@ def bench(
     plot: Path | None,
     as_json: bool,
     target: str,
+    allow_plugins: bool,
 ) -> None:
     """Measures decode time, prefill time and memory of every budget, each in a process of its own.
 
@@ -48,4 +57,5 @@ def bench(
         plot=plot,
         as_json=as_json,
         target=target,
+        allow_plugins=allow_plugins,
     )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from semkv_deploy.budget import label
 from semkv_deploy.bundle import OnnxRuntimeRecord, TensorRTRecord
 from semkv_deploy.cli.console import number_table
+from semkv_deploy.errors import printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,6 +18,15 @@ if TYPE_CHECKING:
     from semkv_deploy.bundle import Bundle, Manifest
 
 MIB = 1 << 20
+
+
+class PlainConsole(Console):
+    """A console that shows what a bundle's files say as it is: no markup of theirs, no control characters."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        shown = [printable(each) if isinstance(each, str) else each for each in objects]
+        super().print(*shown, **{"markup": False, **options})
+
 
 PROVED = {
     "KV_CACHE_UPDATE": "append",
@@ -33,8 +44,9 @@ def summary(bundle: Bundle) -> None:
     """Prints the model, the method and a row for each budget."""
     manifest = bundle.manifest
     facts, method = manifest.model, manifest.method
-    console = Console()
-    console.print(f"[bold]{bundle.root}[/bold]: {facts.source}, {facts.family}, {facts.layers} layers, ", end="")
+    console = PlainConsole()
+    console.print(str(bundle.root), style="bold", end="")
+    console.print(f": {facts.source}, {facts.family}, {facts.layers} layers, ", end="")
     console.print(f"{facts.query_heads} heads over {facts.kv_heads} KV heads of {facts.head_dim}")
     settings = ", ".join(
         f"{name} {value}" for name, value in method.model_dump(exclude={"kind", "compress_at"}).items()
@@ -116,7 +128,9 @@ def _tensorrt(console: Console, name: str, record: TensorRTRecord) -> None:
     for budget in record.budgets:
         contract = budget.contract
         for engine, graph in zip(budget.engines, contract.graphs, strict=True):
-            kinds = " + ".join(f"{count} {PROVED[kind]}" for kind, count in engine.layers.items())
+            kinds = " + ".join(
+                f"{count} {PROVED.get(kind, escape(printable(kind)))}" for kind, count in engine.layers.items()
+            )
             cache = f"{contract.cache_bytes() / MIB:.1f}" if graph.phase != "compressor" else ""
             size = f"{engine.bytes / MIB:.1f}" if graph.plan else "-"
             capacities = [contract.cache.groups[number].capacity for number in graph.groups]

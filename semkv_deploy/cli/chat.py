@@ -29,14 +29,16 @@ def run(
     sampler: Sampler,
     stats: bool,
     target: str,
+    allow_plugins: bool = False,
 ) -> None:
     """Writes the model's replies to standard output as they come.
 
     Args:
         prompt: None: chat until an empty line or the input's end.
         raw: complete `prompt` as it is.
+        allow_plugins: run native code of plugins in the bundle's engines.
     """
-    bundle = open_bundle(root, target)
+    bundle = open_bundle(root, target, allow_plugins=allow_plugins)
     session = open_session(bundle, budget=budget, target=target)
     tokenizer = load_tokenizer(bundle.root)
     stop_ids = bundle.manifest.model.eos_token_ids

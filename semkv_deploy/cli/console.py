@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from semkv_deploy.errors import SemkvError
+from semkv_deploy.errors import SemkvError, printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 def sentence(error: SemkvError | OSError) -> str:
     """Returns an error as one line; of an error of the system, the file and the reason."""
     if isinstance(error, SemkvError) or error.strerror is None:
-        return " ".join(str(error).split())
-    return f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
+        return printable(" ".join(str(error).split()))
+    return printable(f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from semkv_deploy.cli.options import budget_option, bundle_argument, target_option
+from semkv_deploy.cli.options import allow_plugins_option, budget_option, bundle_argument, target_option
 from semkv_deploy.errors import SemkvError
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--stats", is_flag=True, help="Say afterwards what compression did.")
 @target_option()
+@allow_plugins_option
 def generate(
     bundle: Path,
     prompt: str | None,
@@ -38,6 +39,7 @@ def generate(
     seed: int,
     stats: bool,
     target: str,
+    allow_plugins: bool,
 ) -> None:
     """Generates text from a bundle: one prompt, or a chat.
 
@@ -59,4 +61,5 @@ def generate(
         sampler=Sampler(temperature, top_p, seed),
         stats=stats,
         target=target,
+        allow_plugins=allow_plugins,
     )

@@ -89,6 +89,11 @@ def target_option(help: str = "Runtime to use.", *, default: str | None = "onnxr
     return click.option("--target", default=default, show_default=True, help=help)
 
 
+allow_plugins_option = click.option(
+    "--allow-plugins", is_flag=True, help="TensorRT: run native code of plugins that the bundle's engines carry."
+)
+
+
 def targets_option(help: str, *, default: Sequence[str] | None = None) -> Decorator:
     """Adds `--target` that may be given several times, passed as `targets`."""
     several = f"{help}; may be given several times." + ("" if default else "  [default: all]")

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 FAMILY = "family"
 """Beside the options of `build`: the model family (transformers' `model_type`) the recipe is made for."""
 
+CALLERS = ("output", "force", "plugin-library", "engine-cache", "allow-plugins", "debug")
+"""Options that no recipe may set: where to write, what to replace, and which native code to run is the caller's."""
+
 _KINDS = (str, int, float)
 
 
@@ -23,8 +26,8 @@ def load_recipe(path: Path, command: click.Command) -> dict[str, Any]:
     several times, and `method-option` may be a mapping.
 
     Raises:
-        SemkvError: when the file is missing, is no YAML mapping, lacks its family, or has a key or value that the
-            command does not take.
+        SemkvError: when the file is missing, is no YAML mapping, lacks its family, has a key or value that the
+            command does not take, or a key that is the caller's to give.
     """
     import click
     import yaml
@@ -40,9 +43,15 @@ def load_recipe(path: Path, command: click.Command) -> dict[str, Any]:
     parameters = {_key(parameter): parameter for parameter in command.params if parameter.name != "recipe"}
     values: dict[str, Any] = {FAMILY: raw.pop(FAMILY)}
     for key, value in raw.items():
+        if str(key).replace("_", "-") in CALLERS:
+            raise SemkvError(
+                "a recipe may not set it", where=f"{path}: {key}", fix=f"give it on the command line: --{key}"
+            )
         parameter = parameters.get(str(key))
         if parameter is None or parameter.name is None:
-            raise SemkvError("unknown key", where=path, expected=f"family, {', '.join(sorted(parameters))}", got=key)
+            raise SemkvError(
+                "unknown key", where=path, expected=f"family, {', '.join(sorted({*parameters} - {*CALLERS}))}", got=key
+            )
         if isinstance(value, dict):
             value = [f"{name}={text}" for name, text in value.items()]
         several = isinstance(parameter, click.Option) and parameter.multiple

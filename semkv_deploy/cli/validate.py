@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 import click
 
 from semkv_deploy.cli.console import progress
-from semkv_deploy.cli.options import PATH, budgets_option, bundle_argument, json_option, targets_option
+from semkv_deploy.cli.options import (
+    PATH,
+    allow_plugins_option,
+    budgets_option,
+    bundle_argument,
+    json_option,
+    targets_option,
+)
 
 if TYPE_CHECKING:
     from semkv_deploy.budget_units import Budget
@@ -32,8 +39,15 @@ if TYPE_CHECKING:
     help="Directory for validate.json and validate.html; never in the bundle.",
 )
 @json_option()
+@allow_plugins_option
 def validate(
-    bundle: Path, budgets: list[Budget], targets: tuple[str, ...], tokens: int | None, output: Path, as_json: bool
+    bundle: Path,
+    budgets: list[Budget],
+    targets: tuple[str, ...],
+    tokens: int | None,
+    output: Path,
+    as_json: bool,
+    allow_plugins: bool,
 ) -> None:
     """Compares what each target runs with the portable graphs: logits, caches, chosen slots, lengths.
 
@@ -54,4 +68,5 @@ def validate(
         output=output,
         json_only=as_json,
         progress_bar=progress,
+        allow_plugins=allow_plugins,
     )

@@ -12,12 +12,14 @@ from semkv_deploy.budget import BudgetProfile, budget_profile, choose_context
 from semkv_deploy.budget_units import BudgetLike, resolve_budgets
 from semkv_deploy.bundle import Bundle, Manifest, new_directory, slot_bytes, tool_versions, write_manifest
 from semkv_deploy.bundle.contract import Contract, GraphContract, Phase, graph_contract
+from semkv_deploy.bundle.own import foreign
 from semkv_deploy.compiler import calibrate
 from semkv_deploy.errors import SemkvError
+from semkv_deploy.export import local_source
 from semkv_deploy.methods.layout import COMPRESS, DECODE
 from semkv_deploy.model.cache_groups import GroupShare, check_groups, is_default, parse_groups
 from semkv_deploy.model.delimiters import Delimiters
-from semkv_deploy.model.exported import open_export
+from semkv_deploy.model.exported import copy_export, open_export
 from semkv_deploy.runtime.tokens import load_tokenizer
 from semkv_deploy.targets import is_tensorrt, require_available
 from semkv_deploy.targets.build import Progress, TargetInputs, WrittenProgram
@@ -95,7 +97,8 @@ def build_bundle(
     targets = [target] if isinstance(target, str) else list(dict.fromkeys(target))
     options = tensorrt or TensorRTOptions()
     check_targets(targets, options)
-    with new_directory(out, force=force) as root:
+    sources = [Path(source).parent] if Path(source).suffix == ".onnx" else local_source(source)
+    with new_directory(out, force=force, foreign=foreign, sources=sources) as root:
         model = take_source(source, root, family, progress)
         context = choose_context(max_context, model.max_position)
         method = method.resolve(model)
@@ -143,7 +146,7 @@ def build_bundle(
             versions=tool_versions(),
             files={},
         )
-        write_manifest(root, manifest)
+        manifest = write_manifest(root, manifest)
     return Bundle(out, manifest)
 
 
@@ -177,8 +180,7 @@ def take_source(source: str, root: Path, family: str | None, progress: Progress)
         model = export_checkpoint(source, onnx_dir, progress)
     else:
         # Copied, not linked: onnx tools refuse external data with several hard links.
-        shutil.copytree(portable.parent, onnx_dir, dirs_exist_ok=True)
-        (onnx_dir / portable.name).rename(onnx_dir / "decoder.onnx")
+        copy_export(portable, onnx_dir)
     if family is not None and family != model.family:
         raise SemkvError("the recipe is for another family of models", where=source, expected=family, got=model.family)
     for name in ("tokenizer", "delimiters.json"):

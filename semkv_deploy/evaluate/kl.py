@@ -90,7 +90,7 @@ def _measure(bundle: Bundle, decoder: Path, method: Method, profile: BudgetProfi
 
     model = bundle.manifest.model
     method = method.resolve(model)
-    delimiters = Delimiters.read(bundle.root / "delimiters.json")
+    delimiters = Delimiters.parse(bundle.read("delimiters.json"), bundle.root / "delimiters.json")
     settings = calibrate.calibrate(method, model, text.calibrated, text.calibration, delimiters)
     every = range(len(profile.groups))
     graph = graph_contract(

@@ -10,16 +10,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from semkv_deploy.errors import SemkvError
+from semkv_deploy.model.exported import (
+    COMPRESSOR,
+    DECODER,
+    DELIMITERS,
+    FACTS,
+    TOKENIZER,
+    TOKENIZER_FILES,
+    is_tokenizer_file,
+)
 
 if TYPE_CHECKING:
     from semkv_deploy.methods.base import Method
     from semkv_deploy.model.config import ModelFacts
-
-DECODER = "decoder.onnx"
-COMPRESSOR = "compressor.onnx"
-TOKENIZER = "tokenizer"
-FACTS = "model.json"
-DELIMITERS = "delimiters.json"
 
 Progress = Callable[[str, float | None], None]
 """Called with what is being done, and the share of it that is done (None: unknown)."""
@@ -45,8 +48,9 @@ def export_model(
         SemkvError: as `export_checkpoint`, or when `out` cannot be written.
     """
     from semkv_deploy.bundle import new_directory
+    from semkv_deploy.bundle.own import foreign
 
-    with new_directory(out, force=force) as root:
+    with new_directory(out, force=force, foreign=foreign, sources=local_source(source)) as root:
         facts = export_checkpoint(source, root, progress)
         if method.compresses:
             (root / COMPRESSOR).write_bytes(method.compressor(facts).SerializeToString(deterministic=True))
@@ -80,6 +84,25 @@ def export_checkpoint(source: str, out: Path, progress: Progress = lambda what, 
     progress("writing the decoder", None)
     write_model(graph, out / DECODER)
     checkpoint.tokenizer.save_pretrained(out / TOKENIZER)
+    _check_known(out / TOKENIZER)
     find_delimiters(checkpoint.tokenizer).write(out / DELIMITERS)
     facts.write(out / FACTS)
     return facts
+
+
+def local_source(source: str) -> list[Path]:
+    """The path of a checkpoint that is no hub id, so that it is not replaced by what is made of it."""
+    path = Path(source).expanduser()
+    return [path] if path.exists() else []
+
+
+def _check_known(folder: Path) -> None:
+    """Fails where a tokenizer has a file that `build` would not copy: without it the bundle's would be another one."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and not is_tokenizer_file(path.relative_to(folder).as_posix()):
+            raise SemkvError(
+                "the tokenizer has a file that is not known",
+                where=path.name,
+                expected=", ".join(TOKENIZER_FILES),
+                fix="save the checkpoint's tokenizer as tokenizer.json with transformers' save_pretrained",
+            )

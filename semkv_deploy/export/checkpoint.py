@@ -7,7 +7,7 @@ import importlib
 import re
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils import logging as transformers_logging
 
 from semkv_deploy.errors import SemkvError
+from semkv_deploy.model.tokenizer import NO_CODE, cannot_load, check_tokenizer_config, no_hub
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _WANTED = "a directory with config.json, a .gguf file, or a hub id such as HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -39,7 +40,9 @@ def load_checkpoint(source: str) -> Checkpoint:
     """
     path = Path(source).expanduser()
     if path.is_dir():
-        return _load(source, path.resolve().name, str(_checked_directory(path)))
+        folder = _checked_directory(path)
+        check_tokenizer_config(folder)
+        return _load(source, path.resolve().name, str(folder), local_files_only=True)
     if path.is_file() or path.suffix.lower() == ".gguf":
         return _load_gguf(_checked_gguf(path))
     looks_like_path = source.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(source)
@@ -112,7 +115,7 @@ def _checked_gguf(path: Path) -> Path:
 
 def _load_gguf(path: Path) -> Checkpoint:
     with _read_gguf_once():
-        return _load(str(path), path.name, str(path.parent), gguf_file=path.name)
+        return _load(str(path), path.name, str(path.parent), gguf_file=path.name, local_files_only=True)
 
 
 @contextmanager
@@ -146,21 +149,11 @@ def _quiet() -> Iterator[None]:
 def _load(source: str, name: str, location: str, **options: Any) -> Checkpoint:
     with _quiet():
         try:
-            tokenizer = AutoTokenizer.from_pretrained(location, **options)
-            model = AutoModelForCausalLM.from_pretrained(location, dtype=torch.float32, **options)
+            with no_hub() if options.get("local_files_only") else nullcontext():
+                tokenizer = AutoTokenizer.from_pretrained(location, **NO_CODE, **options)
+                model = AutoModelForCausalLM.from_pretrained(location, dtype=torch.float32, **NO_CODE, **options)
         except SemkvError:
             raise
         except Exception as error:
-            raise _load_error(source, error) from error
+            raise cannot_load("the checkpoint", source, error) from error
     return Checkpoint(model.eval().requires_grad_(False), tokenizer, name)
-
-
-def _load_error(source: str, error: Exception) -> SemkvError:
-    """One sentence for whatever transformers raised."""
-    reason = " ".join(str(error).split())
-    return SemkvError(
-        "the checkpoint cannot be loaded",
-        where=source,
-        got=f"{type(error).__name__}: {reason[:200]}",
-        fix="check that its files are complete and that the architecture is a decoder transformers knows",
-    )

@@ -132,10 +132,12 @@ def _shape_of_config(folder: Path) -> DecoderShape:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from semkv_deploy.model.tokenizer import LOCAL, NO_CODE, no_hub
+
     try:
-        config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
+        with no_hub(), torch.device("meta"):
+            config = AutoConfig.from_pretrained(str(folder), **LOCAL)
+            model = AutoModelForCausalLM.from_config(config, **NO_CODE)
     except (ValueError, KeyError, OSError, TypeError, AttributeError) as error:
         raise SemkvError(
             f"transformers makes no decoder of it: {str(error).splitlines()[0]}",

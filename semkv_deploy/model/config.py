@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
+from semkv_deploy.budget_units import MAX_TOKENS
 from semkv_deploy.errors import SemkvError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+MAX_WIDTH = 1 << 14
+"""Values of a head at most."""
 
 
 class Rotary(BaseModel):
@@ -22,9 +27,9 @@ class Rotary(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    inv_freq: tuple[float, ...] = Field(description="radians per position, one per pair")
-    attention_scaling: float
-    dim: int = Field(description="how many of the head's values are rotated")
+    inv_freq: tuple[FiniteFloat, ...] = Field(description="radians per position, one per pair", max_length=MAX_WIDTH)
+    attention_scaling: FiniteFloat
+    dim: int = Field(ge=2, le=MAX_WIDTH, description="how many of the head's values are rotated")
     interleaved: bool
 
     def rotate(self, keys: Tensor, positions: Tensor) -> Tensor:
@@ -53,18 +58,31 @@ class ModelFacts(BaseModel):
 
     family: str = Field(description="transformers' model_type, e.g. llama")
     source: str = Field(description="base name of the checkpoint, never a path")
-    layers: int
-    query_heads: int
-    kv_heads: int
-    head_dim: int
-    hidden_size: int
-    vocab_size: int = Field(description="width of the logits; the tokenizer may have fewer entries")
-    max_position: int = Field(description="longest sequence the model was made for, in tokens")
-    dtype: str = Field(description="element type of weights and caches")
-    eos_token_ids: tuple[int, ...]
-    windows: tuple[int, ...] = Field(description="per layer: width of its sliding window in tokens, 0 for none")
+    layers: int = Field(ge=1, le=1 << 12)
+    query_heads: int = Field(ge=1, le=1 << 12)
+    kv_heads: int = Field(ge=1, le=1 << 12)
+    head_dim: int = Field(ge=1, le=MAX_WIDTH)
+    hidden_size: int = Field(ge=1, le=1 << 24)
+    vocab_size: int = Field(ge=1, le=1 << 24, description="width of the logits; the tokenizer may have fewer entries")
+    max_position: int = Field(ge=1, le=MAX_TOKENS, description="longest sequence the model was made for, in tokens")
+    dtype: str = Field(pattern="^(float32|float16|bfloat16)$", description="element type of weights and caches")
+    eos_token_ids: tuple[Annotated[int, Field(ge=0, lt=1 << 24)], ...]
+    windows: tuple[Annotated[int, Field(ge=0, le=MAX_TOKENS)], ...] = Field(
+        description="per layer: width of its sliding window in tokens, 0 for none"
+    )
     rotary: Rotary | None = Field(description="None when the layers share no single rotary table")
     versions: dict[str, str] = Field(description="of the packages that made the export")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> ModelFacts:
+        if self.query_heads % self.kv_heads:
+            raise ValueError(f"{self.query_heads} query heads are no multiple of {self.kv_heads} KV heads")
+        if len(self.windows) != self.layers:
+            raise ValueError(f"{len(self.windows)} windows for {self.layers} layers")
+        rotary = self.rotary
+        if rotary is not None and not 2 * len(rotary.inv_freq) == rotary.dim <= self.head_dim:
+            raise ValueError(f"{len(rotary.inv_freq)} rotary frequencies turn {rotary.dim} of {self.head_dim} values")
+        return self
 
     @property
     def cache_bytes_per_token(self) -> int:
@@ -80,5 +98,9 @@ class ModelFacts(BaseModel):
         """Read what `write` wrote. Raises SemkvError when the file is missing or is not such a file."""
         try:
             return cls.model_validate_json(path.read_text(encoding="utf-8"))
-        except (OSError, ValidationError) as error:
-            raise SemkvError("not a model description", where=path, got=error, fix="export the model again") from error
+        except (OSError, ValueError) as error:
+            got: object = error
+            if isinstance(error, ValidationError):
+                first = error.errors()[0]
+                got = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+            raise SemkvError("not a model description", where=path, got=got, fix="export the model again") from error

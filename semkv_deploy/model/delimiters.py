@@ -41,11 +41,24 @@ class Delimiters:
             SemkvError: when the file is missing or is not such a file.
         """
         try:
-            fields: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            content = path.read_bytes()
+        except OSError as error:
+            raise SemkvError("not a delimiter file", where=path, got=error, fix="export the model again") from error
+        return cls.parse(content, path)
+
+    @classmethod
+    def parse(cls, content: bytes, path: Path) -> Delimiters:
+        """Reads what `write` wrote to `path`, from its bytes.
+
+        Raises:
+            SemkvError: when it is not such a file.
+        """
+        try:
+            fields: dict[str, Any] = json.loads(content)
             for name in ("token_ids", "special_token_ids"):
                 fields[name] = tuple(int(token) for token in fields[name])
             return cls(**fields)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
             raise SemkvError("not a delimiter file", where=path, got=error, fix="export the model again") from error
 
     def table(self, vocab_size: int) -> NDArray[np.bool_]:

@@ -2,17 +2,71 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from semkv_deploy.errors import SemkvError
+from semkv_deploy.graph.external import external_tensors, is_inside, open_regular
 from semkv_deploy.model.config import ModelFacts
 from semkv_deploy.ops import DOMAIN
 
 if TYPE_CHECKING:
     import onnx
 
-BESIDE_DECODER = ("model.json", "delimiters.json", "tokenizer")
+DECODER = "decoder.onnx"
+COMPRESSOR = "compressor.onnx"
+TOKENIZER = "tokenizer"
+FACTS = "model.json"
+DELIMITERS = "delimiters.json"
+
+BESIDE_DECODER = (FACTS, DELIMITERS, TOKENIZER)
+
+EXPORT_FILES = (DECODER, f"{DECODER}.data", COMPRESSOR, FACTS, DELIMITERS)
+"""Files that `export` writes beside the folder `tokenizer/`."""
+
+TOKENIZER_FILES = (
+    "added_tokens.json",
+    "bpe.codes",
+    "chat_template.jinja",
+    "chat_template.json",
+    "config.json",
+    "generation_config.json",
+    "merges.txt",
+    "sentencepiece.bpe.model",
+    "sentencepiece.model",
+    "special_tokens_map.json",
+    "spiece.model",
+    "spm.model",
+    "tekken.json",
+    "tiktoken.model",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+)
+"""Names that transformers gives a tokenizer's files; others in the folder are neither read nor copied."""
+
+TEMPLATES = "additional_chat_templates"
+"""Folder beside a tokenizer's files, with one `.jinja` for each further template."""
+
+
+def is_tokenizer_file(name: str) -> bool:
+    """Whether a path below the tokenizer's folder is that of one of its files."""
+    return name in TOKENIZER_FILES or re.fullmatch(rf"{TEMPLATES}/[\w.-]+\.jinja", name) is not None
+
+
+def _tokenizer_files(folder: Path) -> list[str]:
+    """Names of the files of the tokenizer in `folder`, links among them."""
+    names = [name for name in TOKENIZER_FILES if os.path.lexists(folder / name)]
+    templates = folder / TEMPLATES
+    if templates.is_dir() and not templates.is_symlink():
+        found = sorted(f"{TEMPLATES}/{name}" for name in os.listdir(templates))
+        names += [name for name in found if is_tokenizer_file(name)]
+    return names
 
 
 def load_portable(path: Path) -> onnx.ModelProto:
@@ -43,12 +97,16 @@ def load_portable(path: Path) -> onnx.ModelProto:
             expected="a graph written by `semkv-deploy export`",
             fix="export the checkpoint it was made from: semkv-deploy export <checkpoint> -o <dir>",
         )
-    for tensor in model.graph.initializer:
-        record = {entry.key: entry.value for entry in tensor.external_data}
-        if "location" not in record:
-            continue
-        data = path.parent / record["location"]
-        needed = int(record.get("offset", 0)) + int(record.get("length", 0))
+    for tensor in external_tensors(model):
+        if not is_inside(tensor.location):
+            raise SemkvError(
+                "its external data lies outside its folder",
+                where=path,
+                got=f"{tensor.location!r} of tensor {tensor.tensor}",
+                fix="export the model again",
+            )
+        data = path.parent / tensor.location
+        needed = tensor.offset + (tensor.length or 0)
         if not data.is_file():
             raise SemkvError("the weights are missing", where=data, fix=f"put it beside {path.name}, or export again")
         if data.stat().st_size < needed:
@@ -76,4 +134,31 @@ def open_export(decoder: Path) -> ModelFacts:
                 where=decoder,
                 fix="keep the files of an export together, or export again",
             )
-    return ModelFacts.model_validate_json((decoder.parent / "model.json").read_text(encoding="utf-8"))
+    return ModelFacts.read(decoder.parent / FACTS)
+
+
+def copy_export(decoder: Path, out: Path) -> None:
+    """Copies the files of an export that are known by name to `out`; nothing else that lies beside them.
+
+    The decoder becomes `decoder.onnx`; its external data keeps the name that the graph has for it. A compressor is not
+    copied: `build` makes its own.
+
+    Raises:
+        SemkvError: when one of them is a link or no regular file.
+    """
+    import onnx
+
+    def copy(name: str, target: str) -> None:
+        (out / target).parent.mkdir(parents=True, exist_ok=True)
+        with open_regular(decoder.parent, name) as source, (out / target).open("xb") as file:
+            shutil.copyfileobj(source, file, 1 << 20)
+
+    copy(decoder.name, DECODER)
+    # Of the copy: what is read from here on.
+    for name in sorted(
+        {tensor.location for tensor in external_tensors(onnx.load(out / DECODER, load_external_data=False))}
+    ):
+        copy(name, name)
+    tokenizer = [f"{TOKENIZER}/{name}" for name in _tokenizer_files(decoder.parent / TOKENIZER)]
+    for name in (FACTS, DELIMITERS, *tokenizer):
+        copy(name, name)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from semkv_deploy.bundle import Bundle
+from semkv_deploy.errors import SemkvError
 from semkv_deploy.runtime.session import Session
 from semkv_deploy.targets import open_engine, require_runnable
 
@@ -14,10 +15,15 @@ if TYPE_CHECKING:
     from semkv_deploy.bundle import OpenedBudget
 
 
-def open_bundle(root: Path, target: str = "onnxruntime-cpu") -> Bundle:
-    """Opens a bundle to run it: verifies what the target runs; `Bundle.open` verifies everything."""
+def open_bundle(root: Path, target: str = "onnxruntime-cpu", *, allow_plugins: bool = False) -> Bundle:
+    """Opens a bundle to run it: verifies what the target runs; `Bundle.open` verifies everything.
+
+    Args:
+        allow_plugins: let native code of plugins in the bundle's engines run.
+    """
     require_runnable(target)
-    return Bundle.open(root, only=[f"targets/{target}/", "tokenizer/", "delimiters.json"])
+    only = [f"targets/{target}/", "tokenizer/", "delimiters.json"]
+    return Bundle.open(root, only=only, allow_plugins=allow_plugins)
 
 
 def open_session(
@@ -32,6 +38,8 @@ def open_session(
 ) -> Session:
     """A session with empty caches, or one that goes on where a saved one was.
 
+    Files are verified again as they are read, so what runs is what the manifest lists.
+
     Args:
         budget: one that was built, as a share, slots or bytes; None: the smallest.
         batch: rows; of a TensorRT target those that were built for.
@@ -39,10 +47,19 @@ def open_session(
         state: a file that `Session.save` wrote.
 
     Raises:
-        SemkvError: when the bundle has no such target or budget, it does not run here, or the state is not its own.
+        SemkvError: when the bundle has no such target or budget, it does not run here, a file of it was altered, its
+            caches do not fit in memory, or the state is not its own.
     """
     built: OpenedBudget = bundle.built(target, budget)
-    session = Session(open_engine(built, batch=batch, threads=threads, in_place=in_place))
+    try:
+        session = Session(open_engine(built, batch=batch, threads=threads, in_place=in_place))
+    except MemoryError:
+        raise SemkvError(
+            "the caches do not fit in memory",
+            where=bundle.root,
+            got=f"{batch} rows of {built.contract.capacity} slots",
+            fix="open fewer rows, or a smaller budget",
+        ) from None
     if state is not None:
         session.load(state)
     return session

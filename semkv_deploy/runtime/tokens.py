@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
+from semkv_deploy.model.exported import TOKENIZER
+
 
 def load_tokenizer(root: Path) -> Any:
-    """The tokenizer of a bundle, chat template included."""
-    from transformers import AutoTokenizer
+    """The tokenizer of a bundle, chat template included, from files that are verified as they are read.
 
-    return AutoTokenizer.from_pretrained(str(root / "tokenizer"))
+    Args:
+        root: the bundle's directory; or one that `build` is writing, which has no manifest yet and is not verified.
+
+    Raises:
+        SemkvError: when a file of it is altered or not listed, or transformers cannot load it without running code.
+    """
+    from semkv_deploy.bundle import MANIFEST, Bundle
+    from semkv_deploy.model.tokenizer import read_tokenizer
+
+    if not os.path.lexists(root / MANIFEST):
+        return read_tokenizer(root / TOKENIZER)
+    bundle = Bundle.open(root, only=[f"{TOKENIZER}/"])
+    with tempfile.TemporaryDirectory() as folder:
+        for name in bundle.manifest.files:
+            if name.startswith(f"{TOKENIZER}/"):
+                copy = Path(folder) / name
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                copy.write_bytes(bundle.read(name))
+        return read_tokenizer(Path(folder) / TOKENIZER)
 
 
 class TextStream:

@@ -195,7 +195,10 @@ def _tensorrt(
 def _engines(target: str, record: TensorRTRecord, graphs: Graphs, batch: int, reference: Path | None) -> Check:
     """The engines themselves, where they run."""
     plans = [graph.plan for graph in graphs.opened.contract.graphs if graph.plan is not None]
-    if gap := TO_RUN[target]() if plans else "no engines were built":
+    gap = TO_RUN[target]() if plans else "no engines were built"
+    if gap is None and record.plugins and not graphs.opened.allow_plugins:
+        gap = "the engines carry native code (give --allow-plugins if you trust it)"
+    if gap is not None:
         bodies = f", with the bodies of {', '.join(record.plugins)} in place of the plugins" if record.plugins else ""
         return Check(target, "engines", skipped=f"not run: {gap}; their graphs are checked here{bodies}")
     # What they round is not what ONNX Runtime rounds, in float32 either: the graphs beside them are checked strictly.

@@ -171,6 +171,7 @@ def run(
     tokens: int | None,
     output: Path,
     json_only: bool,
+    allow_plugins: bool = False,
     progress_bar: Callable[[], AbstractContextManager[Progress]],
 ) -> None:
     """The `validate` command: empty `budgets` and `targets` mean all.
@@ -185,7 +186,9 @@ def run(
             "the report would change the bundle", where=f"-o {output}", expected="a directory outside the bundle"
         )
     with progress_bar() as progress:
-        report = validate(bundle, budgets=budgets, targets=targets, tokens=tokens, progress=progress)
+        report = validate(
+            bundle, budgets=budgets, targets=targets, tokens=tokens, allow_plugins=allow_plugins, progress=progress
+        )
     document, page = write(report, output)
     if json_only:
         click.echo(as_json(report))

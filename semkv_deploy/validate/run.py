@@ -35,6 +35,7 @@ def validate(
     budgets: Sequence[BudgetLike] | None = None,
     targets: Sequence[str] | None = None,
     tokens: int | None = None,
+    allow_plugins: bool = False,
     progress: Progress = lambda what, share: None,
 ) -> Report:
     """Validates the bundle at `root`, which is only read.
@@ -43,11 +44,12 @@ def validate(
         budgets: that were built; None: all.
         targets: that were built for; None: all.
         tokens: of a row at most; None: enough to overflow a modest capacity (`scenario.DEFAULT_TOKENS`).
+        allow_plugins: let native code of plugins in the bundle's engines run.
 
     Raises:
         SemkvError: when the bundle is damaged, has no such budget or target, or the reference itself cannot run.
     """
-    bundle = Bundle.open(root)
+    bundle = Bundle.open(root, allow_plugins=allow_plugins)
     manifest = bundle.manifest
     names = list(targets) if targets else list(manifest.targets)
     for name in names:

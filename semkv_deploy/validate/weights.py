@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from semkv_deploy.errors import SemkvError
+from semkv_deploy.graph.external import save_with_data
 from semkv_deploy.ops import DOMAIN, function_protos
 
 if TYPE_CHECKING:
@@ -159,8 +160,6 @@ def _check_rounded(original: NDArray[Any], rounded: NDArray[Any], step: NDArray[
 
 
 def _save(model: onnx.ModelProto, folder: Path, name: str) -> Path:
-    import onnx
-
     path = folder / name
-    onnx.save(model, path, save_as_external_data=True, location=f"{name}.data", size_threshold=1024)
+    save_with_data(model, path)
     return path

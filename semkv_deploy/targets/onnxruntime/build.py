@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from semkv_deploy.bundle.contract import graph_contract
 from semkv_deploy.bundle.manifest import BudgetRecord, OnnxRuntimeRecord
 from semkv_deploy.errors import SemkvError
+from semkv_deploy.graph.external import save_with_data
 from semkv_deploy.lint.aliases import alias_map, check_alias_safety
 from semkv_deploy.lint.onnxruntime import lint_onnxruntime
 from semkv_deploy.methods.layout import DECODE
@@ -65,8 +66,6 @@ def save_decoder(model: onnx.ModelProto, path: Path) -> BuiltDecoder:
     Raises:
         SemkvError: when lint finds something that would make the target wrong, or an append in place is not safe.
     """
-    import onnx
-
     findings = lint_onnxruntime(model)
     for finding in findings:
         if finding.fatal:
@@ -74,8 +73,7 @@ def save_decoder(model: onnx.ModelProto, path: Path) -> BuiltDecoder:
     aliases = alias_map(model.graph)
     check_alias_safety(model.graph, aliases)
     path.parent.mkdir(parents=True, exist_ok=True)
-    data = path.with_name(path.name + ".data")
-    onnx.save(model, path, save_as_external_data=True, location=data.name)
+    data = save_with_data(model, path)
     return BuiltDecoder(aliases, data.stat().st_size, [str(finding) for finding in findings])
 
 

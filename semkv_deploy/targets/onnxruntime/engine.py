@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from semkv_deploy.bundle.files import let_go
+from semkv_deploy.bundle.graphs import LoadedGraph
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.methods.layout import DECODE
 from semkv_deploy.targets.engine import NUMPY_TYPES, Array, Feeds, graph_for, run_sizes, shape_of
@@ -41,8 +43,14 @@ def onnxruntime() -> Any:
     return ort
 
 
-def inference_session(path: Path, *, threads: int | None = None, provider: str = "CPUExecutionProvider") -> Any:
+def inference_session(
+    graph: Path | LoadedGraph, *, threads: int | None = None, provider: str = "CPUExecutionProvider"
+) -> Any:
     """An `InferenceSession` with settings for cache graphs.
+
+    Args:
+        graph: a file, whose external data ONNX Runtime maps; or a bundle's graph, whose weights it reads where they
+            lie: in a private copy that nobody can truncate.
 
     Raises:
         SemkvError: when ONNX Runtime cannot load the graph.
@@ -54,11 +62,24 @@ def inference_session(path: Path, *, threads: int | None = None, provider: str =
     # Shapes differ from run to run, so a memory plan of the first run is only ballast.
     options.enable_mem_pattern = False
     try:
-        return ort.InferenceSession(str(path), options, providers=[provider])
+        if isinstance(graph, Path):
+            return ort.InferenceSession(str(graph), options, providers=[provider])
+        if graph.data:
+            options.add_session_config_entry("session.use_external_initializer_file_buffers_directly", "1")
+            options.add_external_initializers_from_files_in_memory(
+                list(graph.data), list(graph.data.values()), [len(content) for content in graph.data.values()]
+            )
+        session = ort.InferenceSession(graph.model, options, providers=[provider])
+        # The weights must outlive the session.
+        session.semkv_graph = graph
+        for content in graph.data.values():
+            # Most of them were packed into buffers of ONNX Runtime's own while it loaded.
+            let_go(content)
+        return session
     except Exception as error:
         raise SemkvError(
             f"ONNX Runtime cannot load the graph: {str(error).splitlines()[0]}",
-            where=path.name,
+            where=Path(graph.name).name,
             fix="build the bundle again with this version of onnxruntime",
         ) from error
 
@@ -96,7 +117,7 @@ class OnnxRuntimeEngine:
         # one after the other on all threads.
         self._workers = max(1, min(GROUP_WORKERS, threads or os.cpu_count() or 1))
         self._sessions = {
-            graph.name: inference_session(opened.path(graph.onnx), threads=threads if program.scope == "cache" else 1)
+            graph.name: inference_session(opened.graph(graph.onnx), threads=threads if program.scope == "cache" else 1)
             for program in contract.programs.values()
             for graph in program.graphs
         }

@@ -25,6 +25,7 @@ from semkv_deploy.passes.lower_native import FOLDED_ROWS
 from semkv_deploy.targets.build import Progress, TargetInputs
 from semkv_deploy.targets.tensorrt.lower import WEIGHTS, Lowered, lower_compressor, lower_decoder, write_weights
 from semkv_deploy.targets.tensorrt.plugins import check_asked_are_used, choose_plugins
+from semkv_deploy.targets.tensorrt.trusted_folder import make_private_folder
 
 if TYPE_CHECKING:
     import onnx
@@ -188,16 +189,8 @@ def check_options(target: TensorRTTarget, options: TensorRTOptions) -> None:
 
     parse_compute_capabilities(options.compute_capabilities, target)
     choose_plugins(options.plugins, options.plugin_library, target)
-    cache = options.engine_cache
-    if options.engines and cache is not None:
-        try:
-            cache.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise SemkvError(
-                f"cannot be a folder of engines: {error.strerror}",
-                where=f"--engine-cache {cache}",
-                fix="give a folder, which is made where it is missing",
-            ) from None
+    if options.engines and options.engine_cache is not None:
+        make_private_folder(options.engine_cache, "--engine-cache")
 
 
 def _lower(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from polygraphy import cuda
 
+from semkv_deploy.bundle.native_code import check_native_code
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.passes.lower_native import FOLDED_ROWS
 from semkv_deploy.targets.engine import NUMPY_TYPES as _HOST_TYPES
@@ -45,6 +46,7 @@ class TensorRTEngine:
         contract = opened.contract
         runtime = cast("Runtime", contract.target)
         _check_runs_here(opened, batch)
+        check_native_code(opened.plugins, allowed=opened.allow_plugins, where=f"--target {runtime}")
         plans = {graph.name: opened.path(str(graph.plan)) for graph in contract.graphs}
         for plan in plans.values():
             check_plan(plan, runtime)
@@ -52,9 +54,11 @@ class TensorRTEngine:
         self._stream = cuda.Stream()
         trt = runtime_module(runtime)
         self._runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
-        self._runtime.engine_host_code_allowed = bool(opened.plugins)
+        self._runtime.engine_host_code_allowed = opened.allow_plugins and bool(opened.plugins)
         self._engines = {
-            graph.name: _Engine(self._runtime, plans[graph.name], graph, self._stream, TITLES[runtime])
+            graph.name: _Engine(
+                self._runtime, plans[graph.name], opened.read(str(graph.plan)), graph, self._stream, TITLES[runtime]
+            )
             for graph in contract.graphs
         }
         groups = range(len(contract.cache.groups))
@@ -204,10 +208,12 @@ def _check_runs_here(opened: OpenedBudget, batch: int) -> None:
 class _Engine:
     """One engine and its only execution context: profiles take turns in its activation memory."""
 
-    def __init__(self, runtime: Any, plan: Path, graph: GraphContract, stream: cuda.Stream, title: str) -> None:
+    def __init__(
+        self, runtime: Any, plan: Path, content: bytes, graph: GraphContract, stream: cuda.Stream, title: str
+    ) -> None:
         self.graph, self._stream, self._plan = graph, stream, plan
         self.phases: list[str] = [profile.phase for profile in graph.profiles] or [graph.phase]
-        engine = runtime.deserialize_cuda_engine(plan.read_bytes())
+        engine = runtime.deserialize_cuda_engine(content)
         if engine is None:
             raise SemkvError(
                 f"{title} does not open the engine",

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from semkv_deploy import __version__
 from semkv_deploy.bundle import sha256
 from semkv_deploy.targets.tensorrt.api import find_gpu
+from semkv_deploy.targets.tensorrt.trusted_folder import is_own_file
 
 if TYPE_CHECKING:
     from semkv_deploy.targets.tensorrt.builder import EngineRequest, EngineResult
@@ -62,10 +63,14 @@ def cache_key(parts: dict[str, object]) -> str:
 
 
 def look_up(folder: Path, key: str, plan: Path) -> EngineResult | None:
-    """Copies the entry's plan to `plan`; None when there is no entry, or its plan is not what was stored."""
+    """Copies the entry's plan to `plan`; None when there is no entry, it is not the user's own, or its plan is
+    not what was stored."""
     from semkv_deploy.targets.tensorrt.builder import EngineResult
 
     stored, record = folder / f"{key}.plan", folder / f"{key}.json"
+    # An entry may be older than the rule that the folder is the user's own.
+    if not (is_own_file(stored) and is_own_file(record)):
+        return None
     try:
         entry = json.loads(record.read_text(encoding="utf-8"))
         result = EngineResult.model_validate(entry["result"])

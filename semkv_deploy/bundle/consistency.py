@@ -1,0 +1,185 @@
+"""A manifest against itself: what cannot all be true together is found before anything is allocated or run."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from semkv_deploy.budget import SLOT_MULTIPLE
+from semkv_deploy.bundle.files import REBUILD
+from semkv_deploy.errors import SemkvError
+from semkv_deploy.graph.external import is_inside
+from semkv_deploy.methods.layout import DECODE
+
+if TYPE_CHECKING:
+    from semkv_deploy.bundle.contract import Contract, GraphContract, ProgramContract, TensorContract
+    from semkv_deploy.bundle.manifest import Manifest
+    from semkv_deploy.methods.layout import Buffer
+
+Contradiction = tuple[str, object, object]
+"""The field, what it should be, what it is."""
+
+_MODEL_FACTS = ("layers", "kv_heads", "query_heads", "head_dim", "vocab_size", "windows")
+_STEP_INPUTS = ("input_ids", "position_ids", "logits_index", "length")
+_MOST = 1 << 24
+
+
+def check_manifest(manifest: Manifest, path: Path) -> None:
+    """Fails where values of a manifest contradict each other, or name files outside the bundle.
+
+    Raises:
+        SemkvError: naming the field, what it should be and what it is.
+    """
+    for field, expected, got in _contradictions(manifest):
+        raise SemkvError(
+            f"{field} contradicts the rest of the manifest", where=path, expected=expected, got=got, fix=REBUILD
+        )
+
+
+def named_files(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    """Every file that a manifest names outside its list of files, with the field that names it."""
+    for field, contract in contracts(manifest):
+        yield f"{field}.delimiters", contract.delimiters
+        for graph in contract.graphs:
+            yield f"{field}, graph {graph.name}", graph.onnx
+            if graph.plan is not None:
+                yield f"{field}, graph {graph.name}", graph.plan
+    for name, record in manifest.targets.items():
+        for file in record.files:
+            yield f"targets.{name}", file
+
+
+def contracts(manifest: Manifest) -> Iterator[tuple[str, Contract]]:
+    """Every contract of a manifest, with the field it stands in."""
+    for number, contract in enumerate(manifest.portable):
+        yield f"portable.{number}", contract
+    for name, record in manifest.targets.items():
+        for number, built in enumerate(record.budgets):
+            yield f"targets.{name}.budgets.{number}.contract", built.contract
+
+
+def _contradictions(manifest: Manifest) -> Iterator[Contradiction]:
+    model = manifest.model
+    if manifest.max_context > model.max_position:
+        yield "max_context", f"at most the model's {model.max_position} tokens", manifest.max_context
+    for field, file in named_files(manifest):
+        if not is_inside(file):
+            yield field, "a path inside the bundle", repr(file)
+    for field, contract in contracts(manifest):
+        for name in _MODEL_FACTS:
+            if getattr(contract, name) != getattr(model, name):
+                yield f"{field}.{name}", f"the model's {getattr(model, name)}", getattr(contract, name)
+        if contract.max_context > manifest.max_context:
+            yield f"{field}.max_context", f"at most {manifest.max_context} tokens", contract.max_context
+        for name, expected, got in (*_groups(contract), *_programs(contract), *_behaviours(contract)):
+            yield f"{field}.{name}", expected, got
+
+
+def _groups(contract: Contract) -> Iterator[Contradiction]:
+    slots = math.ceil(contract.max_context / SLOT_MULTIPLE) * SLOT_MULTIPLE
+    heads = Counter((group.layer, head) for group in contract.cache.groups for head in group.heads)
+    every = {(layer, head) for layer in range(contract.layers) for head in range(contract.kv_heads)}
+    if heads != Counter(every):
+        where = sorted(set(heads) ^ every or {head for head, count in heads.items() if count > 1})
+        yield "cache.groups", "every KV head of every layer once", f"layer and head {where[0]}"
+    for number, group in enumerate(contract.cache.groups):
+        if group.capacity > slots:
+            yield f"cache.groups.{number}.capacity", f"at most {slots} slots, a whole conversation", group.capacity
+        elif group.keep_slots + contract.prefill_chunk > group.capacity:
+            most = group.capacity - contract.prefill_chunk
+            yield f"cache.groups.{number}.keep_slots", f"at most {most}: room for a prefill chunk", group.keep_slots
+    for buffer in (*contract.cache.buffers, *contract.cache.slot_columns, *contract.cache.step_inputs):
+        sizes = buffer.shape.split(",")
+        fine = [size in ("B", "Hkv", "C", "D") or (size.isdecimal() and 0 < int(size) <= _MOST) for size in sizes]
+        if not all(fine) or buffer.dtype not in ("T", "float32", "int64"):
+            yield f"cache, buffer {buffer.name}", "sizes B, Hkv, C, D or numbers", f"{buffer.shape} {buffer.dtype}"
+    names = [buffer.name for buffer in contract.cache.buffers]
+    if len(set(names)) < len(names) or not {"key", "value"} <= set(names):
+        yield "cache.buffers", "key and value, each buffer once", names
+
+
+def _programs(contract: Contract) -> Iterator[Contradiction]:
+    if DECODE not in contract.programs:
+        yield "programs", f"a program {DECODE}", sorted(contract.programs)
+        return
+    for name, program in contract.programs.items():
+        buffers = {buffer.name: buffer for buffer in contract.cache.buffers}
+        if not program.buffers.keys() <= buffers.keys():
+            yield f"programs.{name}.buffers", f"of {sorted(buffers)}", sorted(program.buffers)
+            return
+        for graph in program.graphs:
+            if not set(graph.groups) <= set(range(len(contract.cache.groups))):
+                yield f"graph {graph.name}", f"groups below {len(contract.cache.groups)}", graph.groups
+                return
+            yield from _bindings(contract, program, graph, buffers)
+    bindings = contract.programs[DECODE].buffers.values()
+    for graph in contract.decoders:
+        pairs = [binding.names(group, len(contract.cache.groups)) for binding in bindings for group in graph.groups]
+        known = {*_STEP_INPUTS, "logits", *(buffer.name for buffer in contract.cache.step_inputs)}
+        for tensor in (*graph.inputs, *graph.outputs):
+            if tensor.name not in known and not any(tensor.name in pair for pair in pairs):
+                yield f"graph {graph.name}", "inputs and outputs that are buffers or known by name", tensor.name
+        given = [name for name in _STEP_INPUTS if not graph.has_input(name)]
+        if given:
+            yield f"graph {graph.name}", f"an input {given[0]}", "none of that name"
+        logits = next((tensor for tensor in graph.outputs if tensor.name == "logits"), None)
+        if logits is None or (logits.shape and logits.shape[-1] not in (contract.vocab_size, "")):
+            got = "no output logits" if logits is None else f"logits {logits.shape}"
+            yield f"graph {graph.name}", f"{contract.vocab_size} logits, as many as the vocabulary", got
+
+
+def _bindings(
+    contract: Contract, program: ProgramContract, graph: GraphContract, buffers: dict[str, Buffer]
+) -> Iterator[Contradiction]:
+    """The buffers of each group have a graph's inputs and outputs of their names and shapes."""
+    inputs = {tensor.name: tensor for tensor in graph.inputs}
+    outputs = {tensor.name: tensor for tensor in graph.outputs}
+    for number in graph.groups:
+        group = contract.cache.groups[number]
+        for name, binding in program.buffers.items():
+            sizes = {"Hkv": len(group.heads), "C": group.capacity, "D": contract.head_dim}
+            expected = [sizes.get(size, size) for size in buffers[name].shape.split(",")]
+            bound = zip(binding.names(number, len(contract.cache.groups)), (inputs, outputs), strict=True)
+            for tensor, there in bound:
+                if tensor is None:
+                    continue
+                if tensor not in there:
+                    yield f"graph {graph.name}", f"a tensor {tensor} for the cache", "none of that name"
+                elif not _fits(there[tensor], expected):
+                    yield f"graph {graph.name}, {tensor}", expected, list(there[tensor].shape)
+
+
+def _fits(tensor: TensorContract, expected: list[int | str]) -> bool:
+    """Whether a tensor has a buffer's shape, or the same bytes with the heads in the batch axis."""
+    if len(tensor.shape) != len(expected):
+        return False
+    numbers = [(got, want) for got, want in zip(tensor.shape, expected, strict=True) if isinstance(got, int)]
+    if all(got == want or (isinstance(want, str) and not want.isdecimal()) for got, want in numbers):
+        return True
+    first, second, *rest = tensor.shape
+    heads = expected[1]
+    folded = second == 1 and isinstance(heads, int) and (not isinstance(first, int) or first % heads == 0)
+    return folded and all(not isinstance(got, int) or got == want for got, want in zip(rest, expected[2:], strict=True))
+
+
+def _behaviours(contract: Contract) -> Iterator[Contradiction]:
+    groups = len(contract.cache.groups)
+    for number, behaviour in enumerate(contract.behaviours):
+        field = f"behaviours.{number}"
+        if behaviour.program not in contract.programs:
+            yield f"{field}.program", f"of {sorted(contract.programs)}", behaviour.program
+        lists = {"keep_slots": behaviour.keep_slots, "turn_share": behaviour.turn_share, **behaviour.by_group}
+        for name, values in lists.items():
+            if len(values) != groups:
+                yield f"{field}.{name}", f"{groups} values, one a group", len(values)
+            flat = [each for value in values for each in (value if isinstance(value, tuple) else (value,))]
+            if not all(abs(each) <= _MOST for each in flat):
+                yield f"{field}.{name}", "numbers of a sensible size", "others"
+            if len({len(value) if isinstance(value, tuple) else -1 for value in values}) > 1:
+                yield f"{field}.{name}", "as many numbers for each group", "other counts"
+        rooms = zip(behaviour.keep_slots, contract.cache.groups, strict=False)
+        if any(not 0 < keep <= group.capacity for keep, group in rooms):
+            yield f"{field}.keep_slots", "at most each group's capacity", behaviour.keep_slots

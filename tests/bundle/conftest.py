@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture
+def moved(tiny_bundle: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny bundle that a test may break."""
+    return Path(shutil.copytree(tiny_bundle, tmp_path / "moved"))
+
+
+@pytest.fixture
+def edit(moved: Path) -> Callable[..., None]:
+    """`edit(change)`: rewrites the manifest by `change(raw)`; with `relist=True` it lists what is on disk."""
+
+    def run(change: Callable[[dict[str, Any]], Any] = lambda raw: None, *, relist: bool = False) -> None:
+        path = moved / "bundle.json"
+        raw = json.loads(path.read_text())
+        change(raw)
+        if relist:
+            files = [file for file in sorted(moved.rglob("*")) if file.is_file() and file != path]
+            raw["files"] = {
+                file.relative_to(moved).as_posix(): {
+                    "bytes": file.stat().st_size,
+                    "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+                }
+                for file in files
+            }
+        path.write_text(json.dumps(raw))
+
+    return run

@@ -1,0 +1,126 @@
+"""Manifests whose values contradict each other or the graphs: a sentence before anything is allocated."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from semkv_deploy.bundle import Bundle
+from semkv_deploy.errors import SemkvError
+from semkv_deploy.runtime.open import open_bundle, open_session
+
+Edit = Callable[..., None]
+CONTRACT = "targets.onnxruntime-cpu.budgets.0.contract"
+
+
+def put(raw: Any, path: str, value: Any) -> None:
+    *way, last = path.split(".")
+    for step in way:
+        raw = raw[int(step) if isinstance(raw, list) else step]
+    raw[int(last) if isinstance(raw, list) else last] = value
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        ("model.layers", 3, "windows"),
+        ("model.layers", 10**9, "model.layers"),
+        ("model.kv_heads", 3, "model"),
+        ("model.kv_heads", 4, "kv_heads contradicts"),
+        ("model.head_dim", 32, "head_dim contradicts"),
+        ("model.vocab_size", 511, "vocab_size contradicts"),
+        ("model.vocab_size", 10**12, "model.vocab_size"),
+        ("model.dtype", "complex64", "model.dtype"),
+        ("model.max_position", 100, "max_context contradicts"),
+        ("max_context", 10**12, "max_context"),
+        ("max_context", 0, "max_context"),
+        (f"{CONTRACT}.budget", 1e308, "budget"),
+        (f"{CONTRACT}.prefill_chunk", 0, "prefill_chunk"),
+        (f"{CONTRACT}.prefill_chunk", 10**6, "keep_slots contradicts"),
+        (f"{CONTRACT}.cache.groups.0.capacity", 2**40, "capacity"),
+        (f"{CONTRACT}.cache.groups.0.capacity", -64, "capacity"),
+        (f"{CONTRACT}.cache.groups.0.capacity", 1 << 20, "capacity contradicts .*at most 512 slots"),
+        (f"{CONTRACT}.cache.groups.0.keep_slots", 128, "keep_slots contradicts"),
+        (f"{CONTRACT}.cache.groups.1.layer", 0, "every KV head of every layer once"),
+        (f"{CONTRACT}.cache.groups.1.heads", [0], "every KV head of every layer once"),
+        (f"{CONTRACT}.cache.groups", [], "cache.groups"),
+        (f"{CONTRACT}.cache.buffers.0.shape", "B,Hkv,C,99999999999", "buffer key contradicts"),
+        (f"{CONTRACT}.cache.buffers.0.shape", "B,Q", "buffer key contradicts"),
+        (f"{CONTRACT}.cache.buffers.0.name", "value", "key and value, each buffer once"),
+        (f"{CONTRACT}.programs", {}, "a program decode"),
+        (f"{CONTRACT}.programs.decode.graphs.0.groups", [0, 7], "groups below 2"),
+        (f"{CONTRACT}.programs.decode.buffers.key.input", "nothing.{group}", "none of that name"),
+        (f"{CONTRACT}.programs.decode.graphs.0.inputs.0.name", "other", "other|none of that name"),
+        (f"{CONTRACT}.programs.decode.graphs.0.inputs.0.shape", [1, 2], "the graph has another input"),
+        (f"{CONTRACT}.programs.decode.graphs.0.aliases", {"a": "b"}, "another pair of aliases"),
+        (f"{CONTRACT}.behaviours.0.program", "nothing", "program contradicts"),
+        (f"{CONTRACT}.behaviours.0.keep_slots", [1], "2 values, one a group"),
+        (f"{CONTRACT}.behaviours.0.keep_slots", [96, 1000], "at most each group's capacity"),
+        (f"{CONTRACT}.behaviours.0.by_group.thresholds", [[0.5], [0.5, 0.4]], "as many numbers for each group"),
+        (f"{CONTRACT}.behaviours.0.by_group.thresholds", [[float("nan")], [0.5]], "numbers of a sensible size"),
+        ("targets", {}, "targets"),
+    ],
+)
+def test_contradictions_are_named(path: str, value: Any, words: str, moved: Path, edit: Edit):
+    edit(lambda raw: put(raw, path, value))
+    with pytest.raises(SemkvError, match=words):
+        Bundle.open(moved)
+
+
+def test_markup_and_control_characters_are_shown_as_they_are(moved: Path, edit: Edit):
+    from click.testing import CliRunner
+
+    from semkv_deploy.cli import main
+
+    edit(lambda raw: raw["model"].update(source="x[/bold][red]\x1b[2J\u202e"))
+    shown = CliRunner().invoke(main, ["inspect", str(moved)])
+    assert shown.exit_code == 0, shown.output
+    flat = shown.output.replace("\n", "")
+    assert r"x[/bold][red]\x1b[2J\u202e" in flat.replace(" ", "") and "\x1b[2J" not in shown.output
+
+
+def leaves(value: Any, path: str = "") -> Iterator[str]:
+    """Paths of every value below a JSON document, the inner ones among them."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        if "." not in str(key):
+            yield f"{path}{key}"
+            yield from leaves(item, f"{path}{key}.")
+
+
+NASTY: list[Any] = [
+    None, True, -1, 0, 1, 3, 2**31, 2**63, 10**400, 1e308, float("inf"), float("nan"), "", "x", "[/bold]", "\ud800",
+    "../x", "\x00", [], {}, [[]], [0], {"": 0}, ["x"] * 3,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_no_value_of_a_manifest_gives_a_traceback(seed: int, moved: Path, edit: Edit):
+    """Whatever one value is changed to, a bundle is refused in a sentence, or runs."""
+    from semkv_deploy.cli.bundle_summary import summary
+
+    path = moved / "bundle.json"
+    text = path.read_text()
+    places = [place for place in leaves(json.loads(text)) if not place.startswith("files")]
+    rng = random.Random(seed)
+    refused = 0
+    for _ in range(40):
+        raw = json.loads(text)
+        place, value = rng.choice(places), rng.choice(NASTY)
+        put(raw, place, value)
+        path.write_text(json.dumps(raw))
+        try:
+            bundle = open_bundle(moved)
+            summary(bundle)
+            open_session(bundle, threads=1).prefill(list(range(2, 202)))
+        except SemkvError as error:
+            refused += 1
+            assert str(error).endswith(".")
+        except Exception as error:
+            raise AssertionError(f"{place} = {value!r}") from error
+    assert refused > 10
