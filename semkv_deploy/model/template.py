@@ -13,8 +13,8 @@ from typing import Any
 
 from semkv_deploy.errors import SemkvError
 
-CPU_SECONDS = 2
-"""Processor time of one rendering."""
+CPU_SECONDS = 1
+"""Processor time of one rendering; a conversation takes milliseconds."""
 
 WALL_SECONDS = 30
 """Until a rendering is given up on a machine that is busy with other things, or that has no limit on CPU time."""
@@ -53,6 +53,8 @@ class ChatTemplate:
         self._source, self._where = source, where
         self._special_tokens = {name: value for name, value in special_tokens.items() if isinstance(value, str)}
         self._process: subprocess.Popen[bytes] | None = None
+        self._endless: SemkvError | None = None
+        """Set when a rendering was broken off: the template is not tried again."""
 
     @classmethod
     def of(cls, tokenizer: Any) -> ChatTemplate | None:
@@ -103,6 +105,8 @@ class ChatTemplate:
             self.close()
 
     def _ask(self, request: bytes) -> dict[str, str]:
+        if self._endless is not None:
+            raise self._endless
         process = self._started()
         assert process.stdin is not None and process.stdout is not None
         answers: queue.SimpleQueue[bytes] = queue.SimpleQueue()
@@ -128,12 +132,13 @@ class ChatTemplate:
             reply = json.loads(line)
         except ValueError:
             self.close()
-            raise SemkvError(
+            self._endless = SemkvError(
                 "the chat template does not come to an end",
                 where=self._where,
                 expected=f"a conversation as text within {CPU_SECONDS} s of processor time and 1 GiB of memory",
                 fix="correct the template, or complete text with --raw",
-            ) from None
+            )
+            raise self._endless from None
         assert isinstance(reply, dict)
         return reply
 

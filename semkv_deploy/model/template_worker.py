@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import math
 import sys
 from datetime import datetime
 from typing import Any
@@ -112,9 +113,8 @@ def _limit(seconds: int) -> None:
         import resource
         import time
 
-        used = int(time.process_time()) + 1
         hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
-        resource.setrlimit(resource.RLIMIT_CPU, (used + seconds, hard))
+        resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(time.process_time() + seconds), hard))
 
 
 def answer(request: dict[str, Any]) -> dict[str, str]:
