@@ -13,6 +13,7 @@ import click
 
 from semkv_deploy.cli.text import printable
 from semkv_deploy.errors import SemkvError
+from semkv_deploy.model.template import ChatTemplate
 from semkv_deploy.runtime.chat import Chat, complete
 from semkv_deploy.runtime.open import open_bundle, open_session
 from semkv_deploy.runtime.tokens import check_ids, checked_text, decoded_text, load_tokenizer, not_utf8
@@ -83,6 +84,9 @@ def run(
     system = None if system is None else checked_text(system, "--system")
     stop = tuple(checked_text(text, "--stop") for text in stop)
     bundle = open_bundle(root, target)
+    template = None if raw else ChatTemplate.in_folder(bundle.root / "tokenizer")
+    if template is not None:
+        template.check_ends()
     tokenizer = load_tokenizer(bundle.root)
     session = open_session(bundle, budget=budget, target=target)
     stop_ids, vocab_size = bundle.manifest.model.eos_token_ids, bundle.manifest.model.vocab_size

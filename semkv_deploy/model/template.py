@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from semkv_deploy.errors import SemkvError
@@ -67,6 +68,32 @@ class ChatTemplate:
         if not isinstance(source, str):
             raise SemkvError("not text", where="chat template", got=type(source).__name__)
         return cls(source, tokenizer.special_tokens_map)
+
+    @classmethod
+    def in_folder(cls, folder: Path) -> ChatTemplate | None:
+        """The template of a saved tokenizer, read without loading the tokenizer; None when there is none to be seen."""
+        source: object = None
+        special: dict[str, Any] = {}
+        with contextlib.suppress(OSError, ValueError, RecursionError, AttributeError):
+            special = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+            source = special.get("chat_template")
+        with contextlib.suppress(OSError, ValueError):
+            source = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+        return cls(source, special) if isinstance(source, str) and source else None
+
+    def check_ends(self) -> None:
+        """Renders one message, so that a template without end is refused before anything large is loaded.
+
+        Raises:
+            SemkvError: when the rendering does not come to an end; other failures are left to the conversation.
+        """
+        try:
+            self.render([{"role": "user", "content": "Hello"}], add_generation_prompt=True)
+        except SemkvError:
+            if self._endless is not None:
+                raise
+        finally:
+            self.close()
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
         """The conversation as text.

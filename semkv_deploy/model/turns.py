@@ -7,6 +7,7 @@ know: a conversation is rendered with it, and the text after it is what follows 
 
 from __future__ import annotations
 
+import contextlib
 import re
 import secrets
 from collections.abc import Sequence
@@ -56,13 +57,29 @@ class Turns:
         Raises:
             SemkvError: when the template fails, refuses the conversation or does not show replies.
         """
-        mark = _mark([*(message["content"] for message in messages), user])
+        return self._after_reply(messages, [{"role": "user", "content": user}], prompt=True)
+
+    def end_ids(self, tokenizer: Any) -> tuple[int, ...]:
+        """Ids of the tokens with which the template ends a reply (or, without such, opens the next turn)."""
+        asked: list[Message] = [{"role": "user", "content": "Hello"}]
+        other = _mark([])
+        ids = []
+        for following in ([], [{"role": "user", "content": other}]):
+            with contextlib.suppress(SemkvError):
+                text = self._after_reply(asked, following, prompt=False)
+                first = _first_marker(text.split(other, 1)[0], tokenizer)
+                if first is not None:
+                    ids.append(first)
+        return tuple(dict.fromkeys(ids))
+
+    def _after_reply(self, before: Sequence[Message], after: Sequence[Message], *, prompt: bool) -> str:
+        """The text that follows a reply between these messages."""
+        mark = _mark([message["content"] for message in (*before, *after)])
         failure: SemkvError | None = None
         for form in _REPLIES:
             reply = {"role": "assistant", "content": form.format(mark)}
-            conversation = [*messages, reply, {"role": "user", "content": user}]
             try:
-                text = self._template.render(conversation, add_generation_prompt=True)
+                text = self._template.render([*before, reply, *after], add_generation_prompt=prompt)
             except SemkvError as error:
                 failure = failure or error
                 continue
@@ -71,23 +88,6 @@ class Turns:
         raise failure or SemkvError(
             "the chat template does not show replies, so a chat cannot go on", where="chat template"
         )
-
-    def end_ids(self, tokenizer: Any) -> tuple[int, ...]:
-        """Ids of the tokens with which the template ends a reply (or, without such, opens the next turn)."""
-        mark, other = _mark([]), _mark([])
-        asked: list[Message] = [{"role": "user", "content": "Hello"}]
-        replied: list[Message] = [*asked, {"role": "assistant", "content": mark}]
-        ids = []
-        for conversation in (replied, [*replied, {"role": "user", "content": other}]):
-            try:
-                text = self._template.render(conversation, add_generation_prompt=False)
-            except SemkvError:
-                continue
-            tail = text.split(mark, 1)[1].split(other, 1)[0] if mark in text else ""
-            first = _first_marker(tail, tokenizer)
-            if first is not None:
-                ids.append(first)
-        return tuple(dict.fromkeys(ids))
 
     def _takes(self, messages: Sequence[Message]) -> bool:
         try:
