@@ -71,7 +71,7 @@ def test_has_what_transformers_environment_has(source: str):
 )
 def test_time_memory_and_length_are_limited(source: str):
     started = time.monotonic()
-    with pytest.raises(SemkvError, match="the chat template (does not come to an end|fails)"):
+    with pytest.raises(SemkvError, match=r"the chat template (does not come to an end|fails)"):
         rendered(source)
     assert time.monotonic() - started < 25
 
