@@ -129,10 +129,8 @@ class ScriptedSession:
     """
 
     def __init__(self, replies: list[list[int]], vocabulary: int, max_context: int = 1 << 20) -> None:
-        import numpy as np
-
         self.cache: list[int] = []
-        self.max_context, self.position, self.turns = max_context, np.zeros(1, np.int64), 0
+        self.max_context, self.turns = max_context, 0
         self._replies, self._vocabulary, self._script = list(replies), vocabulary, iter(())
 
     def prefill(self, ids: list[int]) -> Any:
@@ -142,6 +140,9 @@ class ScriptedSession:
     def step(self, ids: list[int]) -> Any:
         return self._append(ids)
 
+    def has_room(self) -> bool:
+        return len(self.cache) < self.max_context
+
     def end_turn(self) -> None:
         self.turns += 1
 
@@ -149,7 +150,6 @@ class ScriptedSession:
         import numpy as np
 
         self.cache += [int(token) for token in ids]
-        self.position[0] = len(self.cache)
         logits = np.zeros((1, self._vocabulary), np.float32)
         logits[0, next(self._script, 0)] = 1
         return logits

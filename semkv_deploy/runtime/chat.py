@@ -43,7 +43,7 @@ def complete(
     stream: Callable[[str], None] | None = None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Reply:
-    """Appends `ids` to the one row of a session, then generates until a stop, `max_new_tokens` or the context's end.
+    """Appends `ids` to the one row of a session, then generates until a stop, `max_new_tokens` or the end of the row's room.
 
     Args:
         stop_ids: ids that end the text; neither shown nor appended.
@@ -62,25 +62,24 @@ def complete(
             stream(piece)
 
     logits = session.prefill(list(ids))
-    decoded, appended, broken_off, full = "", 0, False, False
+    # Characters decoded, and of those the characters of tokens that the cache holds.
+    decoded, appended, broken_off = "", 0, False
     for _ in range(max_new_tokens):
         if broken_off := cancelled():
             break
         token = int(sampler(logits)[0])
-        if token in ends:
+        if token in ends or not session.has_room():
             break
         piece = pieces.push(token)
         show(shown.push(piece))
         decoded += piece
-        full = bool(session.position[0] >= session.max_context)
-        if shown.stopped or full:
+        if shown.stopped:
             break
         logits = session.step([token])
         appended = len(decoded)
     rest = pieces.flush()
     show(shown.push(rest) + shown.flush())
-    if not shown.stopped and not full:
-        # The text that was held back is that of tokens which the cache holds.
+    if not shown.stopped:
         appended = len(decoded) + len(rest)
     return Reply("".join(text), (decoded + rest)[:appended], broken_off)
 
