@@ -13,6 +13,7 @@ from semkv_deploy.budget_units import BudgetLike, resolve_budgets
 from semkv_deploy.bundle import Bundle, Manifest, new_directory, slot_bytes, tool_versions, write_manifest
 from semkv_deploy.bundle.contract import Contract, GraphContract, Phase, graph_contract
 from semkv_deploy.compiler import calibrate
+from semkv_deploy.compiler.limits import check_head_size, check_source_limits
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.methods.layout import COMPRESS, DECODE
 from semkv_deploy.model.cache_groups import GroupShare, check_groups, is_default, parse_groups
@@ -95,8 +96,10 @@ def build_bundle(
     targets = [target] if isinstance(target, str) else list(dict.fromkeys(target))
     options = tensorrt or TensorRTOptions()
     check_targets(targets, options)
+    check_source_limits(source)
     with new_directory(out, force=force) as root:
         model = take_source(source, root, family, progress)
+        check_head_size(model.head_dim, source)
         context = choose_context(max_context, model.max_position)
         method = method.resolve(model)
         shares = cache_groups(groups, model)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from semkv_deploy.errors import SemkvError
 
@@ -80,5 +80,5 @@ class ModelFacts(BaseModel):
         """Read what `write` wrote. Raises SemkvError when the file is missing or is not such a file."""
         try:
             return cls.model_validate_json(path.read_text(encoding="utf-8"))
-        except (OSError, ValidationError) as error:
+        except (OSError, ValueError) as error:
             raise SemkvError("not a model description", where=path, got=error, fix="export the model again") from error

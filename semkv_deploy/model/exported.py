@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from semkv_deploy.errors import SemkvError
+from semkv_deploy.graph.external_data import external_faults
 from semkv_deploy.model.config import ModelFacts
 from semkv_deploy.ops import DOMAIN
 
@@ -19,8 +20,8 @@ def load_portable(path: Path) -> onnx.ModelProto:
     """A portable decoder graph without its weights, checked to be one.
 
     Raises:
-        SemkvError: when the file is missing, not ONNX, has no `semkv` operators, or its weights are missing or
-            truncated.
+        SemkvError: when the file is missing, not ONNX, has no `semkv` operators, or its weights are missing,
+            truncated or elsewhere.
     """
     import onnx
     from google.protobuf.message import DecodeError
@@ -43,22 +44,8 @@ def load_portable(path: Path) -> onnx.ModelProto:
             expected="a graph written by `semkv-deploy export`",
             fix="export the checkpoint it was made from: semkv-deploy export <checkpoint> -o <dir>",
         )
-    for tensor in model.graph.initializer:
-        record = {entry.key: entry.value for entry in tensor.external_data}
-        if "location" not in record:
-            continue
-        data = path.parent / record["location"]
-        needed = int(record.get("offset", 0)) + int(record.get("length", 0))
-        if not data.is_file():
-            raise SemkvError("the weights are missing", where=data, fix=f"put it beside {path.name}, or export again")
-        if data.stat().st_size < needed:
-            raise SemkvError(
-                "the weights are truncated",
-                where=data,
-                expected=f"at least {needed} bytes",
-                got=f"{data.stat().st_size} bytes",
-                fix="copy the file again, or export again",
-            )
+    for name, fault in external_faults(model, path.parent):
+        raise SemkvError(fault, where=f"{path}: {name}", fix="keep the files of an export together, or export again")
     return model
 
 
@@ -76,4 +63,4 @@ def open_export(decoder: Path) -> ModelFacts:
                 where=decoder,
                 fix="keep the files of an export together, or export again",
             )
-    return ModelFacts.model_validate_json((decoder.parent / "model.json").read_text(encoding="utf-8"))
+    return ModelFacts.read(decoder.parent / "model.json")

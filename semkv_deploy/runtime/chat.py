@@ -43,7 +43,7 @@ def complete(
     stream: Callable[[str], None] | None = None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Reply:
-    """Appends `ids` to the one row of a session, then generates until a stop, `max_new_tokens` or the end of the row's room.
+    """Appends `ids` to a session of one row, then generates until a stop, `max_new_tokens` or the end of its room.
 
     Args:
         stop_ids: ids that end the text; neither shown nor appended.
