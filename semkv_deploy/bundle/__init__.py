@@ -8,7 +8,6 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 

@@ -9,17 +9,26 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from semkv_deploy.errors import SemkvError, printable
+from semkv_deploy.cli.text import one_line
+from semkv_deploy.errors import SemkvError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 
 def sentence(error: SemkvError | OSError) -> str:
-    """Returns an error as one line; of an error of the system, the file and the reason."""
+    """Returns an error as one line without control characters; of an error of the system, the file and the reason."""
     if isinstance(error, SemkvError) or error.strerror is None:
-        return printable(" ".join(str(error).split()))
-    return printable(f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror)
+        return one_line(str(error))
+    return one_line(f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror)
+
+
+def internal(error: BaseException) -> str:
+    """Returns an error that nobody foresaw as one line, with how to see where it came from."""
+    if isinstance(error, MemoryError):
+        return "out of memory"
+    reason = one_line(str(error)) or "no reason given"
+    return f"internal {type(error).__name__}: {reason[:500]}; run with --debug for the traceback"
 
 
 @contextmanager
@@ -29,7 +38,12 @@ def progress() -> Iterator[Callable[[str, float | None], None]]:
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     console = Console(stderr=True)
-    columns = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), TimeElapsedColumn()]
+    columns = [
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        TimeElapsedColumn(),
+    ]
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         phases: dict[str, Any] = {}
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from semkv_deploy.cli.options import bundle_argument, json_option, target_option
+from semkv_deploy.errors import SemkvError
 
 
 @click.command()
@@ -30,6 +31,20 @@ def inspect(bundle: Path, lint: bool, target: str, as_json: bool) -> None:
         if report(bundle, target=target, as_json=as_json):
             sys.exit(1)
         return
+    if bundle.is_file():
+        raise SemkvError(
+            "a file, not a bundle",
+            where=bundle,
+            expected="a directory written by `semkv-deploy build`",
+            fix=f"add --lint to judge an ONNX file: semkv-deploy inspect --lint {bundle}",
+        )
+    if not (bundle / "bundle.json").exists() and (bundle / "decoder.onnx").is_file():
+        decoder = bundle / "decoder.onnx"
+        raise SemkvError(
+            "an export, not a bundle",
+            where=bundle,
+            fix=f"build it (semkv-deploy build {decoder} --budget 0.5), or lint its graph: inspect --lint {decoder}",
+        )
     from semkv_deploy.bundle import Bundle
     from semkv_deploy.cli.bundle_summary import check_engines, summary
 

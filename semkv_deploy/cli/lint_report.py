@@ -37,7 +37,8 @@ def lint_file(path: Path, target: str, *, plugins: Collection[str] = (), profile
     Raises:
         SemkvError: when the file is missing, not ONNX or contradicts itself, or the target has no rules.
     """
-    from semkv_deploy.lint.onnxruntime import lint_onnxruntime
+    from semkv_deploy.lint.load_check import load_check
+    from semkv_deploy.lint.onnxruntime import lint_files, lint_onnxruntime
     from semkv_deploy.lint.structure import check_structure
     from semkv_deploy.lint.tensorrt.rules import lint_tensorrt
 
@@ -47,7 +48,10 @@ def lint_file(path: Path, target: str, *, plugins: Collection[str] = (), profile
     check_structure(model)
     if target.startswith("tensorrt"):
         return LintedGraph(path, target, lint_tensorrt(model, folder=path.parent, plugins=plugins, profiles=profiles))
-    return LintedGraph(path, target, lint_onnxruntime(model))
+    findings = lint_files(model, path.parent) + lint_onnxruntime(model)
+    if target == "onnxruntime-cpu" and not any(finding.fatal for finding in findings):
+        findings += load_check(path)
+    return LintedGraph(path, target, findings)
 
 
 def lint_bundle(root: Path) -> list[LintedGraph]:

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import importlib
+import io
 import signal
+import sys
 from typing import Any
 
 import click
 
 from semkv_deploy import __version__
-from semkv_deploy.cli.console import sentence
+from semkv_deploy.cli.console import internal, sentence
 from semkv_deploy.errors import SemkvError
 
 COMMANDS = ("export", "build", "generate", "validate", "bench", "evaluate", "plan", "inspect", "doctor")
 """Each is the function of that name in the module of that name, beside this one."""
 
+ALL_OR_NOTHING = ("export", "build")
+"""Commands that leave nothing when they are interrupted; others may have written a report, or text."""
+
 
 class _Commands(click.Group):
-    """Turns a `SemkvError` or `OSError` into one sentence and exit code 1, unless --debug asks for the traceback."""
+    """Turns an error into one sentence and exit code 1, unless --debug asks for the traceback."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted(COMMANDS)
@@ -32,17 +37,31 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         # A terminated build cleans up like an interrupted one.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+        debug = ctx.params.get("debug")
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                # Not every terminal has every character, and not every file name is UTF-8.
+                stream.reconfigure(errors="backslashreplace")
         try:
             return super().invoke(ctx)
         except (SemkvError, OSError) as error:
             # A reader of standard output that is gone (`| head`) is click's to handle.
-            if ctx.params.get("debug") or isinstance(error, BrokenPipeError):
+            if debug or isinstance(error, BrokenPipeError):
                 raise
             click.echo(f"error: {sentence(error)}", err=True)
             ctx.exit(1)
         except KeyboardInterrupt:
-            click.echo("interrupted: nothing was written", err=True)
+            whole = ctx.invoked_subcommand in ALL_OR_NOTHING
+            click.echo("interrupted: nothing was written" if whole else "interrupted", err=True)
             ctx.exit(130)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except BaseException as error:
+            # A Rust library's panic is no Exception.
+            if debug or not (isinstance(error, Exception) or type(error).__name__ == "PanicException"):
+                raise
+            click.echo(f"error: {internal(error)}", err=True)
+            ctx.exit(1)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

@@ -153,8 +153,7 @@ class _MethodName(click.Choice):
 
 
 def _parse_method(method: str, method_option: tuple[str, ...], compress_at: str) -> AnyMethod:
-    import yaml
-
+    from semkv_deploy.cli.yaml_values import parse
     from semkv_deploy.methods import method_from_options
 
     values: dict[str, Any] = {"compress_at": compress_at}
@@ -162,7 +161,7 @@ def _parse_method(method: str, method_option: tuple[str, ...], compress_at: str)
         name, separator, value = option.partition("=")
         if not separator:
             raise SemkvError("not of the form name=value", where="--method-option", got=option)
-        values[name.replace("-", "_")] = yaml.safe_load(value)
+        values[name.replace("-", "_")] = parse(value, f"--method-option {name}")
     return method_from_options(method, values)
 
 

@@ -30,14 +30,14 @@ def load_recipe(path: Path, command: click.Command) -> dict[str, Any]:
             command does not take, or a key that is the caller's to give.
     """
     import click
-    import yaml
+
+    from semkv_deploy.cli.yaml_values import LONGEST, brief, parse
+    from semkv_deploy.runtime.tokens import decoded_text
 
     if not path.is_file():
         raise SemkvError("no such file", where=f"--recipe {path}", expected="a recipe, such as those in recipes/")
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise SemkvError(f"not valid YAML: {str(error).splitlines()[0]}", where=path) from None
+    with path.open("rb") as file:
+        raw = parse(decoded_text(file.read(4 * LONGEST + 1), f"--recipe {path}"), path)
     if not isinstance(raw, dict) or not isinstance(raw.get(FAMILY), str):
         raise SemkvError("not a recipe", where=path, expected="a mapping with family, source, budget, target, …")
     parameters = {_key(parameter): parameter for parameter in command.params if parameter.name != "recipe"}
@@ -50,15 +50,18 @@ def load_recipe(path: Path, command: click.Command) -> dict[str, Any]:
         parameter = parameters.get(str(key))
         if parameter is None or parameter.name is None:
             raise SemkvError(
-                "unknown key", where=path, expected=f"family, {', '.join(sorted({*parameters} - {*CALLERS}))}", got=key
+                "unknown key",
+                where=path,
+                expected=f"family, {', '.join(sorted({*parameters} - {*CALLERS}))}",
+                got=brief(key),
             )
-        if isinstance(value, dict):
+        if isinstance(value, dict) and all(isinstance(text, _KINDS) for text in value.values()):
             value = [f"{name}={text}" for name, text in value.items()]
         several = isinstance(parameter, click.Option) and parameter.multiple
         items = value if isinstance(value, list) else [value]
         if not items or (len(items) > 1 and not several) or not all(isinstance(item, _KINDS) for item in items):
             expected = "one value or a list of them" if several else "one value"
-            raise SemkvError("wrong kind of value", where=f"{path}: {key}", expected=expected, got=value)
+            raise SemkvError("wrong kind of value", where=f"{path}: {key}", expected=expected, got=brief(value))
         values[parameter.name] = items if several else items[0]
     return values
 

@@ -13,6 +13,7 @@ import numpy as np
 from semkv_deploy.budget import BudgetProfile
 from semkv_deploy.bundle.contract import graph_contract, make_contract
 from semkv_deploy.bundle.opened import OpenedBudget
+from semkv_deploy.compiler.limits import check_finite
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.methods.calibration import CalibrationText
 from semkv_deploy.methods.full import Full
@@ -66,6 +67,9 @@ def forward(
     Args:
         decoder: lowered for ONNX Runtime.
         groups: that the decoder has.
+
+    Raises:
+        SemkvError: when a logit is NaN or infinite.
     """
     import onnx
 
@@ -106,7 +110,9 @@ def forward(
             "length": np.full((len(groups), 1), start, np.int64),
         }
         logits.append(engine.run(DECODE, feeds, row=0)["logits"][0].copy())
-    return np.concatenate(logits), engine
+    text = np.concatenate(logits)
+    check_finite(text, decoder.name)
+    return text, engine
 
 
 def calibrate(

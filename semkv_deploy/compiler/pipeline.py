@@ -14,6 +14,7 @@ from semkv_deploy.bundle import Bundle, Manifest, new_directory, slot_bytes, too
 from semkv_deploy.bundle.contract import Contract, GraphContract, Phase, graph_contract
 from semkv_deploy.bundle.own import foreign
 from semkv_deploy.compiler import calibrate
+from semkv_deploy.compiler.limits import check_head_size, check_source_limits
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.export import local_source
 from semkv_deploy.methods.layout import COMPRESS, DECODE
@@ -97,9 +98,11 @@ def build_bundle(
     targets = [target] if isinstance(target, str) else list(dict.fromkeys(target))
     options = tensorrt or TensorRTOptions()
     check_targets(targets, options)
+    check_source_limits(source)
     sources = [Path(source).parent] if Path(source).suffix == ".onnx" else local_source(source)
     with new_directory(out, force=force, foreign=foreign, sources=sources) as root:
         model = take_source(source, root, family, progress)
+        check_head_size(model.head_dim, source)
         context = choose_context(max_context, model.max_position)
         method = method.resolve(model)
         shares = cache_groups(groups, model)

@@ -72,6 +72,7 @@ def export_checkpoint(source: str, out: Path, progress: Progress = lambda what, 
     progress("loading the checkpoint", None)
 
     from semkv_deploy.export.checkpoint import load_checkpoint
+    from semkv_deploy.export.completeness import check_vocabulary
     from semkv_deploy.export.config import model_facts
     from semkv_deploy.export.decoder import export_decoder
     from semkv_deploy.export.delimiters import find_delimiters
@@ -79,6 +80,7 @@ def export_checkpoint(source: str, out: Path, progress: Progress = lambda what, 
 
     checkpoint = load_checkpoint(source)
     facts = model_facts(checkpoint.model, checkpoint.tokenizer, checkpoint.name)
+    check_vocabulary(source, checkpoint.tokenizer, facts.vocab_size, facts.eos_token_ids)
     progress("tracing the decoder", None)
     graph = export_decoder(checkpoint.model)
     progress("writing the decoder", None)

@@ -176,7 +176,8 @@ def probe(model: PreTrainedModel, token: int = 1, position: int = 0) -> Probe:
     A lone token attends to itself only, so no layer's key depends on the position other than through its rotation.
 
     Raises:
-        SemkvError: when the architecture is not supported, or when layers differ in heads or head size.
+        SemkvError: when the architecture is not supported, when layers differ in heads or head size, or when the model
+            carries more from token to token than keys and values.
     """
     layers: dict[int, LayerSpec] = {}
     keys: dict[int, Tensor] = {}
@@ -204,4 +205,7 @@ def probe(model: PreTrainedModel, token: int = 1, position: int = 0) -> Probe:
         raise unsupported(model, f"{len(layers)} of its {expected} layers attend")
     if len(shapes := {(spec.query_heads, spec.kv_heads, spec.head_dim) for spec in layers.values()}) > 1:
         raise unsupported(model, f"layers differ in (query heads, KV heads, head size): {sorted(shapes)}")
+    from semkv_deploy.export.state import check_state
+
+    check_state(model)
     return Probe(tuple(layers[i] for i in range(expected)), tuple(keys[i] for i in range(expected)))

@@ -17,6 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils import logging as transformers_logging
 
 from semkv_deploy.errors import SemkvError
+from semkv_deploy.export import gguf
+from semkv_deploy.export.completeness import check_index, check_loading, check_plain_weights
 from semkv_deploy.model.tokenizer import NO_CODE, cannot_load, check_tokenizer_config, no_hub
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -33,10 +35,11 @@ class Checkpoint:
 
 
 def load_checkpoint(source: str) -> Checkpoint:
-    """Loads `source`; GGUF weights are dequantised to float32.
+    """Loads `source`; GGUF weights are dequantised to float32. No code of the checkpoint's is run.
 
     Raises:
-        SemkvError: when the path does not exist, is no checkpoint, is damaged, or when a hub id cannot be fetched.
+        SemkvError: when the path does not exist, is no checkpoint, is damaged or incomplete, or when a hub id cannot
+            be fetched.
     """
     path = Path(source).expanduser()
     if path.is_dir():
@@ -84,8 +87,20 @@ def _hub_options(repo: str) -> dict[str, Any]:
 
 
 def _checked_directory(path: Path) -> Path:
+    if (path / "adapter_config.json").is_file():
+        raise SemkvError(
+            "the directory is an adapter (LoRA), which needs its base model",
+            where=path,
+            expected="a whole model",
+            fix="merge it into its base first: PeftModel.merge_and_unload(), then save_pretrained",
+        )
     if (path / "config.json").is_file():
+        check_index(path)
         return path
+    if (path / "decoder.onnx").is_file():
+        raise SemkvError("the directory is an export", where=path, fix=f"give {path / 'decoder.onnx'}")
+    if (path / "bundle.json").is_file():
+        raise SemkvError("the directory is a bundle already built", where=path, fix="give what it was built from")
     ggufs = sorted(file.name for file in path.glob("*.gguf"))
     if ggufs:
         raise SemkvError(
@@ -114,8 +129,74 @@ def _checked_gguf(path: Path) -> Path:
 
 
 def _load_gguf(path: Path) -> Checkpoint:
-    with _read_gguf_once():
-        return _load(str(path), path.name, str(path.parent), gguf_file=path.name, local_files_only=True)
+    header = gguf.read_header(path)
+    gguf.check_parts(path, header)
+    with _read_gguf_once(), _named_tensors() as names:
+        checkpoint = _load(str(path), path.name, str(path.parent), gguf_file=path.name, local_files_only=True)
+        _check_gguf_tensors(path, header, names)
+    model: Any = checkpoint.model
+    _apply_rope_factors(path, header, model)
+    if header.end_token_ids and model.generation_config is not None:
+        # transformers reads one end token; turns of a chat end with another.
+        model.generation_config.eos_token_id = list(header.end_token_ids)
+    return checkpoint
+
+
+@contextmanager
+def _named_tensors() -> Iterator[set[str]]:
+    """Collects the GGUF names that transformers has a place for while it loads; none: it did not say."""
+    reader: Any = importlib.import_module("transformers.modeling_gguf_pytorch_utils")
+    original, names = getattr(reader, "get_gguf_hf_weights_map", None), set[str]()
+    if original is None:
+        yield names
+        return
+
+    def noting(*arguments: Any, **options: Any) -> Any:
+        found = original(*arguments, **options)
+        names.update(found)
+        return found
+
+    try:
+        reader.get_gguf_hf_weights_map = noting
+        yield names
+    finally:
+        reader.get_gguf_hf_weights_map = original
+
+
+def _check_gguf_tensors(path: Path, header: gguf.GgufHeader, names: set[str]) -> None:
+    """Refuses a file with tensors that were passed over (mixtures of experts, which are renamed, are not judged)."""
+    if not names or any("_exps" in tensor.name for tensor in header.tensors):
+        return
+    left = sorted(tensor.name for tensor in header.tensors if tensor.name not in names | {gguf.ROPE_FACTORS})
+    if left:
+        more = f" and {len(left) - 3} more" if len(left) > 3 else ""
+        raise SemkvError(
+            "the file has tensors that the model has no place for",
+            where=path,
+            got=", ".join(left[:3]) + more,
+            fix="give the original checkpoint: its architecture is not read whole from a GGUF",
+        )
+
+
+def _apply_rope_factors(path: Path, header: gguf.GgufHeader, model: PreTrainedModel) -> None:
+    """Divides the rotary frequencies by the file's factors, which transformers passes over."""
+    entry = next((tensor for tensor in header.tensors if tensor.name == gguf.ROPE_FACTORS), None)
+    if entry is None:
+        return
+    with path.open("rb") as file:
+        file.seek(header.data_start + entry.offset)
+        raw = file.read(entry.size)
+    modules: list[Any] = list(model.modules())
+    tables = [module for module in modules if isinstance(getattr(module, "inv_freq", None), torch.Tensor)]
+    if entry.kind != 0 or any(len(table.inv_freq) * 4 != entry.size for table in tables):
+        raise SemkvError(
+            "its rotary factors do not fit the model", where=path, got=f"{gguf.ROPE_FACTORS} {list(entry.dims)}"
+        )
+    factors = torch.frombuffer(bytearray(raw), dtype=torch.float32)
+    for table in tables:
+        for name in ("inv_freq", "original_inv_freq"):
+            if isinstance(getattr(table, name, None), torch.Tensor):
+                setattr(table, name, getattr(table, name) / factors)
 
 
 @contextmanager
@@ -136,12 +217,20 @@ def _read_gguf_once() -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No progress bars of transformers' while ours is on."""
-    shown = transformers_logging.is_progress_bar_enabled()
+    """No progress bars and load reports of transformers' while ours is on; what they would say is checked."""
+    shown, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
+    reader: Any = importlib.import_module("transformers.modeling_gguf_pytorch_utils")
+    bar = getattr(reader, "tqdm", None)
     transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
     try:
+        if bar is not None:
+            reader.tqdm = lambda items, **_: items
         yield
     finally:
+        if bar is not None:
+            reader.tqdm = bar
+        transformers_logging.set_verbosity(level)
         if shown:
             transformers_logging.enable_progress_bar()
 
@@ -151,9 +240,22 @@ def _load(source: str, name: str, location: str, **options: Any) -> Checkpoint:
         try:
             with no_hub() if options.get("local_files_only") else nullcontext():
                 tokenizer = AutoTokenizer.from_pretrained(location, **NO_CODE, **options)
-                model = AutoModelForCausalLM.from_pretrained(location, dtype=torch.float32, **NO_CODE, **options)
+                loaded: Any = AutoModelForCausalLM.from_pretrained(
+                    location,
+                    dtype=torch.float32,
+                    output_loading_info=True,
+                    ignore_mismatched_sizes=True,
+                    **NO_CODE,
+                    **options,
+                )
         except SemkvError:
             raise
-        except Exception as error:
+        except BaseException as error:
+            # A Rust library's panic is no Exception.
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
             raise cannot_load("the checkpoint", source, error) from error
+    model, info = loaded
+    check_loading(source, model, info)
+    check_plain_weights(source, model)
     return Checkpoint(model.eval().requires_grad_(False), tokenizer, name)

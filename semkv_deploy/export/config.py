@@ -14,6 +14,8 @@ import semkv_deploy
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.export.attention import Probe, nexus_attention, probe, unsupported
 from semkv_deploy.model.config import ModelFacts, Rotary
+from semkv_deploy.model.template import ChatTemplate
+from semkv_deploy.model.turns import Turns
 
 
 def model_facts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str) -> ModelFacts:
@@ -64,16 +66,23 @@ def _max_position(config: PreTrainedConfig) -> int:
 
 
 def _eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Tokens that end generation, from the generation settings, the model's and the tokenizer's."""
-    ids: set[int] = set()
+    """Tokens that end generation: of the generation settings, the model, the tokenizer and the chat template."""
+    ids = set(_turn_end_ids(tokenizer))
     generation = getattr(model, "generation_config", None)
     sources = (generation, model.config.get_text_config(), tokenizer)
     for given in (getattr(source, "eos_token_id", None) for source in sources):
-        if isinstance(given, Sequence):
-            ids.update(int(token) for token in given)
-        elif given is not None:
-            ids.add(int(given))
+        listed = given if isinstance(given, Sequence) else [given]
+        ids.update(int(token) for token in listed if isinstance(token, int) and token >= 0)
     return tuple(sorted(ids))
+
+
+def _turn_end_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """With which tokens the chat template ends a reply; none when it has a mistake, which a chat then reports."""
+    try:
+        template = ChatTemplate.of(tokenizer)
+        return Turns(template).end_ids(tokenizer) if template is not None else ()
+    except SemkvError:
+        return ()
 
 
 def _rotary(model: PreTrainedModel, at_zero: Probe, position: int = 11) -> Rotary | None:

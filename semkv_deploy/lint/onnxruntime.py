@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import onnx
 
+from semkv_deploy.graph.external_data import external_faults
 from semkv_deploy.ops import DOMAIN
 
 Verdict = Literal["blocked", "wrong", "slow", "unverified"]
 """`blocked`: the target refuses it. `wrong`: it is accepted and ignored, so that answers are wrong without a word.
 `slow`: it works, with copies or without a fused kernel. `unverified`: it cannot be judged from the ONNX alone."""
+
+HEAD_SIZE_MULTIPLE = 8
+"""Of `GroupQueryAttention`'s kernels: other head sizes are refused when the first token is run."""
 
 FATAL = ("wrong", "blocked")
 
@@ -38,6 +43,7 @@ class Finding:
 def lint_onnxruntime(model: onnx.ModelProto) -> list[Finding]:
     """Findings for `onnxruntime-*` in a lowered decoder, or in a compressor, whose function bodies are meant to run."""
     findings = []
+    shapes = _static_shapes(model.graph)
     functions = {function.name for function in model.functions} - {"NexusAttention"}
 
     def found(node: onnx.NodeProto, what: str, fix: str, verdict: Verdict, rule: str) -> None:
@@ -55,11 +61,29 @@ def lint_onnxruntime(model: onnx.ModelProto) -> list[Finding]:
         if not causal and window > 0:
             fix = "use the portable graph for this model"
             found(node, "a window is ignored where causal = 0", fix, "wrong", "window_without_causality")
+        size = next((shapes[name][-1] for name in node.input[3:5] if shapes.get(name)), None)
+        if size is not None and size % HEAD_SIZE_MULTIPLE:
+            what = f"a head size of {size} is refused at run time: it must be a multiple of {HEAD_SIZE_MULTIPLE}"
+            found(node, what, "use the portable graph for this model", "blocked", "head_size")
         if len(node.input) < 17 or not node.input[16]:
             what = "without query_seqlens several rows with a past are refused when batch > 1"
             fix = "connect query_seqlens, or prefill rows one by one"
             found(node, what, fix, "unverified", "rows_with_past")
     return findings
+
+
+def lint_files(model: onnx.ModelProto, folder: Path) -> list[Finding]:
+    """Findings about weights in other files, which hold for every target."""
+    fix = "keep the model and its data together, or export again"
+    return [Finding(name, fault, fix, "blocked", "external_data") for name, fault in external_faults(model, folder)]
+
+
+def _static_shapes(graph: onnx.GraphProto) -> dict[str, list[int | None]]:
+    """Shapes of the graph's inputs, dimensions that are not static None."""
+    return {
+        value.name: [dim.dim_value if dim.HasField("dim_value") else None for dim in value.type.tensor_type.shape.dim]
+        for value in graph.input
+    }
 
 
 def node_name(node: onnx.NodeProto) -> str:

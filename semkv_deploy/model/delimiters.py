@@ -58,7 +58,7 @@ class Delimiters:
             for name in ("token_ids", "special_token_ids"):
                 fields[name] = tuple(int(token) for token in fields[name])
             return cls(**fields)
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
             raise SemkvError("not a delimiter file", where=path, got=error, fix="export the model again") from error
 
     def table(self, vocab_size: int) -> NDArray[np.bool_]:

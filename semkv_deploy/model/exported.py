@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.graph.external import external_tensors, is_inside, open_regular
+from semkv_deploy.graph.external_data import external_faults
 from semkv_deploy.model.config import ModelFacts
 from semkv_deploy.ops import DOMAIN
 
@@ -73,8 +74,8 @@ def load_portable(path: Path) -> onnx.ModelProto:
     """A portable decoder graph without its weights, checked to be one.
 
     Raises:
-        SemkvError: when the file is missing, not ONNX, has no `semkv` operators, or its weights are missing or
-            truncated.
+        SemkvError: when the file is missing, not ONNX, has no `semkv` operators, or its weights are missing,
+            truncated or elsewhere.
     """
     import onnx
     from google.protobuf.message import DecodeError
@@ -117,6 +118,8 @@ def load_portable(path: Path) -> onnx.ModelProto:
                 got=f"{data.stat().st_size} bytes",
                 fix="copy the file again, or export again",
             )
+    for name, fault in external_faults(model, path.parent):
+        raise SemkvError(fault, where=f"{path}: {name}", fix="keep the files of an export together, or export again")
     return model
 
 

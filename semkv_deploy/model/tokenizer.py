@@ -75,7 +75,7 @@ def check_tokenizer_config(folder: Path) -> None:
             raise SemkvError("names a file outside its folder", where=f"{path}: {key}", got=repr(value))
 
 
-def cannot_load(what: str, where: object, error: Exception) -> SemkvError:
+def cannot_load(what: str, where: object, error: BaseException) -> SemkvError:
     """One sentence for whatever transformers raised while it loaded something."""
     reason = " ".join(str(error).split())
     if "trust_remote_code" in reason:

@@ -2,60 +2,162 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from semkv_deploy.errors import SemkvError
-from semkv_deploy.runtime.tokens import TextStream
+from semkv_deploy.model.template import ChatTemplate, Message
+from semkv_deploy.model.turns import Turns, encode_following
+from semkv_deploy.runtime.sampling import Sampler
+from semkv_deploy.runtime.tokens import StopFilter, TextStream, check_ids
 
 if TYPE_CHECKING:
-    from semkv_deploy.runtime.sampling import Sampler
     from semkv_deploy.runtime.session import Session
 
 
+@dataclass(frozen=True)
+class Reply:
+    """A generated text.
+
+    Attributes:
+        text: without what stopped it.
+        cached: the text of the tokens that the cache holds: `text`, or less, or with the beginning of a stop text.
+        cancelled: whether it was broken off by the caller.
+    """
+
+    text: str
+    cached: str
+    cancelled: bool = False
+
+
+def complete(
+    session: Session,
+    tokenizer: Any,
+    ids: Sequence[int],
+    *,
+    max_new_tokens: int,
+    stop_ids: Iterable[int] = (),
+    stop: Sequence[str] = (),
+    sampler: Sampler | None = None,
+    stream: Callable[[str], None] | None = None,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> Reply:
+    """Appends `ids` to a session of one row, then generates until a stop, `max_new_tokens` or the end of its room.
+
+    Args:
+        stop_ids: ids that end the text; neither shown nor appended.
+        stop: texts that end it; not shown. One that is a single special token is an id.
+        stream: called with pieces of the text as they become certain, whole characters all.
+        cancelled: asked after each token.
+    """
+    sampler = sampler or Sampler()
+    ends = {*stop_ids, *_special_ids(tokenizer, stop)}
+    pieces, shown = TextStream(tokenizer), StopFilter(stop)
+    text: list[str] = []
+
+    def show(piece: str) -> None:
+        text.append(piece)
+        if stream and piece:
+            stream(piece)
+
+    logits = session.prefill(list(ids))
+    # Characters decoded, and of those the characters of tokens that the cache holds.
+    decoded, appended, broken_off = "", 0, False
+    for _ in range(max_new_tokens):
+        if broken_off := cancelled():
+            break
+        token = int(sampler(logits)[0])
+        if token in ends or not session.has_room():
+            break
+        piece = pieces.push(token)
+        show(shown.push(piece))
+        decoded += piece
+        if shown.stopped:
+            break
+        logits = session.step([token])
+        appended = len(decoded)
+    rest = pieces.flush()
+    show(shown.push(rest) + shown.flush())
+    if not shown.stopped:
+        appended = len(decoded) + len(rest)
+    return Reply("".join(text), (decoded + rest)[:appended], broken_off)
+
+
+def _special_ids(tokenizer: Any, stop: Sequence[str]) -> set[int]:
+    """Ids of stop texts that are special tokens, which decoded text does not show."""
+    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    encoded = [tokenizer.encode(text, add_special_tokens=False) for text in stop]
+    return {ids[0] for ids in encoded if len(ids) == 1 and ids[0] in special}
+
+
 class Chat:
-    """Feeds a session only what is new: the chat template's text since the last reply, then the reply as generated.
+    """Feeds a session only what is new: what the chat template writes between one reply and the next.
+
+    Replies stay in the cache as they were generated, whatever the template makes of old ones.
 
     Args:
         session: with one row, at the start of a conversation.
         tokenizer: with a chat template.
-        stop_ids: ids that end a reply.
+        stop_ids: ids that end a reply; those with which the template ends one are added.
         system: system message; None: the template's own.
+        stop: texts that end a reply.
+        vocab_size: width of the logits; ids beyond are refused. None: not checked.
     """
 
-    def __init__(self, session: Session, tokenizer: Any, stop_ids: Sequence[int], system: str | None = None) -> None:
-        if not tokenizer.chat_template:
+    def __init__(
+        self,
+        session: Session,
+        tokenizer: Any,
+        stop_ids: Sequence[int],
+        system: str | None = None,
+        *,
+        stop: Sequence[str] = (),
+        vocab_size: int | None = None,
+    ) -> None:
+        template = ChatTemplate.of(tokenizer)
+        if template is None:
             raise SemkvError(
                 "the tokenizer has no chat template",
                 where="chat",
                 fix="give --prompt with --raw to complete text, or a bundle of a chat model",
             )
-        self.session, self._tokenizer, self._stop_ids = session, tokenizer, stop_ids
-        self.messages: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
-        self._fed = ""
-        """Text of the conversation that the cache already holds."""
+        self.session, self._tokenizer, self._vocab_size, self._stop = session, tokenizer, vocab_size, tuple(stop)
+        self._turns = Turns(template)
+        self._stop_ids = (*stop_ids, *self._turns.end_ids(tokenizer))
+        self.messages: list[Message] = [{"role": "system", "content": system}] if system else []
+        self._last: Reply | None = None
+        self._asked = ""
 
     def user_tokens(self, text: str) -> list[int]:
-        """Ids to append for the next user message: what the template adds to the text the cache holds."""
-        self.messages.append({"role": "user", "content": text})
-        rendered = self._tokenizer.apply_chat_template(self.messages, tokenize=False, add_generation_prompt=True)
-        if not rendered.startswith(self._fed):
-            raise SemkvError(
-                "the chat template rewrites earlier turns, so the cache cannot be continued",
-                where="chat",
-                expected="a template whose text only grows",
-            )
-        new = rendered[len(self._fed) :]
-        self._fed = rendered
-        return self._tokenizer.encode(new, add_special_tokens=False)
+        """Ids to append for the user's next message, which `add_reply` records with its reply.
 
-    def add_reply(self, tokens: list[int]) -> str:
-        """Records a reply whose ids are in the cache and ends the turn; returns its text."""
-        reply = self._tokenizer.decode(tokens, skip_special_tokens=True)
-        self.messages.append({"role": "assistant", "content": reply})
-        self._fed += reply
+        Raises:
+            SemkvError: when the template fails or refuses, or the text has tokens that the model has not.
+        """
+        message: Message = {"role": "user", "content": text}
+        if self._last is None:
+            new = self._turns.opening([*self.messages, message])
+            ids = self._tokenizer.encode(new, add_special_tokens=False)
+        else:
+            new = self._turns.following(self.messages[:-1], text)
+            ids = encode_following(self._tokenizer, _after(self._last, new))
+        self._asked = text
+        return check_ids(self._tokenizer, ids, self._vocab_size)
+
+    def add_reply(self, reply: Reply | Sequence[int]) -> str:
+        """Records the reply to the message asked last and ends the turn; returns its text.
+
+        Args:
+            reply: or its ids, all of them in the cache.
+        """
+        if not isinstance(reply, Reply):
+            text = self._tokenizer.decode(list(reply), skip_special_tokens=True)
+            reply = Reply(text, text)
+        self.messages += [{"role": "user", "content": self._asked}, {"role": "assistant", "content": reply.text}]
+        self._last = reply
         self.session.end_turn()
-        return reply
+        return reply.text
 
     def say(
         self,
@@ -64,23 +166,31 @@ class Chat:
         max_new_tokens: int,
         sampler: Sampler | None = None,
         stream: Callable[[str], None] | None = None,
-    ) -> str:
-        """One turn: the user's message in, the reply out.
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> Reply:
+        """One turn: the user's message in, the reply out. A message that is refused leaves no trace.
 
         Args:
-            stream: called with pieces of the reply as they become certain.
+            stream, cancelled: as for `complete`.
         """
-        shown = TextStream(self._tokenizer)
-
-        def show(row: int, token: int) -> None:
-            if stream:
-                stream(shown.push(token))
-
-        (reply,) = self.session.generate(
+        reply = complete(
+            self.session,
+            self._tokenizer,
             self.user_tokens(text),
             max_new_tokens=max_new_tokens,
-            sampler=sampler,
             stop_ids=self._stop_ids,
-            callback=show,
+            stop=self._stop,
+            sampler=sampler,
+            stream=stream,
+            cancelled=cancelled,
         )
-        return self.add_reply(reply)
+        self.add_reply(reply)
+        return reply
+
+
+def _after(reply: Reply, new: str) -> str:
+    """The template's text after a reply, less what the cache holds of it already, with what the cache lacks of it."""
+    if reply.cached.startswith(reply.text):
+        begun = reply.cached[len(reply.text) :]
+        return new[len(begun) :] if new.startswith(begun) else new
+    return reply.text[len(reply.cached) :] + new

@@ -284,6 +284,10 @@ class Session:
                 got=bad,
             )
 
+    def has_room(self, row: int = 0) -> bool:
+        """Whether a row takes one more token."""
+        return self._refusal(row, 1) is None
+
     def _check_append(self, row: int, count: int) -> None:
         refusal = self._refusal(row, count)
         if refusal is not None:

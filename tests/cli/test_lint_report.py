@@ -281,3 +281,36 @@ def test_bundle_for_tensorrt_has_its_rules(tiny_export: Path, tmp_path: Path):
     assert not [finding for graph in linted for finding in graph.findings]
     alone = lint_file(linted[0].path, "tensorrt-rtx")
     assert {finding.rule for finding in alone.findings} == {"dynamic_input"}
+
+
+@pytest.mark.parametrize("target", ["onnxruntime-cpu", "onnxruntime-cuda", "tensorrt-rtx"])
+def test_file_rules_hold_for_every_target(target: str, tmp_path: Path):
+    (tmp_path / "model.onnx").write_bytes(with_external(location="../up.data").SerializeToString())
+    found = [finding for finding in lint_file(tmp_path / "model.onnx", target).findings if finding.fatal]
+    assert [finding.rule for finding in found] == ["external_data"]
+
+
+def of_nodes(text: str) -> onnx.ModelProto:
+    return onnx.parser.parse_model(
+        f'<ir_version: 10, opset_import: ["": 21]> g (float[2] x) => (float[2] y) {{ {text} }}'
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("y = NoSuchOperator (x)", "NoSuchOperator"),
+        ("y = Relu (x, x)", "Relu"),
+        ("y = Cast <to = 7> (x)", "Type Error"),
+    ],
+)
+def test_what_onnx_runtime_refuses_is_refused(text: str, words: str, tmp_path: Path):
+    (tmp_path / "model.onnx").write_bytes(of_nodes(text).SerializeToString())
+    (finding,) = lint_file(tmp_path / "model.onnx", "onnxruntime-cpu").findings
+    assert finding.fatal and finding.rule == "load" and words in finding.what
+    assert str(tmp_path) not in finding.what
+
+
+def test_what_onnx_runtime_takes_passes(tmp_path: Path):
+    (tmp_path / "model.onnx").write_bytes(of_nodes("y = Relu (x)").SerializeToString())
+    assert lint_file(tmp_path / "model.onnx", "onnxruntime-cpu").findings == []

@@ -229,4 +229,17 @@ def test_lint_finds_an_operator_that_was_not_lowered():
 def test_lint_finds_a_window_that_would_be_ignored():
     node = "y = com.microsoft.GroupQueryAttention <causal: int = 0, local_window_size: int = 4> (q, q, q, k, k, n, t)"
     fatal = [finding for finding in lint_onnxruntime(_model(node)) if finding.fatal]
-    assert len(fatal) == 1 and "window is ignored" in fatal[0].what
+    (found,) = (finding for finding in fatal if finding.rule == "window_without_causality")
+    assert "window is ignored" in found.what
+
+
+def test_lint_finds_a_head_size_without_a_kernel():
+    """The cache's heads have four values; the rule's neighbour has eight."""
+    node = "y = com.microsoft.GroupQueryAttention (q, q, q, k, k, n, t)"
+    model = _model(node)
+    (found,) = (finding for finding in lint_onnxruntime(model) if finding.rule == "head_size")
+    assert found.fatal and "a head size of 4" in found.what
+    for value in model.graph.input:
+        if value.name == "k":
+            value.type.tensor_type.shape.dim[3].dim_value = 8
+    assert not any(finding.rule == "head_size" for finding in lint_onnxruntime(model))

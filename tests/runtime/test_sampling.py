@@ -26,7 +26,36 @@ def test_draws_follow_the_distribution_and_the_seed():
     np.testing.assert_allclose(np.bincount(draws, minlength=4) / 2000, np.exp(LOGITS[0]), atol=0.04)
 
 
-@pytest.mark.parametrize("arguments", [{"temperature": -1.0}, {"top_p": 0.0}, {"top_p": 1.5}])
+def test_top_k_draws_from_the_likeliest():
+    sampler = Sampler(temperature=5.0, top_k=2)
+    assert {int(sampler(LOGITS)[0]) for _ in range(300)} == {0, 1}
+    assert {int(Sampler(temperature=5.0, top_k=99)(LOGITS)[0])} <= {0, 1, 2, 3}
+
+
+def test_top_p_is_of_what_top_k_left():
+    """Of 0.5 and 0.3 the first is 0.625."""
+    sampler = Sampler(temperature=1.0, top_p=0.6, top_k=2)
+    assert {int(sampler(LOGITS)[0]) for _ in range(200)} == {0}
+
+
+def test_a_temperature_near_zero_is_greedy():
+    assert {int(Sampler(temperature=5e-324, seed=seed)(LOGITS)[0]) for seed in range(20)} == {0}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"temperature": -1.0},
+        {"temperature": float("nan")},
+        {"temperature": float("inf")},
+        {"top_p": 0.0},
+        {"top_p": 1.5},
+        {"top_p": float("nan")},
+        {"top_k": -1},
+        {"seed": -1},
+        {"seed": 1 << 64},
+    ],
+)
 def test_out_of_range(arguments: dict[str, float]):
     with pytest.raises(SemkvError, match="out of range"):
         Sampler(**arguments)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
 
 import onnx
 
+from semkv_deploy.graph.external_data import external_faults
 from semkv_deploy.lint.onnxruntime import Finding
 from semkv_deploy.lint.tensorrt.view import Rule, View
 
@@ -14,8 +14,6 @@ OLDEST_OPSET = 7
 """Older ones are taken with a warning. Newer ones (tried up to 40) and any IR version (up to 20) are taken."""
 
 BOUND = ("FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE", "INT8", "INT4", "INT32", "INT64", "UINT8", "BOOL", "FLOAT8E4M3FN")
-BYTES = {4: 2, 5: 2, 1: 4, 6: 4, 7: 8, 10: 2, 11: 8, 16: 2}
-"""Bytes an element, by type, where not 1; packed types are not checked."""
 
 
 def old_opset(view: View) -> Iterator[Finding]:
@@ -59,47 +57,8 @@ def double_input(view: View) -> Iterator[Finding]:
 
 def external_data(view: View) -> Iterator[Finding]:
     """Weights in other files: relative, not above the model, there, long enough and as long as their type and shape."""
-    reported = set()
-    for tensor in view.model.graph.initializer:
-        if tensor.data_location != onnx.TensorProto.EXTERNAL:
-            continue
-        record = {entry.key: entry.value for entry in tensor.external_data}
-        fault = _fault(record, tensor, view.folder)
-        if fault is not None and (key := (record.get("location"), fault)) not in reported:
-            reported.add(key)
-            yield Finding(tensor.name, fault, "keep the model and its data together, or export again", "blocked")
-
-
-def _fault(record: dict[str, str], tensor: onnx.TensorProto, folder: Path | None) -> str | None:
-    location = record.get("location", "")
-    if not location:
-        return "external data without a location"
-    if PurePosixPath(location).is_absolute():
-        return f"external data at an absolute path ({location}) is refused"
-    depth = 0
-    for part in PurePosixPath(location).parts:
-        depth += -1 if part == ".." else 1
-        if depth < 0:
-            return f"external data above the model's folder ({location}) is refused"
-    size = BYTES.get(tensor.data_type, 1)
-    for dim in tensor.dims:
-        size *= dim
-    for key in ("offset", "length"):
-        given = record.get(key) or "0"
-        if not (given.isascii() and given.isdigit()):
-            return f"external data with {key} {given!r}, which is no number of bytes"
-    offset, length = int(record.get("offset") or 0), int(record.get("length") or size)
-    packed = tensor.data_type in (onnx.TensorProto.INT4, onnx.TensorProto.UINT4, onnx.TensorProto.FLOAT4E2M1)
-    if not packed and length != size:
-        return f"external data of {length} bytes for a tensor of {size}"
-    if folder is None:
-        return None
-    path = folder / location
-    if not path.is_file():
-        return f"external data is missing: {location}"
-    if path.stat().st_size < offset + length:
-        return f"external data is truncated: {location} has {path.stat().st_size} bytes, {offset + length} are needed"
-    return None
+    for name, fault in external_faults(view.model, view.folder):
+        yield Finding(name, fault, "keep the model and its data together, or export again", "blocked")
 
 
 RULES: list[Rule] = [old_opset, dynamic_input, input_type, double_input, external_data]
