@@ -18,9 +18,10 @@ from semkv_deploy.bundle import Bundle, TensorRTRecord
 from semkv_deploy.compiler.calibrate import calibration_text
 from semkv_deploy.compiler.pipeline import build_bundle
 from semkv_deploy.methods import SemantiCache
+from semkv_deploy.runtime.session import Session
 from semkv_deploy.runtime.tokens import load_tokenizer
 from semkv_deploy.targets.tensorrt.build import TensorRTOptions
-from semkv_deploy.validate.checks import Graphs, open_session
+from semkv_deploy.validate.checks import Graphs
 from semkv_deploy.validate.reference import ReferenceEngine
 from semkv_deploy.validate.weights import in_float32
 
@@ -50,11 +51,12 @@ def test_engines_at_full_depth(smollm2_export: Path, tmp_path: Path):
     assert isinstance(record, TensorRTRecord) and record.compute_capabilities == [86, 89, 120]
     assert [budget.contract.capacity for budget in record.budgets] == [1664, 4096]
     engines = [engine for budget in record.budgets for engine in budget.engines]
-    assert [engine.phase for engine in engines] == ["decoder", "compressor"] * 2
-    for engine in engines:
-        assert engine.plan is not None and (bundle.root / engine.plan).stat().st_size == engine.bytes
+    graphs = [graph for budget in record.budgets for graph in budget.contract.graphs]
+    assert [graph.phase for graph in graphs] == ["decoder", "compressor"] * 2
+    for engine, graph in zip(engines, graphs, strict=True):
+        assert graph.plan is not None and (bundle.root / graph.plan).stat().st_size == engine.bytes
         # Both caches of 30 layers appended in place, 30 layers of attention, and nothing of either kind besides.
-        promised = {"KV_CACHE_UPDATE": 60, "ATTENTION_INPUT": 30} if engine.phase == "decoder" else {}
+        promised = {"KV_CACHE_UPDATE": 60, "ATTENTION_INPUT": 30} if graph.phase == "decoder" else {}
         assert engine.layers == promised
     assert seconds <= 180
     assert 1 << 30 < most <= 6 << 30
@@ -81,17 +83,17 @@ def test_lowered_graphs_agree_with_pytorch_over_three_turns(lowered: Bundle, smo
     """
     import torch
 
-    record, facts, profile = lowered.target("tensorrt-rtx"), lowered.manifest.model, lowered.profile(0.5)
-    assert isinstance(record, TensorRTRecord)
-    decoder, compressor = (in_float32(lowered.root / engine.onnx, tmp_path) for engine in record.budgets[0].engines)
-    ours = open_session(lowered, profile, Graphs(decoder, compressor, in_place=True), batch=1)
-    theirs = open_session(lowered, profile, Graphs(decoder, compressor, in_place=True), batch=1)
+    built = lowered.built("tensorrt-rtx", 0.5)
+    files = {graph.name: in_float32(lowered.root / graph.onnx, tmp_path) for graph in built.contract.graphs}
+    graphs = Graphs(built, in_place=True).with_files(files, "float32")
+    ours = Session(graphs.open(1))
     rounded = copy.deepcopy(smollm2_model)
     for parameter in rounded.parameters():
         if parameter.ndim > 1:
             parameter.data = parameter.data.to(torch.float16).float()
-    method = lowered.manifest.method
-    theirs.engine = ReferenceEngine(rounded, facts=facts, method=method, batch=1, capacity=profile.capacity)
+    manifest = lowered.manifest
+    reference = ReferenceEngine(graphs.opened, rounded, facts=manifest.model, method=manifest.method, batch=1)
+    theirs = Session(reference)
     tokens = load_tokenizer(lowered.root).encode(calibration_text())
     for turn in range(3):
         prompt = tokens[turn * 70 : (turn + 1) * 70]
@@ -102,12 +104,11 @@ def test_lowered_graphs_agree_with_pytorch_over_three_turns(lowered: Bundle, smo
             assert logits.argmax(-1) == token
             logits, expected = ours.step(token), theirs.step(token)
         np.testing.assert_array_equal(ours.length, theirs.length)
-        np.testing.assert_array_equal(ours.slot_position, theirs.slot_position)
-        for layer, buffers in enumerate(ours.engine.layers):
+        for layer in range(len(ours.length)):
+            np.testing.assert_array_equal(ours.slot_position[layer], theirs.slot_position[layer])
             live = int(ours.length[layer, 0])
-            kept = (array[:, :, :live] for array in (buffers.key, buffers.value, buffers.bias))
-            reference = (array[:, :, :live] for array in theirs.engine.layer(layer))
-            for got, wanted, limit in zip(kept, reference, (2e-3, 2e-3, 1e-4), strict=True):
+            for name, limit in (("key", 2e-3), ("value", 2e-3), ("slot_bias", 1e-4)):
+                got, wanted = (each.engine.read(name, layer)[:, :, :live] for each in (ours, theirs))
                 assert got.shape == wanted.shape and np.abs(got - wanted).max() <= limit, f"layer {layer}"
     assert ours.stats.runs == theirs.stats.runs >= 3
     assert ours.stats.levels == theirs.stats.levels and ours.stats.evicted == theirs.stats.evicted

@@ -1,5 +1,5 @@
-"""A host of a TensorRT bundle written from bundle.json alone, as one in C++ would be: numpy, and ONNX Runtime for
-TensorRT. Nothing of semkv_deploy is imported. Graphs are float32."""
+"""A host of a bundle written from bundle.json alone, as one in C++ would be: numpy, and ONNX Runtime for every target.
+Nothing of semkv_deploy is imported. Graphs are float32."""
 
 from __future__ import annotations
 
@@ -12,17 +12,20 @@ import onnxruntime
 from numpy.typing import NDArray
 
 Ids = NDArray[np.int64]
+Arrays = dict[str, NDArray[Any]]
 
 
 class _Graph:
     """A graph whose inputs and outputs are bound to buffers by name."""
 
-    def __init__(self, path: Path, contract: dict[str, Any]) -> None:
+    def __init__(self, root: Path, contract: dict[str, Any]) -> None:
         self.contract = contract
-        self.session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        self.session = onnxruntime.InferenceSession(str(root / contract["onnx"]), providers=["CPUExecutionProvider"])
         self.inputs = {tensor["name"]: tensor for tensor in contract["inputs"]}
+        self.outputs = {tensor["name"]: tensor for tensor in contract["outputs"]}
 
-    def run(self, given: dict[str, NDArray[Any]], results: dict[str, NDArray[Any]]) -> None:
+    def run(self, given: Arrays, results: Arrays) -> None:
+        assert set(given) == set(self.inputs) and set(results) == set(self.outputs)
         binding, held = self.session.io_binding(), []
         for bind, arrays in ((binding.bind_ortvalue_input, given), (binding.bind_ortvalue_output, results)):
             for name, array in arrays.items():
@@ -33,42 +36,46 @@ class _Graph:
 
 
 class Host:
-    """A conversation in every row of one budget's engines."""
+    """A conversation in every row of one budget."""
 
-    def __init__(self, root: Path, target: str, budget: int = 0) -> None:
+    def __init__(self, root: Path, target: str, budget: int = 0, batch: int = 1) -> None:
         manifest = json.loads((root / "bundle.json").read_text(encoding="utf-8"))
-        built = manifest["targets"][target]["budgets"][budget]
-        self.contract = contract = built["contract"]
+        self.contract = contract = manifest["targets"][target]["budgets"][budget]["contract"]
+        self.batch = contract["batch"] or batch
+        self.groups = contract["cache"]["groups"]
         self.graphs = {
-            graph["phase"]: _Graph(root / engine["onnx"], graph)
-            for graph, engine in zip(contract["graphs"], built["engines"], strict=True)
+            name: [_Graph(root, graph) for graph in program["graphs"]] for name, program in contract["programs"].items()
         }
-        self.batch, self.capacity = contract["batch"], contract["capacity"]
-        layers, heads = contract["layers"], contract["kv_heads"]
-        rows = (self.batch, heads, self.capacity)
-
-        def buffers() -> dict[str, NDArray[Any]]:
-            cache = (*rows, contract["head_dim"])
-            kinds = {"key": cache, "value": cache}
-            return {kind: np.full(shape, 7, np.float32) for kind, shape in kinds.items()} | {
-                "bias": np.zeros(rows, np.float32)
-            }
-
-        self.layers = [buffers() for _ in range(layers)]
-        self.spare = buffers()
+        buffers = contract["cache"]["buffers"]
+        self.buffers: dict[str, list[NDArray[Any]]] = {
+            buffer["name"]: [np.full(self._shape(buffer, group), 7, np.float32) for group in self.groups]
+            for buffer in buffers
+        }
+        self.spare: Arrays = {}
+        self.columns: dict[str, list[Ids]] = {
+            column["name"]: [np.zeros(self._shape(column, group), np.int64) for group in self.groups]
+            for column in contract["cache"]["slot_columns"]
+        }
         self.delimiters = set(json.loads((root / contract["delimiters"]).read_text(encoding="utf-8"))["token_ids"])
-        compressor = contract["compressor"]
-        slots = (layers, self.batch, compressor["groups"] if compressor else 1, self.capacity)
-        self.slot_position, self.slot_chunk = np.zeros(slots, np.int64), np.zeros(slots, np.int64)
         self.compressions = 0
         self.new_conversation()
 
+    def _shape(self, buffer: dict[str, Any], group: dict[str, Any]) -> list[int]:
+        sizes = {
+            "B": self.batch,
+            "Hkv": len(group["heads"]),
+            "C": group["capacity"],
+            "D": self.contract["head_dim"],
+            "1": 1,
+        }
+        return [sizes[size] for size in buffer["shape"].split(",")]
+
     def new_conversation(self) -> None:
-        layers = len(self.layers)
-        self.position, self.length = np.zeros(self.batch, np.int64), np.zeros((layers, self.batch), np.int64)
+        self.position = np.zeros(self.batch, np.int64)
+        self.length = np.zeros((len(self.groups), self.batch), np.int64)
         self.chunk, self.after_delimiter = [0] * self.batch, [False] * self.batch
-        for layer in self.layers:
-            layer["bias"].fill(0)
+        for bias in self.buffers["slot_bias"]:
+            bias.fill(0)
 
     def prompt(self, row: int, ids: list[int]) -> NDArray[np.float32]:
         """`[V]` logits after the last token."""
@@ -78,49 +85,64 @@ class Host:
             appended = np.zeros(self.batch, np.int64)
             appended[row] = len(tokens)
             self._make_room(appended)
-            logits = self._run("prefill", np.array([tokens]), row, len(tokens) - 1)
+            logits = self._run(np.array([tokens]), row, len(tokens) - 1)
             self._count(row, tokens)
         return logits[0, 0]
 
     def step(self, tokens: Ids, wanted: list[bool]) -> NDArray[np.float32]:
         """`[B,V]` logits after one token in each row; rows that are not wanted stay as they are."""
-        self._make_room(np.ones(self.batch, np.int64))
-        logits = self._run("decode", tokens[:, None], None, 0)
+        self._make_room(np.array(wanted, np.int64))
+        capacity = np.array([group["capacity"] for group in self.groups])[:, None]
+        if (self.length[:, ~np.array(wanted)] >= capacity).any():
+            logits = np.zeros((self.batch, 1, self.contract["vocab_size"]), np.float32)
+            for row in np.flatnonzero(wanted):
+                logits[row] = self._run(tokens[row : row + 1, None], int(row), 0)[0]
+        else:
+            logits = self._run(tokens[:, None], None, 0)
         for row, token in enumerate(tokens.tolist()):
             if wanted[row]:
                 self._count(row, [token])
         return logits[:, 0]
 
     def end_turn(self) -> None:
-        compressor = self.contract["compressor"]
-        if compressor is not None and compressor["compress_at"] == "turn":
-            target = np.ceil(self.contract["budget"] * self.position).astype(np.int64)
-            self._compress(np.clip(target, compressor["minimum_target"], self.contract["target"]))
+        for behaviour in self.contract["behaviours"]:
+            if behaviour["kind"] == "make_room" and behaviour["when"] == "turn":
+                for group, keep in enumerate(behaviour["keep_slots"]):
+                    target = np.ceil(behaviour["turn_share"][group] * self.position).astype(np.int64)
+                    self._compress(behaviour, group, np.clip(target, behaviour["least"], keep))
+                self.compressions += 1
 
-    def _run(self, phase: str, tokens: Ids, row: int | None, index: int) -> NDArray[np.float32]:
-        graph = self.graphs.get(phase) or self.graphs["decoder"]
+    def _run(self, tokens: Ids, row: int | None, index: int) -> NDArray[np.float32]:
         rows = slice(None) if row is None else slice(row, row + 1)
         count, width = tokens.shape
-        given: dict[str, NDArray[Any]] = {
+        phase = "prefill" if row is not None else "decode"
+        program = self.contract["programs"]["decode"]
+        graph = next(graph for graph in self.graphs["decode"] if graph.contract["phase"] in (phase, "decoder"))
+        given: Arrays = {
             "input_ids": tokens,
             "position_ids": self.position[rows, None] + np.arange(width),
             "logits_index": np.full((count, 1), index),
             "length": np.ascontiguousarray(self.length[:, rows]),
         }
-        results = {"logits": np.zeros((count, 1, self.contract["vocab_size"]), np.float32)}
-        for number, layer in enumerate(self.layers):
-            if self.contract["slot_bias"]:
-                given[f"slot_bias.{number:02d}"] = layer["bias"][rows]
-            for kind in ("key", "value"):
-                name = f"past_key_values.{number:02d}.{kind}"
-                view = layer[kind][rows]
-                shape = graph.inputs[name]["shape"]
-                if shape[1] != self.contract["kv_heads"]:  # heads lie in the first axis
-                    view = view.reshape(-1, *shape[1:])
-                given[name] = results[graph.contract["aliases"][name]] = view
-        assert set(given) == set(graph.inputs)
+        results: Arrays = {"logits": np.zeros((count, 1, self.contract["vocab_size"]), np.float32)}
+        for name, patterns in program["buffers"].items():
+            for group, buffer in enumerate(self.buffers[name]):
+                source, result = (self._name(patterns[side], group) for side in ("input", "output"))
+                if source not in graph.inputs:
+                    continue
+                view, shape = buffer[rows], graph.inputs[source]["shape"]
+                if shape[1] != view.shape[1]:  # heads lie in the first axis
+                    view = view.reshape(-1, *(size for size in shape[1:]))
+                given[source] = view
+                if result is not None:
+                    assert graph.contract["aliases"][source] == result
+                    results[result] = view
         graph.run(given, results)
         return results["logits"]
+
+    def _name(self, pattern: str | None, group: int) -> str | None:
+        width = max(2, len(str(len(self.groups) - 1)))
+        return pattern and pattern.replace("{group}", f"{group:0{width}d}")
 
     def _count(self, row: int, tokens: list[int]) -> None:
         for token in tokens:
@@ -128,46 +150,47 @@ class Host:
             if self.after_delimiter[row] and not delimiter:
                 self.chunk[row] += 1
             self.after_delimiter[row] = delimiter
-            for layer, length in enumerate(self.length[:, row]):
-                self.slot_position[layer, row, :, length] = self.position[row]
-                self.slot_chunk[layer, row, :, length] = 2 * self.chunk[row] + delimiter
+            for group, length in enumerate(self.length[:, row]):
+                self.columns["slot_position"][group][row, :, length] = self.position[row]
+                self.columns["slot_chunk"][group][row, :, length] = 2 * self.chunk[row] + delimiter
             self.length[:, row] += 1
             self.position[row] += 1
 
     def _make_room(self, appended: Ids) -> None:
-        full = (self.length + appended > self.capacity).any(0)
-        if full.any():
-            assert self.contract["compressor"] is not None, "the cache is full"
-            self._compress(np.where(full, self.contract["target"], self.capacity))
-
-    def _compress(self, target: Ids) -> None:
-        compressor, graph = self.contract["compressor"], self.graphs["compressor"]
+        full = [(self.length[group] + appended > of["capacity"]) for group, of in enumerate(self.groups)]
+        if not np.any(full):
+            return
+        (behaviour,) = (each for each in self.contract["behaviours"] if each["kind"] == "make_room")
+        for group, rows in enumerate(full):
+            if rows.any():
+                keep, capacity = behaviour["keep_slots"][group], self.groups[group]["capacity"]
+                self._compress(behaviour, group, np.where(rows, keep, capacity))
         self.compressions += 1
-        for number, layer in enumerate(self.layers):
-            state = {
-                "length": self.length[number].copy(),
-                "slot_position": self.slot_position[number],
-                "slot_chunk": self.slot_chunk[number],
-            }
-            given: dict[str, NDArray[Any]] = {
-                **state,
-                **{f"{kind}_cache": layer[kind] for kind in ("key", "value")},
-                "slot_bias": layer["bias"],
-                "target": target,
-                "recent": np.floor(compressor["recent_share"] * target).astype(np.int64),
-                "sinks": np.array(compressor["sinks"][number]),
-                "thresholds": np.array(compressor["thresholds"][number], np.float32),
-            }
-            results = {f"{name}_out": np.zeros_like(array) for name, array in state.items()}
-            results |= {f"{kind}_cache_out": self.spare[kind] for kind in ("key", "value")}
-            results |= {"slot_bias_out": self.spare["bias"]}
-            results |= {name: np.zeros(self.batch, np.int64) for name in ("level", "evicted")}
-            graph.run({name: given[name] for name in graph.inputs}, results)
-            self.length[number] = results["length_out"]
-            self.slot_position[number], self.slot_chunk[number] = (
-                results["slot_position_out"],
-                results["slot_chunk_out"],
-            )
-            self.layers[number], self.spare = self.spare, layer
-            if not self.contract["slot_bias"]:
-                self.layers[number]["bias"].fill(0)
+
+    def _compress(self, behaviour: dict[str, Any], group: int, target: Ids) -> None:
+        program = self.contract["programs"][behaviour["program"]]
+        graph = next(graph for graph in self.graphs[behaviour["program"]] if group in graph.contract["groups"])
+        given: Arrays = {
+            "length": self.length[group].copy(),
+            "target": target,
+            "recent": np.floor(behaviour["recent_share"] * target).astype(np.int64),
+            **{name: column[group] for name, column in self.columns.items()},
+        }
+        for name, values in behaviour["by_group"].items():
+            fixed = np.array(values[group])
+            given[name] = fixed.astype(np.float32) if fixed.dtype == np.float64 else fixed
+        results = {f"{name}_out": np.zeros_like(given[name]) for name in ("length", *self.columns)}
+        results |= {name: np.zeros(self.batch, np.int64) for name in ("level", "evicted")}
+        for name, patterns in program["buffers"].items():
+            given[patterns["input"]] = self.buffers[name][group]
+            results[patterns["output"]] = np.zeros_like(self.buffers[name][group])
+        graph.run({name: given[name] for name in graph.inputs}, results)
+        self.length[group] = results["length_out"]
+        for name, column in self.columns.items():
+            column[group] = results[f"{name}_out"]
+        decoder = self.graphs["decode"][0].inputs
+        for name, patterns in program["buffers"].items():
+            self.buffers[name][group] = results[patterns["output"]]
+            read = self._name(self.contract["programs"]["decode"]["buffers"][name]["input"], group)
+            if name == "slot_bias" and read not in decoder:
+                self.buffers[name][group].fill(0)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from semkv_deploy.bundle import Bundle, new_directory
+from semkv_deploy.bundle import SCHEMA_VERSION, Bundle, new_directory
 from semkv_deploy.errors import SemkvError
 
 
@@ -19,8 +19,8 @@ def copy(tiny_bundle: Path, tmp_path: Path) -> Path:
 
 def test_opens_where_it_was_moved_to(copy: Path):
     bundle = Bundle.open(copy)
-    assert [profile.budget for profile in bundle.manifest.profiles] == [0.25, 0.5, 1.0]
-    assert [profile.capacity for profile in bundle.manifest.profiles] == [128, 256, 512]
+    assert bundle.manifest.budgets == [0.25, 0.5, 1.0]
+    assert [bundle.built("onnxruntime-cpu", b).contract.capacity for b in (0.25, 0.5, 1.0)] == [128, 256, 512]
 
 
 def test_every_file_is_listed_and_no_path_of_this_machine_is_in_it(tiny_bundle: Path):
@@ -35,9 +35,19 @@ def test_every_file_is_listed_and_no_path_of_this_machine_is_in_it(tiny_bundle: 
 def test_layout(tiny_bundle: Path):
     for name in ("onnx/decoder.onnx", "onnx/decoder.onnx.data", "onnx/compressor.onnx", "tokenizer", "delimiters.json"):
         assert (tiny_bundle / name).exists(), name
-    record = Bundle.open(tiny_bundle).target("onnxruntime-cpu")
-    assert record.decoder == "targets/onnxruntime-cpu/decoder.onnx"
-    assert record.aliases["past_key_values.00.key"] == "present.00.key" and len(record.aliases) == 4
+    bundle = Bundle.open(tiny_bundle)
+    (decoder,) = bundle.built("onnxruntime-cpu").contract.decoders
+    assert decoder.onnx == "targets/onnxruntime-cpu/decoder.onnx"
+    assert decoder.aliases["past_key_values.00.key"] == "present.00.key" and len(decoder.aliases) == 4
+    assert [bundle.portable(b).contract.make_room is None for b in (0.25, 0.5, 1.0)] == [False, False, True]
+
+
+def test_manifest_reads_as_lines(tiny_bundle: Path):
+    """What is short is on one line; what is long is not."""
+    text = (tiny_bundle / "bundle.json").read_text()
+    assert json.loads(text)["schema_version"] == SCHEMA_VERSION
+    assert '{"layer": 0, "heads": [0, 1], "capacity": 128, "keep_slots": 96, "symbol": "capacity"}' in text
+    assert max(map(len, text.splitlines())) < 1200 and len(text.splitlines()) < 1500
 
 
 @pytest.mark.parametrize("name", ["onnx/decoder.onnx.data", "targets/onnxruntime-cpu/decoder.onnx", "delimiters.json"])
@@ -67,10 +77,12 @@ def test_missing_file_is_named(copy: Path):
 
 def test_other_schema_version(copy: Path):
     raw = json.loads((copy / "bundle.json").read_text())
-    raw["schema_version"] = 99
-    (copy / "bundle.json").write_text(json.dumps(raw))
-    with pytest.raises(SemkvError, match=r"bundle of another schema version \(expected 3, got 99\)"):
-        Bundle.open(copy)
+    for version in (99, 3):
+        raw["schema_version"] = version
+        (copy / "bundle.json").write_text(json.dumps(raw))
+        expected = rf"bundle of another schema version \(expected 4, got {version}\)\. Build it again with this version"
+        with pytest.raises(SemkvError, match=expected):
+            Bundle.open(copy)
 
 
 def test_manifest_that_is_not_json(copy: Path):

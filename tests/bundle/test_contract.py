@@ -9,14 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from semkv_deploy.bundle import Bundle, TensorRTRecord
-from semkv_deploy.bundle.contract import NO_MERGE, StaticBudgetContract
+from semkv_deploy.bundle import Bundle
+from semkv_deploy.bundle.contract import Contract
 from semkv_deploy.compiler.pipeline import build_bundle
-from semkv_deploy.methods import Full, SemantiCache, StreamingLLM
-from semkv_deploy.runtime.session import NEVER, Session
+from semkv_deploy.methods import Full, Method, SemantiCache, StreamingLLM
+from semkv_deploy.methods.behaviours import NO_MERGE
+from semkv_deploy.model.cache_groups import GroupShare, by_layer, one_a_head
+from semkv_deploy.runtime.session import Session
+from semkv_deploy.targets.onnxruntime.engine import OnnxRuntimeEngine
 from semkv_deploy.targets.tensorrt.build import TensorRTOptions
-from semkv_deploy.validate.checks import Graphs, open_session
 
+from ..methods.matrix import FORMS
 from . import contract_host
 from .contract_host import Host
 
@@ -53,24 +56,44 @@ def windowed_export(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: P
     return folder / "export"
 
 
-def built(export: Path, out: Path, method: Any, layout: Any = "dual", batch: int = 1, budget: float = 0.25) -> Bundle:
+GROUPS: dict[str, Any] = {
+    "uniform": None,
+    "by layer": by_layer([1.0, 2.0], 2),
+    "by head": one_a_head(2, 2),
+    "mixed": (
+        GroupShare(layer=0, heads=(0, 1)),
+        GroupShare(layer=1, heads=(0,), share=1.5),
+        GroupShare(layer=1, heads=(1,), share=0.6),
+    ),
+}
+"""Cache groups of a model of two layers with two KV heads."""
+
+
+def built(
+    export: Path,
+    out: Path,
+    method: Method,
+    layout: Any = "dual",
+    batch: int = 1,
+    budget: float = 0.25,
+    groups: Any = None,
+) -> Bundle:
+    """A bundle for ONNX Runtime and TensorRT, everything in float32."""
     return build_bundle(
         str(export / "decoder.onnx"),
         out,
         budgets=[budget],
         method=method,
-        target="tensorrt-rtx",
+        groups=groups,
+        target=["onnxruntime-cpu", "tensorrt-rtx"],
+        weights="fp32",
         tensorrt=TensorRTOptions(engines=False, dtype="float32", layout=layout, batch=batch),
     )
 
 
-def session_of(bundle: Bundle, batch: int) -> Session:
-    """The runtime's own session on the same graphs."""
-    record = bundle.target("tensorrt-rtx")
-    assert isinstance(record, TensorRTRecord)
-    paths = {engine.phase: bundle.root / engine.onnx for engine in record.budgets[0].engines}
-    graphs = Graphs(paths["decoder"], paths.get("compressor"), in_place=True)
-    return open_session(bundle, bundle.manifest.profiles[0], graphs, batch=batch)
+def session_of(bundle: Bundle, target: str, batch: int) -> Session:
+    """The runtime's own session on the same graphs; TensorRT's are run by ONNX Runtime."""
+    return Session(OnnxRuntimeEngine(bundle.built(target), batch=batch))
 
 
 def words(seed: int, count: int) -> list[int]:
@@ -80,45 +103,60 @@ def words(seed: int, count: int) -> list[int]:
     return [token for i in random.integers(0, 6, count) for token in pieces[i]][:count]
 
 
-METHODS = {
-    "semanticache": (SemantiCache(), 1),
-    "rows": (SemantiCache(), 3),
-    "by head, at turns": (SemantiCache(cluster_by="head", compress_at="turn", recent=0.3, sinks=2), 2),
-    "streaming-llm": (StreamingLLM(), 2),
-    "streaming-llm, at turns": (StreamingLLM(compress_at="turn", sinks=6), 1),
-}
+CASES = [
+    *((name, "uniform", 2) for name in FORMS),
+    *((name, groups, 2) for name in ("semanticache, by head, at turns", "streaming-llm", "full") for groups in GROUPS),
+    ("semanticache", "by head", 3),
+    ("semanticache", "mixed", 1),
+    ("semanticache", "windows", 2),
+    ("streaming-llm, at turns", "windows", 1),
+]
+"""Method, cache groups (or a model with a window), rows."""
+
+SPLIT = [("semanticache", "uniform"), ("semanticache", "windows"), ("streaming-llm", "mixed"), ("full", "by layer")]
+"""Those that are also built with an engine for prompts and one for steps."""
 
 
-@pytest.mark.parametrize("layout", ["dual", "split"])
-@pytest.mark.parametrize("name", [*METHODS, "windows"])
+@pytest.mark.parametrize("name, groups, batch", sorted(set(CASES)), ids=lambda value: str(value))
 def test_a_host_of_the_contract_alone_is_a_session(
-    name: str, layout: str, tiny_export: Path, windowed_export: Path, tmp_path: Path
+    name: str, groups: str, batch: int, tiny_export: Path, windowed_export: Path, tmp_path: Path
 ):
-    """Three turns, a compression in each but the first, then a new conversation in the same buffers."""
-    method, batch = METHODS.get(name, (SemantiCache(), 2))
-    export = windowed_export if name == "windows" else tiny_export
-    bundle = built(export, tmp_path / "dual", method, batch=batch)
-    session = session_of(bundle, batch)
+    """Three conversations of three turns, in the same buffers, on every target and layout."""
+    method, windows = FORMS[name], groups == "windows"
+    export = windowed_export if windows else tiny_export
+    budget = 0.5 if method.compresses else 1.0
+    shares = None if windows else GROUPS[groups]
+    dual = built(export, tmp_path / "dual", method, batch=batch, budget=budget, groups=shares)
+    converse(dual, dual.root, "onnxruntime-cpu", batch, atol=0)
+    converse(dual, dual.root, "tensorrt-rtx", batch, atol=0)
+    if (name, groups) not in SPLIT:
+        return
     # Split engines for prefill and decode are compared with one for both, whose sums may run in another order.
-    root = bundle.root if layout == "dual" else built(export, tmp_path / "split", method, layout, batch).root
-    atol = 0 if layout == "dual" else 2e-4
-    host = Host(root, "tensorrt-rtx")
-    for conversation in range(2):
+    split = built(export, tmp_path / "split", method, "split", batch, budget, shares)
+    converse(dual, split.root, "tensorrt-rtx", batch, atol=2e-4)
+
+
+def converse(bundle: Bundle, root: Path, target: str, batch: int, atol: float) -> None:
+    """Compares a session of `bundle` with a host of the bundle at `root`."""
+    session, host = session_of(bundle, target, batch), Host(root, target, batch=batch)
+    for conversation in range(3):
         for turn in range(3):
-            prompts = [words(10 * turn + row + conversation, 60 + 7 * row) for row in range(batch)]
+            prompts = [words(10 * turn + row + conversation, 90 + 17 * row) for row in range(batch)]
             expected = session.prefill(prompts)
             logits = np.stack([host.prompt(row, ids) for row, ids in enumerate(prompts)])
-            for step in range(12):
+            for step in range(8):
                 np.testing.assert_allclose(logits, expected, atol=atol * 100, rtol=0)
                 tokens = expected.argmax(-1)
                 assert tokens.tolist() == logits.argmax(-1).tolist()
                 # The last row stops first, as one that said its stop token.
                 wanted = [row < batch - 1 or batch == 1 or step < 5 for row in range(batch)]
-                expected, logits = session.step(tokens, np.array(wanted)).copy(), host.step(tokens, wanted)
+                ours, theirs = session.step(tokens, np.array(wanted)).copy(), host.step(tokens, wanted)
+                expected, logits = (np.where(np.array(wanted)[:, None], each, 0) for each in (ours, theirs))
             session.end_turn()
             host.end_turn()
             same(host, session, atol)
-        assert host.compressions > 1 and session.stats.runs == host.compressions
+        assert session.stats.runs == host.compressions
+        assert host.compressions > 1 or not bundle.manifest.method.compresses
         session.reset()
         host.new_conversation()
         host.compressions = 0
@@ -127,18 +165,16 @@ def test_a_host_of_the_contract_alone_is_a_session(
 def same(host: Host, session: Session, atol: float) -> None:
     np.testing.assert_array_equal(host.position, session.position)
     np.testing.assert_array_equal(host.length, session.length)
-    for number, (ours, theirs) in enumerate(zip(host.layers, session.engine.layers, strict=True)):
-        for row, live in enumerate(host.length[number]):
-            for mine, other in (
-                (host.slot_position, session.slot_position),
-                (host.slot_chunk, session.slot_chunk),
-            ):
-                np.testing.assert_array_equal(mine[number, row, :, :live], other[number, row, :, :live])
-            for kind in ("key", "value", "bias"):
-                mine, other = ours[kind][row, :, :live], getattr(theirs, kind)[row, :, :live]
+    for group, lengths in enumerate(host.length):
+        for row, live in enumerate(lengths):
+            for name, theirs in (("slot_position", session.slot_position), ("slot_chunk", session.slot_chunk)):
+                mine, other = (each[group][row, :, :live] for each in (host.columns[name], theirs))
+                np.testing.assert_array_equal(mine, other)
+            for name in ("key", "value", "slot_bias"):
+                mine, other = host.buffers[name][group][row, :, :live], session.engine.read(name, group)[row, :, :live]
                 np.testing.assert_allclose(mine, other, atol=atol, rtol=0)
             # The dead slot rule.
-            assert not ours["bias"][row, :, live:].any()
+            assert not host.buffers["slot_bias"][group][row, :, live:].any()
 
 
 def test_a_bias_in_a_dead_slot_stays_with_what_is_appended_there(tiny_export: Path, tmp_path: Path):
@@ -146,8 +182,8 @@ def test_a_bias_in_a_dead_slot_stays_with_what_is_appended_there(tiny_export: Pa
     bundle = built(tiny_export, tmp_path / "b", SemantiCache())
     clean, biased, dirty = (Host(bundle.root, "tensorrt-rtx") for _ in range(3))
     for host in (biased, dirty):
-        host.layers[0]["bias"][:, :, 40:] = 1.5 if host is biased else 0
-        host.layers[0]["key"][:, :, 40:] = -9
+        host.buffers["slot_bias"][0][:, :, 40:] = 1.5 if host is biased else 0
+        host.buffers["key"][0][:, :, 40:] = -9
     logits = [host.prompt(0, words(1, 60)) for host in (clean, biased, dirty)]
     np.testing.assert_array_equal(logits[0], logits[1])
     logits = [host.prompt(0, words(2, 20)) for host in (clean, biased, dirty)]
@@ -155,25 +191,45 @@ def test_a_bias_in_a_dead_slot_stays_with_what_is_appended_there(tiny_export: Pa
     np.testing.assert_array_equal(logits[0], logits[2])
 
 
-def test_contract_has_what_the_session_gives(windowed_export: Path, tmp_path: Path):
-    bundle = built(windowed_export, tmp_path / "b", SemantiCache(sinks=3, recent=0.4))
-    record = bundle.target("tensorrt-rtx")
-    assert isinstance(record, TensorRTRecord)
-    contract, profile = record.budgets[0].contract, bundle.manifest.profiles[0]
-    compressor = contract.compressor
-    assert compressor is not None and contract.windows == (0, 40)
-    assert compressor.thresholds == (tuple(profile.thresholds[0]), (NO_MERGE,) * 24) and NO_MERGE == NEVER
-    assert compressor.sinks == (3, 0) and compressor.minimum_target == 4
-    method = bundle.manifest.method
-    for target in range(1, profile.capacity + 1):
-        assert int(np.floor(compressor.recent_share * target)) == method.recent_slots(target)
-    assert (bundle.root / contract.delimiters).is_file()
-    assert StaticBudgetContract.model_validate_json(contract.model_dump_json()) == contract
+def test_contract_says_what_a_window_allows(windowed_export: Path, tmp_path: Path):
+    bundle = built(windowed_export, tmp_path / "b", SemantiCache(sinks=3, recent=0.4), budget=0.5)
+    for target in bundle.manifest.targets:
+        contract = bundle.built(target).contract
+        room = contract.make_room
+        assert room is not None and contract.windows == (0, 40)
+        ladder = room.by_group["thresholds"]
+        assert ladder[1] == (NO_MERGE,) * 24 and isinstance(ladder[0], tuple) and max(ladder[0]) < 1
+        assert room.by_group["sinks"] == (3, 0) and room.least == 4
+        for target_slots in range(1, contract.capacity + 1):
+            recent = int(np.floor(room.recent_share * target_slots))
+            assert recent == bundle.manifest.method.recent_slots(target_slots)
+        assert (bundle.root / contract.delimiters).is_file()
+        assert Contract.model_validate_json(contract.model_dump_json()) == contract
+
+
+def test_capacities_differ_and_the_budget_is_their_total(tiny_export: Path, tmp_path: Path):
+    """Named apart in the portable shapes, static in TensorRT's graphs, and one compressor for each shape of group."""
+    even = built(tiny_export, tmp_path / "even", StreamingLLM(), budget=0.75)
+    bundle = built(tiny_export, tmp_path / "b", StreamingLLM(), budget=0.75, groups=GROUPS["mixed"])
+    contract = bundle.built("tensorrt-rtx").contract
+    capacities = [group.capacity for group in contract.cache.groups]
+    assert len(set(capacities)) == 3 and contract.cache_bytes() <= even.built("tensorrt-rtx").contract.cache_bytes()
+    shapes = {tensor.name: tensor.shape for tensor in contract.decoders[0].inputs}
+    assert [shapes[f"past_key_values.{group:02d}.key"][2] for group in range(3)] == capacities
+    assert sorted(graph.groups for graph in contract.compressors) == [(0,), (1,), (2,)]
+    portable = {tensor.name: tensor.shape for tensor in bundle.portable().contract.decoders[0].inputs}
+    assert [portable[f"past_key_values.{group:02d}.value"][1:3] for group in range(3)] == [
+        (2, "capacity_0"),
+        (1, "capacity_1"),
+        (1, "capacity_2"),
+    ]
 
 
 def test_full_cache_has_no_compressor(tiny_export: Path, tmp_path: Path):
-    record = built(tiny_export, tmp_path / "b", Full()).target("tensorrt-rtx")
-    assert isinstance(record, TensorRTRecord) and record.budgets[0].contract.compressor is None
+    bundle = built(tiny_export, tmp_path / "b", Full())
+    for target in bundle.manifest.targets:
+        contract = bundle.built(target).contract
+        assert contract.make_room is None and list(contract.programs) == ["decode"]
 
 
 def test_the_host_knows_nothing_of_the_package():

@@ -208,7 +208,7 @@ def test_recipe_builds_and_lints(path: Path, decoder: Any, tmp_path: Path):
     manifest = Bundle.open(out).manifest
     assert list(manifest.targets) == [target] and manifest.max_context == recipe["max-context"]
     assert manifest.method.kind == recipe["method"]
-    assert [profile.budget for profile in manifest.profiles] == recipe["budget"]
+    assert manifest.budgets == recipe["budget"]
     record = manifest.targets[target]
     if isinstance(record, TensorRTRecord):
         assert (record.dtype, record.layout) == (recipe["dtype"], recipe["layout"])
@@ -217,7 +217,7 @@ def test_recipe_builds_and_lints(path: Path, decoder: Any, tmp_path: Path):
         for budget in record.budgets:
             # The model's heads have a fused kernel.
             assert budget.engines[0].layers == {"ATTENTION_INPUT": 1, "KV_CACHE_UPDATE": 2}
-            assert (budget.engines[0].plan is None) == graphs_only
+            assert (budget.contract.graphs[0].plan is None) == graphs_only
     linted = CliRunner().invoke(main, ["inspect", "--lint", str(out)])
     assert linted.exit_code == 0, linted.output
 

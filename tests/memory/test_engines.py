@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from semkv_deploy.budget import static_profile
-from semkv_deploy.bundle import BuiltProfile
+from semkv_deploy.budget import budget_profile
 from semkv_deploy.memory.estimate import make_plan
 from semkv_deploy.methods import SemantiCache
+from semkv_deploy.model.cache_groups import one_a_layer
 from semkv_deploy.model.config import ModelFacts
+from semkv_deploy.targets.build import TargetInputs
 from semkv_deploy.targets.tensorrt.api import missing
 from semkv_deploy.targets.tensorrt.build import TensorRTOptions, _lower
 from semkv_deploy.targets.tensorrt.lower import write_weights
@@ -86,11 +87,23 @@ def test_weights_and_activations(model: str, dtype: Any, layout: Any, batch: int
     options = {"method": method, "max_context": CONTEXT, "target": "tensorrt-rtx", "dtype": dtype, "layout": layout}
     (planned,) = make_plan(str(source), budgets=[0.25], batches=[batch], **options).rows
     facts = ModelFacts.read(source.parent / "model.json")
-    static = static_profile(0.25, CONTEXT, bytes_per_slot=facts.cache_bytes_per_token)
-    profile = BuiltProfile(**static.model_dump(), thresholds=[method.thresholds(None)] * facts.layers)
+    groups = one_a_layer(facts.layers, facts.kv_heads)
+    profile = budget_profile(0.25, CONTEXT, bytes_per_slot=facts.cache_bytes_per_token, groups=groups)
     graph, folder = weights(model, dtype)
     asked = TensorRTOptions(dtype=dtype, layout=layout, batch=batch)
-    lowered = _lower(graph, folder, facts, method.for_model(facts), profile, "layer", asked, frozenset())
+    inputs = TargetInputs(
+        root=folder,
+        model=facts,
+        method=method.resolve(facts),
+        max_context=CONTEXT,
+        groups=groups,
+        profiles=(profile,),
+        settings=None,
+        programs=(),
+        stop_ids=(),
+        progress=lambda what, share: None,
+    )
+    lowered = _lower(graph, folder, inputs, profile, asked, frozenset())
     said = [
         worker("builder", onnx=str(each.lowered.path), profiles=[profile.shapes for profile in each.profiles])
         for each in lowered

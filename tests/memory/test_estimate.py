@@ -93,7 +93,7 @@ def test_every_weight_format_is_counted_as_the_quantiser_stores_it(narrow: Path,
     from semkv_deploy.targets.onnxruntime.build import lower_decoder, save_decoder
 
     source = narrow / "export" / "decoder.onnx"
-    built = save_decoder(lower_decoder(source, bias="layer", layers=2), tmp_path / "fp32.onnx")
+    built = save_decoder(lower_decoder(source, bias="group", groups=2), tmp_path / "fp32.onnx")
     if weights != "fp32":
         built = save_decoder(quantize_weights(tmp_path / "fp32.onnx", weights), tmp_path / "quantised.onnx")
     planned = row(source, 0.5, weights=weights).weight_bytes

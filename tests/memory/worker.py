@@ -29,18 +29,18 @@ def session(root: str, budget: float, batch: int, tokens: int) -> dict[str, Any]
     ctypes.CDLL(None).malloc_trim(0)
     with PeakMemory() as peak:
         opened = open_session(bundle, budget=budget, batch=batch)
-        for layer in opened.engine.layers:  # resident as in a full cache
-            for buffer in (layer.key, layer.value, layer.bias):
-                buffer.fill(0)
-        opened.slot_position.fill(0)
-        opened.slot_chunk.fill(0)
+        for group in range(len(opened.length)):  # resident as in a full cache
+            for buffer in ("key", "value", "slot_bias"):
+                opened.engine.read(buffer, group).fill(0)
+            opened.slot_position[group].fill(0)
+            opened.slot_chunk[group].fill(0)
         logits = opened.prefill(rng.integers(0, vocabulary, (batch, tokens)).tolist())
         for _ in range(4):
             logits = opened.step(logits.argmax(-1))
     return {
         "peak_bytes": int(peak.mib * (1 << 20)),
         "buffer_bytes": opened.engine.cache_bytes(),
-        "metadata_bytes": opened.slot_position.nbytes + opened.slot_chunk.nbytes,
+        "metadata_bytes": sum(column.nbytes for column in (*opened.slot_position, *opened.slot_chunk)),
         "compressions": opened.stats.runs,
     }
 

@@ -16,8 +16,7 @@ from semkv_deploy.validate.stock import RTX_ENVIRONMENT, Command, commands
 
 @pytest.fixture(scope="module")
 def found(both_targets: Path) -> list[Command]:
-    bundle = Bundle.open(both_targets)
-    return commands(bundle, bundle.profile(0.25))
+    return commands(Bundle.open(both_targets), 0.25)
 
 
 def run(command: Command, cwd: Path, folder: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -20,9 +21,9 @@ from semkv_deploy.bundle import Bundle, sha256, write_manifest
 from semkv_deploy.cli import main
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.methods import Full, SemantiCache, StreamingLLM
-from semkv_deploy.targets.onnxruntime.engine import Compressed, inference_session
+from semkv_deploy.targets.onnxruntime.engine import inference_session
 from semkv_deploy.targets.tensorrt import plugins as plugin_choice
-from semkv_deploy.validate.checks import Graphs, open_session, reference_graphs
+from semkv_deploy.validate.checks import reference_graphs
 from semkv_deploy.validate.compare import FLOAT16, INT8, TOLERANCES, CompareState, difference
 from semkv_deploy.validate.report import as_json, as_page
 from semkv_deploy.validate.results import CheckResult, Report
@@ -150,9 +151,12 @@ def test_nothing_compared_is_a_failure(both_targets: Path, tmp_path: Path):
     bundle = tmp_path / "bundle"
     shutil.copytree(both_targets, bundle)
     manifest = Bundle.open(both_targets).manifest
-    record = manifest.targets["tensorrt-rtx"].model_copy(update={"budgets": []})
+    record = manifest.targets["tensorrt-rtx"]
+    (built,) = record.budgets
+    other = built.model_copy(update={"contract": built.contract.model_copy(update={"budget": 0.5})})
+    record = record.model_copy(update={"budgets": [other]})
     write_manifest(bundle, manifest.model_copy(update={"targets": {**manifest.targets, "tensorrt-rtx": record}}))
-    report = validate(bundle)
+    report = validate(bundle, budgets=[0.25])
     failed = first_failure(report)
     # Though the other target was compared.
     assert not report.passed and failed.target == "tensorrt-rtx" and any(result.events for result in report.results)
@@ -246,28 +250,25 @@ def test_command_fails_with_one_sentence(both_targets: Path, tmp_path: Path):
 
 
 def test_scenario_overflows_and_is_ragged(tiny_bundle: Path):
-    bundle = Bundle.open(tiny_bundle)
-    profile = bundle.profile(0.25)
-    scenario = plan(range(500), profile, max_context=512, batch=2, tokens=None)
-    assert len(scenario.prompts[1][0]) > profile.capacity and scenario.tokens <= 512
+    contract = Bundle.open(tiny_bundle).portable(0.25).contract
+    scenario = plan(range(500), contract, batch=2, tokens=None)
+    assert len(scenario.prompts[1][0]) > contract.capacity and scenario.tokens <= 512
     events = list(scenario.events(lambda: np.zeros(2, np.int64)))
     assert [event.kind for event in events].count(END_TURN) == 3
     assert all(first > second > 0 for first, second in (e.count for e in events if e.kind == PREFILL))
     assert any(event.kind == STEP and event.count.tolist() == [1, 0] for event in events)
-    short = plan(range(500), profile, max_context=512, batch=1, tokens=60)
+    short = plan(range(500), contract, batch=1, tokens=60)
     assert short.tokens <= 60 and all(turn[0] for turn in short.prompts)
     with pytest.raises(SemkvError, match="too few tokens"):
-        plan(range(500), profile, max_context=512, batch=1, tokens=20)
+        plan(range(500), contract, batch=1, tokens=20)
 
 
 def test_runner_is_a_polygraphy_runner(tiny_bundle: Path):
     """It checks its inputs as Polygraphy's do, and reports what a graph raises instead of raising it."""
     from polygraphy.exception import PolygraphyException
 
-    bundle = Bundle.open(tiny_bundle)
-    profile = bundle.profile(0.25)
-    graphs = reference_graphs(bundle, profile)
-    runner = StatefulRunner("reference", lambda: open_session(bundle, profile, graphs, 1), 1)
+    graphs = reference_graphs(Bundle.open(tiny_bundle), 0.25)
+    runner = StatefulRunner("reference", lambda: graphs.open(1), 1)
     count = np.array([3], np.int64)
     with runner:
         outputs = runner.infer({"kind": np.array(PREFILL), "tokens": np.array([[5, 6, 7]]), "count": count})
@@ -277,7 +278,10 @@ def test_runner_is_a_polygraphy_runner(tiny_bundle: Path):
             runner.infer({"kind": np.array(PREFILL)})
         assert not runner.infer({"kind": np.array(PREFILL), "tokens": np.array([[9999]]), "count": count[:1] - 2})
         assert runner.error is not None and "9999" in runner.error
-    missing = StatefulRunner("x", lambda: open_session(bundle, profile, Graphs(Path("none.onnx"), None, True), 1), 1)
+    contract = graphs.opened.contract
+    absent = contract.with_graphs("decode", [contract.decoders[0].model_copy(update={"onnx": "none.onnx"})])
+    broken = graphs._replace(opened=dataclasses.replace(graphs.opened, contract=absent))
+    missing = StatefulRunner("x", lambda: broken.open(1), 1)
     with missing:
         assert not missing.infer({"kind": np.array(END_TURN), "tokens": np.zeros((1, 0), np.int64), "count": count})
         assert missing.error is not None and "none.onnx" in missing.error
@@ -285,10 +289,8 @@ def test_runner_is_a_polygraphy_runner(tiny_bundle: Path):
 
 def test_only_a_proved_tie_is_settled(both_targets: Path):
     """At a threshold where a hair's breadth decides, the reference itself chooses differently: that is a tie."""
-    bundle = Bundle.open(both_targets)
-    graphs = reference_graphs(bundle, bundle.profile(0.25))
-    assert graphs.compressor is not None
-    graph = inference_session(graphs.compressor, threads=1)
+    opened = reference_graphs(Bundle.open(both_targets), 0.25).opened
+    graph = inference_session(opened.path(opened.contract.compressors[0].onnx), threads=1)
     random = np.random.default_rng(3)
     layer: dict[str, Any] = {
         "key_cache": random.standard_normal((1, 2, 128, 16)).astype(np.float32),
@@ -321,21 +323,24 @@ def test_only_a_proved_tie_is_settled(both_targets: Path):
     expected, tipped = compress(layer["key_cache"], low), compress(moved, low)
 
     def settle(target_keys: Any, outcome: dict[str, Any]) -> tuple[int, Any, Any]:
-        buffers = SimpleNamespace(
-            key=outcome["key_cache_out"].copy(),
-            value=outcome["value_cache_out"].copy(),
-            bias=outcome["slot_bias_out"].copy(),
+        buffers = {
+            "key": outcome["key_cache_out"].copy(),
+            "value": outcome["value_cache_out"].copy(),
+            "slot_bias": outcome["slot_bias_out"].copy(),
+        }
+        engine: Any = SimpleNamespace(
+            read=lambda name, group: buffers[name], write=lambda name, group, array: buffers.update({name: array})
         )
         names = ("length_out", "slot_position_out", "slot_chunk_out", "level", "evicted")
-        done = Compressed(*(outcome[name] for name in names))
-        ties = Ties(graphs.compressor, STRICT)
-        target = Before([{**layer, "key_cache": target_keys}], [inputs])
-        (settled,) = ties.settle(Before([layer], [inputs]), target, [buffers], [done])
-        return ties.settled, settled, buffers
+        done = {0: {name: outcome[name] for name in names}}
+        ties = Ties(opened, STRICT)
+        target = Before({0: {**layer, "key_cache": target_keys}}, {0: inputs})
+        settled = ties.settle(Before({0: layer}, {0: inputs}), target, engine, done)
+        return ties.settled, settled[0], buffers
 
     count, settled, buffers = settle(moved, tipped)
-    assert count == 1 and np.array_equal(settled.slot_position, expected["slot_position_out"])
-    np.testing.assert_array_equal(buffers.key, expected["key_cache_out"])
+    assert count == 1 and np.array_equal(settled["slot_position_out"], expected["slot_position_out"])
+    np.testing.assert_array_equal(buffers["key"], expected["key_cache_out"])
     # A choice that the reference does not make from the target's layer is no tie, nor is one from another layer.
     wrong = {**tipped, "slot_position_out": np.roll(tipped["slot_position_out"], 1, axis=2)}
     assert settle(moved, wrong)[0] == 0

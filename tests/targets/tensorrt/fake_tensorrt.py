@@ -155,7 +155,6 @@ def graphs_of(bundle: Any, target: str) -> dict[str, tuple[GraphContract, Path]]
     """What `FakeTensorRT` needs of a bundle's plans."""
     found = {}
     for budget in bundle.target(target).budgets:
-        contracts = {graph.phase: graph for graph in budget.contract.graphs}
-        for engine in budget.engines:
-            found[sha256(bundle.root / engine.plan)] = (contracts[engine.phase], bundle.root / engine.onnx)
+        for graph in budget.contract.graphs:
+            found[sha256(bundle.root / graph.plan)] = (graph, bundle.root / graph.onnx)
     return found

@@ -10,11 +10,12 @@ import onnx
 import pytest
 
 from semkv_deploy.bundle import Bundle, TensorRTRecord
-from semkv_deploy.bundle.contract import StaticBudgetContract
+from semkv_deploy.bundle.contract import Contract
 from semkv_deploy.cli.bundle_summary import summary
 from semkv_deploy.compiler.pipeline import build_bundle
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.methods import Full, SemantiCache, StreamingLLM
+from semkv_deploy.model.cache_groups import by_layer, one_a_head
 from semkv_deploy.targets.tensorrt.build import SCHEMA_FILE, TensorRTOptions
 
 RTX = pytest.mark.skipif(
@@ -45,17 +46,18 @@ def test_contract_is_what_the_graphs_say(tiny_export: Path, tmp_path: Path, layo
         contract = budget.contract
         phases = ["prefill", "decode"] if layout == "split" else ["decoder"]
         phases += ["compressor"] if contract.budget < 1 else []
-        assert [graph.phase for graph in contract.graphs] == phases == [engine.phase for engine in budget.engines]
+        assert [graph.phase for graph in contract.graphs] == phases
+        assert [engine.graph for engine in budget.engines] == [graph.name for graph in contract.graphs]
         assert contract.capacity == 512 * contract.budget
-        for graph, engine in zip(contract.graphs, budget.engines, strict=True):
-            model = onnx.load(tmp_path / "b" / engine.onnx, load_external_data=False)
+        for graph in contract.graphs:
+            model = onnx.load(tmp_path / "b" / graph.onnx, load_external_data=False)
             assert not model.functions and all(node.domain == "" for node in model.graph.node)
             assert [tensor.name for tensor in graph.inputs] == [value.name for value in model.graph.input]
             assert [tensor.name for tensor in graph.outputs] == [value.name for value in model.graph.output]
             names = {tensor.name: tensor for tensor in (*graph.inputs, *graph.outputs)}
             for source, result in graph.aliases.items():
                 assert names[source].shape == names[result].shape and names[source].dtype == names[result].dtype
-                assert names[source].shape == contract.cache_shape or "cache_rows" in names[source].shape or batch > 1
+                assert names[source].shape[1:] == (1, contract.capacity, 16)
             dynamic = {tensor.name for tensor in graph.inputs if any(isinstance(size, str) for size in tensor.shape)}
             runs = [profile.phase for profile in graph.profiles]
             if graph.phase in ("decode", "compressor"):
@@ -78,15 +80,17 @@ def test_contract_of_a_budget(tiny_export: Path, tmp_path: Path):
     record = build(tiny_export, tmp_path / "b")
     (budget,) = record.budgets
     contract = budget.contract
-    assert (contract.capacity, contract.target, contract.prefill_chunk) == (256, 192, 64)
-    assert (contract.sinks, contract.recent, contract.chunk_cap, contract.levels) == (4, 96, 64, 24)
-    assert contract.cache_shape == (2, 1, 256, 16) and contract.heads_in_batch and contract.slot_bias
+    room = contract.make_room
+    assert room is not None and (contract.capacity, room.keep_slots, contract.prefill_chunk) == (256, (192, 192), 64)
+    assert (room.by_group["sinks"], room.recent_share, room.levels) == ((4, 4), 0.5, 24)
     decoder, compressor = contract.graphs
+    shapes = {tensor.name: tensor.shape for tensor in decoder.inputs}
+    assert shapes["past_key_values.00.key"] == (2, 1, 256, 16) and decoder.has_input("slot_bias.01")
     assert decoder.aliases["past_key_values.01.value"] == "present.01.value" and len(decoder.aliases) == 4
     assert {tensor.name: tensor.dtype for tensor in decoder.inputs}["past_key_values.00.key"] == "float16"
     assert {tensor.name: tensor.shape for tensor in compressor.inputs}["key_cache"] == (1, 2, 256, 16)
-    assert StaticBudgetContract.model_validate_json(contract.model_dump_json()) == contract
-    schema = StaticBudgetContract.json_schema()
+    assert Contract.model_validate_json(contract.model_dump_json()) == contract
+    schema = Contract.model_json_schema()
     assert set(schema["required"]) <= set(contract.model_dump())
     assert (tmp_path / "b" / "targets" / "tensorrt-rtx" / SCHEMA_FILE).is_file()
 
@@ -95,7 +99,7 @@ def test_contract_of_a_budget(tiny_export: Path, tmp_path: Path):
 def test_methods_that_never_merge_have_no_biases(tiny_export: Path, tmp_path: Path, method: Any, compressor: bool):
     record = build(tiny_export, tmp_path / "b", method)
     contract = record.budgets[0].contract
-    assert not contract.slot_bias and contract.chunk_cap is None
+    assert not contract.decoders[0].has_input("slot_bias.00") and "thresholds" not in str(contract.behaviours)
     assert [graph.phase for graph in contract.graphs] == ["decoder", "compressor"][: 1 + compressor]
 
 
@@ -104,10 +108,34 @@ def test_methods_that_never_merge_have_no_biases(tiny_export: Path, tmp_path: Pa
 def test_engines(tiny_export: Path, tmp_path: Path, layout: Any, batch: int):
     record = build(tiny_export, tmp_path / "b", layout=layout, batch=batch, engines=True, compute_capabilities="86,120")
     assert record.compute_capabilities == [86, 120] and record.version
-    for engine in record.budgets[0].engines:
-        assert engine.plan and (tmp_path / "b" / engine.plan).stat().st_size == engine.bytes > 0
-        if engine.phase != "compressor":
+    for engine, graph in zip(record.budgets[0].engines, record.budgets[0].contract.graphs, strict=True):
+        assert graph.plan and (tmp_path / "b" / graph.plan).stat().st_size == engine.bytes > 0
+        if graph.phase != "compressor":
             assert engine.layers == {"ATTENTION_INPUT": 2, "KV_CACHE_UPDATE": 4}
+
+
+@RTX
+@pytest.mark.parametrize("groups", ["by head", "by layer"])
+def test_engines_of_cache_groups(groups: str, tiny_export: Path, tmp_path: Path):
+    """A group is an alias pair and an attention of its own, whatever its capacity, and proved like a layer."""
+    shares = one_a_head(2, 2) if groups == "by head" else by_layer([1.0, 3.0], 2)
+    bundle = build_bundle(
+        str(tiny_export / "decoder.onnx"),
+        tmp_path / "b",
+        budgets=[0.5],
+        method=SemantiCache(),
+        groups=shares,
+        target="tensorrt-rtx",
+        tensorrt=TensorRTOptions(compute_capabilities="86", batch=2),
+    )
+    record = bundle.target("tensorrt-rtx")
+    decoder, *compressors = record.budgets[0].engines
+    # One query head with several rows has no fused kernel: two heads of a group have none either.
+    fused = {
+        "KV_CACHE_UPDATE": 2 * len(shares),
+        "MATRIX_MULTIPLY" if groups == "by head" else "ATTENTION_INPUT": len(shares),
+    }
+    assert decoder.layers == fused and len(compressors) == (1 if groups == "by head" else 2)
 
 
 @RTX
@@ -120,7 +148,7 @@ def test_other_types(tiny_export: Path, tmp_path: Path, dtype: Any, attention: s
 
 def test_budgets_that_print_alike_have_files_of_their_own(tiny_export: Path, tmp_path: Path):
     record = build(tiny_export, tmp_path / "b", budgets=(0.30000001, 0.30000002, 1.0))
-    names = [Path(engine.onnx).name for budget in record.budgets for engine in budget.engines]
+    names = [Path(graph.onnx).name for budget in record.budgets for graph in budget.contract.graphs]
     assert len(set(names)) == 5 and "decoder.0.30000002.onnx" in names and "decoder.1.onnx" in names
 
 
@@ -165,7 +193,11 @@ def test_what_the_builder_says_is_recorded(tiny_export: Path, tmp_path: Path, ca
     capsys.readouterr()
     summary(bundle)
     text = capsys.readouterr().out
-    assert "prefill: TensorRT warns: note [2]" in text and "note [3]" not in text and "prefill: 2 more warnings" in text
+    assert (
+        "prefill.0.5: TensorRT warns: note [2]" in text
+        and "note [3]" not in text
+        and "prefill.0.5: 2 more warnings" in text
+    )
 
 
 @RTX
@@ -220,7 +252,7 @@ def test_engine_of_another_version(tiny_export: Path, tmp_path: Path):
 
     record = build(tiny_export, tmp_path / "b", engines=True, compute_capabilities="86")
     assert CliRunner().invoke(main, ["inspect", str(tmp_path / "b")]).exit_code == 0
-    plan = tmp_path / "b" / str(record.budgets[0].engines[0].plan)
+    plan = tmp_path / "b" / str(record.budgets[0].contract.graphs[0].plan)
     data = bytearray(plan.read_bytes())
     data[24:28] = bytes([1, 4, 0, 76])
     plan.write_bytes(data)

@@ -17,7 +17,8 @@ from semkv_deploy.bundle import Bundle
 from semkv_deploy.compiler.pipeline import build_bundle
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.methods import SemantiCache
-from semkv_deploy.runtime.open import open_session, session_on
+from semkv_deploy.model.cache_groups import GroupShare
+from semkv_deploy.runtime.open import open_session
 from semkv_deploy.runtime.session import Session
 from semkv_deploy.targets.onnxruntime.engine import OnnxRuntimeEngine
 from semkv_deploy.targets.tensorrt.api import Gpu, missing
@@ -56,7 +57,6 @@ def fake(monkeypatch: pytest.MonkeyPatch, bundle: Bundle, compute_capability: in
     import polygraphy.cuda.cuda as polygraphy_cuda
     from polygraphy import cuda
 
-    from semkv_deploy.targets.tensorrt import api as tensorrt_api
     from semkv_deploy.targets.tensorrt import engine as tensorrt_engine
 
     host = HostCuda()
@@ -64,7 +64,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, bundle: Bundle, compute_capability: in
     for each in (polygraphy_cuda, cuda):
         monkeypatch.setattr(each, "wrapper", lambda: host)
     monkeypatch.setattr(tensorrt_engine, "runtime_module", lambda runtime: module)
-    monkeypatch.setattr(tensorrt_api, "find_gpu", lambda: (Gpu("a GPU", compute_capability), None))
+    monkeypatch.setattr(tensorrt_engine, "find_gpu", lambda: (Gpu("a GPU", compute_capability), None))
     return module
 
 
@@ -76,14 +76,9 @@ def contract_of(bundle: Bundle) -> Any:
 def in_onnxruntime(built: Bundle, tiny_export: Path, tmp_path: Path) -> Session:
     """The same model's graph that takes any rows, run by the engine of the CPU targets."""
     contract, bundle = contract_of(built), built
-    if contract.layout == "split":
+    if contract.engine_layout == "split":
         bundle = build(tiny_export, tmp_path / "dual", "dual", contract.batch, contract.dtype, engines=False)
-    (budget,) = bundle.target(TARGET).budgets
-    graphs = {each.phase: bundle.root / each.onnx for each in budget.engines}
-    facts, profile = bundle.manifest.model, bundle.profile(None)
-    decoder, compressor = graphs["decoder"], graphs["compressor"]
-    engine = OnnxRuntimeEngine(decoder, compressor, facts=facts, batch=contract.batch, capacity=profile.capacity)
-    return session_on(bundle, profile, engine)
+    return Session(OnnxRuntimeEngine(bundle.built(TARGET), batch=contract.batch))
 
 
 def test_three_turns_as_in_onnxruntime(built: Bundle, gpu: FakeTensorRT, in_onnxruntime: Session):
@@ -99,17 +94,17 @@ def test_three_turns_as_in_onnxruntime(built: Bundle, gpu: FakeTensorRT, in_onnx
             chosen = expected.argmax(-1)
             found, expected = ours.step(chosen).copy(), theirs.step(chosen).copy()
         np.testing.assert_array_equal(ours.length, theirs.length)
-        np.testing.assert_array_equal(ours.slot_position, theirs.slot_position)
-        for mine, other in zip(ours.engine.layers, theirs.engine.layers, strict=True):
-            for name in ("key", "value", "bias"):
-                np.testing.assert_array_equal(getattr(mine, name), getattr(other, name))
+        for group in range(len(ours.length)):
+            np.testing.assert_array_equal(ours.slot_position[group], theirs.slot_position[group])
+            for name in ("key", "value", "slot_bias"):
+                np.testing.assert_array_equal(ours.engine.read(name, group), theirs.engine.read(name, group))
     assert ours.stats.runs == theirs.stats.runs >= 2
     runs = {
         "dual": {("decoder", 0), ("decoder", 1)},
         "single": {("decoder", 0)},
         "split": {("prefill", 0), ("decode", 0)},
     }
-    assert set(gpu.runs) == runs[contract_of(built).layout] | {("compressor", 0)}
+    assert set(gpu.runs) == runs[contract_of(built).engine_layout] | {("compressor", 0)}
 
 
 def test_a_new_conversation_starts_like_the_first(built: Bundle, gpu: FakeTensorRT):
@@ -132,14 +127,14 @@ def test_profiles_are_for_what_they_were_tuned(built: Bundle, gpu: FakeTensorRT)
         "single": ({("decoder", 0)}, {("decoder", 0)}),
         "split": ({("prefill", 0)}, {("decode", 0)}),
     }
-    assert (prompts, steps) == expected[contract_of(built).layout]
+    assert (prompts, steps) == expected[contract_of(built).engine_layout]
 
 
 def test_memory_is_what_the_contract_says(built: Bundle, gpu: FakeTensorRT):
     session, contract = open_session(built, target=TARGET, batch=contract_of(built).batch), contract_of(built)
     biases = contract.layers * contract.batch * contract.kv_heads * contract.capacity * 4
     layers = contract.layers + 1  # a spare one
-    assert session.engine.cache_bytes() == (contract.cache_bytes + biases) // contract.layers * layers
+    assert session.engine.cache_bytes() == (contract.cache_bytes() + biases) // contract.layers * layers
     held = sum(len(block) for block in gpu.cuda.blocks.values())
     assert held == session.engine.cache_bytes()  # nothing else until something runs
 
@@ -200,3 +195,43 @@ def test_an_engine_that_is_not_the_contracts_is_refused(built: Bundle, monkeypat
         module.graphs[key] = (contract.model_copy(update={"inputs": contract.inputs[1:]}), graph)
     with pytest.raises(SemkvError, match=r"the engine is not the contract's .*input_ids"):
         open_session(built, target=TARGET, batch=contract_of(built).batch)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_cache_groups_of_any_size_run_and_are_saved(
+    dtype: Any, tiny_export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Capacities by head: as in ONNX Runtime, before and after a session is saved and loaded."""
+    if gap := missing("tensorrt-rtx"):
+        pytest.skip(gap)
+    groups = (
+        GroupShare(layer=0, heads=(0, 1)),
+        GroupShare(layer=1, heads=(0,), share=1.5),
+        GroupShare(layer=1, heads=(1,), share=0.6),
+    )
+    bundle = build_bundle(
+        str(tiny_export / "decoder.onnx"),
+        tmp_path / "bundle",
+        budgets=[0.5],
+        method=SemantiCache(),
+        groups=groups,
+        target=TARGET,
+        tensorrt=TensorRTOptions(batch=2, dtype=dtype, compute_capabilities="86"),
+    )
+    fake(monkeypatch, bundle)
+    ours, theirs = (
+        open_session(bundle, target=TARGET, batch=2),
+        Session(OnnxRuntimeEngine(bundle.built(TARGET), batch=2)),
+    )
+    random = np.random.default_rng(5)
+    for tokens in (150, 120):
+        prompt = [random.integers(2, 512, tokens - 30 * row).tolist() for row in range(2)]
+        assert ours.generate(prompt, max_new_tokens=6) == theirs.generate(prompt, max_new_tokens=6)
+        for group in range(len(groups)):
+            for name in ("key", "value", "slot_bias"):
+                np.testing.assert_array_equal(ours.engine.read(name, group), theirs.engine.read(name, group))
+    assert ours.stats.runs == theirs.stats.runs >= 2
+    ours.save(tmp_path / "state")
+    again = open_session(bundle, target=TARGET, batch=2, state=tmp_path / "state")
+    prompt = [random.integers(2, 512, 40).tolist() for _ in range(2)]
+    assert again.generate(prompt, max_new_tokens=6) == ours.generate(prompt, max_new_tokens=6)
