@@ -36,6 +36,8 @@ FILE_CIRCLES: frozenset[frozenset[str]] = frozenset(
     {
         # `look_up` imports the builder to make what it does not find; the request and result they share want a file.
         frozenset({"semkv_deploy.targets.tensorrt.engine_cache", "semkv_deploy.targets.tensorrt.builder"}),
+        # Attention asks for the check of a model's state, which runs attention: whoever exports should ask for both.
+        frozenset({"semkv_deploy.export.attention", "semkv_deploy.export.state"}),
     }
 )
 """Files that import each other for now."""
