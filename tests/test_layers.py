@@ -32,14 +32,7 @@ FLOORS = (
 EXCEPTIONS: frozenset[tuple[str, str]] = frozenset()
 """Arrows (importing room, imported room) that point up for now, each with a comment that says why."""
 
-FILE_CIRCLES: frozenset[frozenset[str]] = frozenset(
-    {
-        # `look_up` imports the builder to make what it does not find; the request and result they share want a file.
-        frozenset({"semkv_deploy.targets.tensorrt.engine_cache", "semkv_deploy.targets.tensorrt.builder"}),
-        # Attention asks for the check of a model's state, which runs attention: whoever exports should ask for both.
-        frozenset({"semkv_deploy.export.attention", "semkv_deploy.export.state"}),
-    }
-)
+FILE_CIRCLES: frozenset[frozenset[str]] = frozenset()
 """Files that import each other for now."""
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from semkv_deploy.export.attention import LayerSpec, nexus_attention, unsupported
+from semkv_deploy.export.attend import LayerSpec, nexus_attention, unsupported
 from semkv_deploy.ops.nexus_attention import reference
 
 if TYPE_CHECKING:

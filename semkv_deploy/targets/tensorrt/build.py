@@ -310,7 +310,8 @@ def _engine(
     kinds = Counter(promise.kind for promise in graph.lowered.promises)
     if not options.engines:
         return EngineRecord(graph=path.stem, bytes=0, layers=dict(sorted(kinds.items()))), None
-    from semkv_deploy.targets.tensorrt.builder import EngineRequest, build_engine
+    from semkv_deploy.targets.tensorrt.builder import build_engine
+    from semkv_deploy.targets.tensorrt.request import EngineRequest
 
     plan = path.with_suffix(".plan")
     capabilities = _capabilities(target, options)

@@ -13,17 +13,14 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
 from semkv_deploy import __version__
 from semkv_deploy.bundle import sha256
 from semkv_deploy.targets.tensorrt.api import find_gpu
+from semkv_deploy.targets.tensorrt.request import EngineRequest, EngineResult
 from semkv_deploy.targets.tensorrt.trusted_folder import is_own_file
-
-if TYPE_CHECKING:
-    from semkv_deploy.targets.tensorrt.builder import EngineRequest, EngineResult
 
 _CODE = ("worker.py", "proof.py", "engine_cache.py")
 """What tells the builder more than the request does, what proves, and what writes records: an edit makes every entry a
@@ -65,8 +62,6 @@ def cache_key(parts: dict[str, object]) -> str:
 def look_up(folder: Path, key: str, plan: Path) -> EngineResult | None:
     """Copies the entry's plan to `plan`; None when there is no entry, it is not the user's own, or its plan is
     not what was stored."""
-    from semkv_deploy.targets.tensorrt.builder import EngineResult
-
     stored, record = folder / f"{key}.plan", folder / f"{key}.json"
     # An entry may be older than the rule that the folder is the user's own.
     if not (is_own_file(stored) and is_own_file(record)):

@@ -23,10 +23,10 @@ from typing import Any
 
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.targets.tensorrt.api import TITLES, Runtime, runtime_module
-from semkv_deploy.targets.tensorrt.builder import EngineRequest, EngineResult
 from semkv_deploy.targets.tensorrt.optimization_profiles import check_profiles
 from semkv_deploy.targets.tensorrt.progress import make_monitor
 from semkv_deploy.targets.tensorrt.proof import Layer, check_inputs_are_used, prove, unused_input
+from semkv_deploy.targets.tensorrt.request import EngineRequest, EngineResult
 
 Emit = Callable[[dict[str, Any]], None]
 

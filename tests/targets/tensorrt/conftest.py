@@ -14,7 +14,7 @@ import pytest
 from onnx import helper
 
 from semkv_deploy.targets.tensorrt.api import missing
-from semkv_deploy.targets.tensorrt.builder import EngineRequest
+from semkv_deploy.targets.tensorrt.request import EngineRequest
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]

@@ -13,8 +13,9 @@ from semkv_deploy.errors import SemkvError
 from semkv_deploy.targets.tensorrt import builder as module
 from semkv_deploy.targets.tensorrt import engine_cache
 from semkv_deploy.targets.tensorrt.api import Gpu
-from semkv_deploy.targets.tensorrt.builder import EngineRequest, build_engine, external_files
+from semkv_deploy.targets.tensorrt.builder import build_engine, external_files
 from semkv_deploy.targets.tensorrt.engine_cache import cache_key, key_parts
+from semkv_deploy.targets.tensorrt.request import EngineRequest
 
 from .conftest import KEYS, PROMISED, QUERY, decoder_layer, with_external_weights
 

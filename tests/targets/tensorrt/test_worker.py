@@ -20,8 +20,9 @@ from onnx import helper
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.targets.tensorrt import builder as module
 from semkv_deploy.targets.tensorrt.api import RTX_COMPUTE_CAPABILITIES, find_gpu, installed_version, runtime_module
-from semkv_deploy.targets.tensorrt.builder import EngineRequest, build_engine, list_creators, run_worker
+from semkv_deploy.targets.tensorrt.builder import build_engine, list_creators, run_worker
 from semkv_deploy.targets.tensorrt.plan_file import read_header
+from semkv_deploy.targets.tensorrt.request import EngineRequest
 
 from .conftest import ALIASES, KEYS, PROMISED, QUERY, decoder_layer, plugin_layer, with_external_weights
 
