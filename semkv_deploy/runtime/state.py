@@ -41,7 +41,7 @@ def save_session(session: Session, path: Path, row: int | None = None) -> None:
     Raises:
         SemkvError: when the file cannot be written, or a row is not in a state to go on from.
     """
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     rows = slice(None) if row is None else slice(row, row + 1)
     session.check_rows(row)
@@ -49,7 +49,7 @@ def save_session(session: Session, path: Path, row: int | None = None) -> None:
     metadata = {**_identity(session), "sha256": _digest(tensors)}
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
-        save_file(tensors, partial, metadata)
+        partial.write_bytes(save(tensors, metadata))
         os.replace(partial, path)
     except OSError as error:
         raise SemkvError(f"cannot be written: {error.strerror}", where=path, fix="give another path") from None
@@ -169,8 +169,8 @@ def _read(path: Path, identity: dict[str, str]) -> dict[str, Array]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, TypeError) as error:
         raise SemkvError("not a saved session, or a damaged one", where=path, got=str(error).splitlines()[0]) from None
-    names = {
-        "format": "file",
+    called = {
+        "format": "kind of file",
         "version": "version of the file",
         "bundle": "bundle",
         "target": "target",
@@ -179,7 +179,7 @@ def _read(path: Path, identity: dict[str, str]) -> dict[str, Array]:
     for key, wanted in identity.items():
         if metadata.get(key) != wanted:
             raise SemkvError(
-                f"the saved session is of another {names[key]}",
+                f"the saved session is of another {called[key]}",
                 where=path,
                 expected=wanted[:16],
                 got=str(metadata.get(key, "none"))[:16],
