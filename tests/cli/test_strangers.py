@@ -100,7 +100,7 @@ def test_links_in_an_export_are_not_followed(name: str, tiny_export: Path, tmp_p
     export = Path(shutil.copytree(tiny_export, tmp_path / "export"))
     shutil.move(export / name, tmp_path / "elsewhere")
     (export / name).symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(SemkvError, match=f"{name}: is a link or no regular file"):
+    with pytest.raises(SemkvError, match=rf"{name}(: | )is a link"):
         build(tmp_path / "bundle", export)
     assert sorted(os.listdir(tmp_path)) == ["elsewhere", "export"]
 
