@@ -24,6 +24,7 @@ Contradiction = tuple[str, object, object]
 
 _MODEL_FACTS = ("layers", "kv_heads", "query_heads", "head_dim", "vocab_size", "windows")
 _STEP_INPUTS = ("input_ids", "position_ids", "logits_index", "length")
+_REQUIRED = ("key", "value")
 _MOST = 1 << 24
 
 
@@ -97,7 +98,7 @@ def _groups(contract: Contract) -> Iterator[Contradiction]:
         if not all(fine) or buffer.dtype not in ("T", "float32", "int64"):
             yield f"cache, buffer {buffer.name}", "sizes B, Hkv, C, D or numbers", f"{buffer.shape} {buffer.dtype}"
     names = [buffer.name for buffer in contract.cache.buffers]
-    if len(set(names)) < len(names) or not {"key", "value"} <= set(names):
+    if len(set(names)) < len(names) or not {*_REQUIRED} <= set(names):
         yield "cache.buffers", "key and value, each buffer once", names
 
 
@@ -146,6 +147,8 @@ def _bindings(
             for tensor, there in bound:
                 if tensor is None:
                     continue
+                if tensor not in there and name not in _REQUIRED:
+                    continue  # a decoder without slot_bias counts every live slot once
                 if tensor not in there:
                     yield f"graph {graph.name}", f"a tensor {tensor} for the cache", "none of that name"
                 elif not _fits(there[tensor], expected):
