@@ -41,7 +41,9 @@ def bench(
     target: str,
     allow_plugins: bool,
 ) -> None:
-    """Measures decode time, prefill time and memory of every budget, each in a process of its own.
+    """Measures time and memory of every budget.
+
+    Decode, prefill and memory, each budget in a process of its own.
 
     \b
     semkv-deploy bench bundle/ --genai smollm2-genai/ --json

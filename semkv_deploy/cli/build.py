@@ -74,7 +74,9 @@ def build(
     force: bool,
     method: AnyMethod,
 ) -> None:
-    """Builds a bundle from decoder.onnx of an export, or from anything `export` takes.
+    """Builds a bundle from an export or a checkpoint.
+
+    SOURCE is decoder.onnx of an export, or anything that `export` takes.
 
     \b
     semkv-deploy build exported/decoder.onnx --budget 0.2 --budget 0.5 -o bundle/

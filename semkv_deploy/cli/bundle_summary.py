@@ -42,6 +42,10 @@ WARNINGS = 3
 
 def summary(bundle: Bundle) -> None:
     """Prints the model, the method and a row for each budget."""
+    import onnx
+
+    from semkv_deploy.passes.quantize import float32_bytes
+
     manifest = bundle.manifest
     facts, method = manifest.model, manifest.method
     console = PlainConsole()
@@ -59,10 +63,16 @@ def summary(bundle: Bundle) -> None:
             continue
         cost = "" if record.weight_kl is None else f", KL {record.weight_kl:.4f} against fp32 on the calibration text"
         console.print(f"{name}: {record.weights} weights, {record.weight_bytes / MIB:.0f} MiB{cost}")
+        if record.weights != "fp32":
+            file = bundle.root / record.budgets[0].contract.decoders[0].onnx
+            kept = float32_bytes(onnx.load(file, load_external_data=False))
+            console.print(
+                f"{name}: {kept / MIB:.1f} MiB of them in float32: scales, norms, what has no kernel of 8 bits"
+            )
         aliases = record.budgets[0].contract.decoders[0].aliases
         console.print(f"{name}: {len(aliases)} caches appended in place")
         for finding in record.lint:
-            console.print(f"{name}: {finding}")
+            console.print(f"{name}: {printable(finding)}")
     _budgets(console, manifest)
 
 

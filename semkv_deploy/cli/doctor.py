@@ -20,7 +20,9 @@ from semkv_deploy.targets import PLANNED, TARGETS, TO_RUN
 @click.option("--plugin-library", type=PATH, help="Also list the TensorRT plugins that it registers.")
 @json_option()
 def doctor(plugin_library: Path | None, as_json: bool) -> None:
-    """Says which targets this machine can build for and run, and what is missing for the others.
+    """Says which targets this machine builds and runs.
+
+    And what is missing for the others.
 
     \b
     semkv-deploy doctor

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 @budgets_option(default=["0.2", "0.5"])
 @json_option()
 def evaluate(bundle: Path, text: Path, tokens: int, budgets: list[Budget], as_json: bool) -> None:
-    """Measures what methods and their options cost in KL against the full cache, at equal capacity.
+    """Measures methods in KL against the full cache.
+
+    At equal capacity, each method and its options.
 
     \b
     semkv-deploy evaluate bundle/ --text moby-dick.txt --budget 0.2

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @force_option
 @method_options
 def export(source: str, output: Path, force: bool, method: AnyMethod) -> None:
-    """Traces a checkpoint to portable ONNX with semkv operators.
+    """Exports a checkpoint to portable ONNX.
 
     SOURCE is a Hugging Face directory, a .gguf file, or a hub id.
 

@@ -47,7 +47,7 @@ def generate(
     target: str,
     allow_plugins: bool,
 ) -> None:
-    """Generates text from a bundle: one prompt, or a chat.
+    """Generates text: one prompt, or a chat.
 
     In a chat, a line that ends with a backslash goes on in the next, lines between two of three double quotes are one
     message, and Ctrl-C ends a reply.

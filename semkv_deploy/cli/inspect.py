@@ -17,7 +17,9 @@ from semkv_deploy.errors import SemkvError
 @target_option("Whose rules --lint applies to a file.", default="tensorrt-rtx")
 @json_option("Print the manifest, or the findings, as JSON.")
 def inspect(bundle: Path, lint: bool, target: str, as_json: bool) -> None:
-    """Verifies a bundle and shows what is in it, or lints a bundle or an ONNX file.
+    """Shows what is in a bundle, or lints a graph.
+
+    A bundle is verified first. --lint takes a bundle or any ONNX file.
 
     With --lint the exit code is 1 when a finding stops a build.
 

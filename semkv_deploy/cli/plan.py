@@ -52,7 +52,9 @@ def plan(
     as_json: bool,
     method: AnyMethod,
 ) -> None:
-    """Says what a build would need in memory, before anything is built; no weights are read.
+    """Says what memory a build would need.
+
+    Before anything is built; no weights are read.
 
     SOURCE is decoder.onnx of an export, or a directory with config.json.
 

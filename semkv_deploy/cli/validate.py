@@ -49,7 +49,9 @@ def validate(
     as_json: bool,
     allow_plugins: bool,
 ) -> None:
-    """Compares what each target runs with the portable graphs: logits, caches, chosen slots, lengths.
+    """Compares each target with the portable graphs.
+
+    Logits, caches, chosen slots and lengths.
 
     Three turns of prefill, decode and compression. TensorRT's graphs are run in ONNX Runtime. When something differs,
     the first layer that does is named, and the exit code is 1. The report's page ends with command lines that run the

@@ -47,4 +47,4 @@ def brief(value: object) -> str:
 
     shown = reprlib.Repr()
     shown.maxlevel, shown.maxlist, shown.maxdict, shown.maxstring, shown.maxother = 2, 3, 3, 60, 60
-    return one_line(shown.repr(value))
+    return one_line(shown.repr(value))[:200]

@@ -95,6 +95,9 @@ def _check_nodes(
 
 
 def _check_node(node: onnx.NodeProto, opsets: Mapping[str, int]) -> None:
+    texts = (node.name, node.op_type, node.domain, *node.input, *node.output)
+    if not all(isinstance(text, str) for text in texts):
+        raise SemkvError("a node's names are not UTF-8 text", where="graph", fix="export the model again")
     if not any(node.output):
         raise SemkvError("a node makes nothing", where=node_name(node), expected="at least one output")
     for attribute in node.attribute:

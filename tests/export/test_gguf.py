@@ -14,7 +14,7 @@ import torch
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.export.checkpoint import load_checkpoint
 from semkv_deploy.export.gguf import read_header
-from tests.chat_templates import byte_tokenizer
+from tests.tiny import tiny_gguf_at
 
 Write = Callable[..., Path]
 
@@ -22,60 +22,9 @@ Write = Callable[..., Path]
 @pytest.fixture()
 def write(tmp_path: Path) -> Write:
     """`write(name, without=…, extra=…, keys=…)`: a tiny Llama as a GGUF file."""
-    import gguf
-    from transformers import LlamaConfig, LlamaForCausalLM
 
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=260,
-            hidden_size=64,
-            intermediate_size=96,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-        )
-    )
-    words = [name for name, _ in sorted(byte_tokenizer(None).get_vocab().items(), key=lambda entry: entry[1])]
-    words = [*words, "ab", *(f"<extra{i}>" for i in range(259 - len(words)))]
-
-    def make(
-        name: str = "tiny.gguf",
-        without: str = "nothing",
-        extra: dict[str, np.ndarray[Any, Any]] | None = None,
-        keys: Callable[[Any], Any] = lambda writer: None,
-    ) -> Path:
-        path = tmp_path / name
-        writer = gguf.GGUFWriter(str(path), "llama")
-        writer.add_context_length(512)
-        writer.add_embedding_length(64)
-        writer.add_block_count(2)
-        writer.add_feed_forward_length(96)
-        writer.add_head_count(4)
-        writer.add_head_count_kv(2)
-        writer.add_layer_norm_rms_eps(1e-6)
-        writer.add_rope_freq_base(1e4)
-        writer.add_rope_dimension_count(16)
-        writer.add_vocab_size(260)
-        writer.add_tokenizer_model("gpt2")
-        writer.add_tokenizer_pre("default")
-        writer.add_token_list(words)
-        writer.add_token_types([1] * 260)
-        writer.add_token_merges(["a b"])
-        writer.add_eos_token_id(257)
-        keys(writer)
-        names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2)
-        for key, value in model.state_dict().items():
-            known = names.get_name(key, try_suffixes=(".weight",))
-            if known and without not in known:
-                writer.add_tensor(known, value.numpy())
-        for key, array in (extra or {}).items():
-            writer.add_tensor(key, array)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-        return path
+    def make(name: str = "tiny.gguf", **options: Any) -> Path:
+        return tiny_gguf_at(tmp_path / name, **options)
 
     return make
 
