@@ -126,20 +126,36 @@ class Need(NamedTuple):
 def onnxruntime_weights(shape: DecoderShape, weights: WeightFormat) -> tuple[int, int]:
     """Bytes in the decoder's data file, and what ONNX Runtime adds when it packs them.
 
-    Constant MatMuls become blocks of 32 inputs with a float32 scale; tables (so a tied head) and norms stay float32.
-    Packing for int8 activations adds the sum of each block (float32, measured); float32 products are packed instead
-    of kept, at no cost.
+    Constant MatMuls become blocks of 32 inputs with a float32 scale, and so does an embedding, in 8 bits; a tied head
+    is a product of 8 bits beside it; norms stay float32. Packing for int8 activations adds the sum of each block
+    (float32, measured); float32 products are packed instead of kept, at no cost.
     """
     stored = packed = 0
-    for weight in shape.weights:
-        if weight.use != "product" or weights == "fp32":
-            stored += weight.size * FLOAT
-            continue
-        inputs, outputs = weight.shape
+    tied = is_tied(shape)
+
+    def product(inputs: int, outputs: int, bits: int) -> None:
+        nonlocal stored, packed
         blocks = outputs * math.ceil(inputs / QUANTISED_BLOCK)
-        stored += blocks * (QUANTISED_BLOCK // (2 if weights == "int4" else 1) + FLOAT)
+        stored += blocks * (QUANTISED_BLOCK * bits // 8 + FLOAT)
         packed += blocks * FLOAT
+
+    for weight in shape.weights:
+        if weights != "fp32" and weight.use == "product":
+            product(weight.shape[0], weight.shape[1], 4 if weights == "int4" else 8)
+        elif weights != "fp32" and weight.use == "table" and len(weight.shape) == 2:
+            rows, width = weight.shape
+            stored += rows * width * (1 if width % QUANTISED_BLOCK == 0 else FLOAT)
+            stored += rows * (width // QUANTISED_BLOCK) * FLOAT if width % QUANTISED_BLOCK == 0 else 0
+            if tied:
+                product(width, rows, 8)
+        else:
+            stored += weight.size * FLOAT
     return stored, packed
+
+
+def is_tied(shape: DecoderShape) -> bool:
+    """Whether the head is the embedding transposed: no product outside the layers."""
+    return not any(weight.use == "product" and not weight.in_layer for weight in shape.weights)
 
 
 def onnxruntime_bytes(need: Need, weights: WeightFormat, workers: int) -> Bytes:
@@ -160,8 +176,8 @@ def onnxruntime_bytes(need: Need, weights: WeightFormat, workers: int) -> Bytes:
     decode, prefill = activation(need.batch), activation(profile.prefill_chunk)
     programs = _session_bytes(need)
     # A tied head is an embedding that is transposed: ONNX Runtime does that while it loads, into a copy (measured).
-    tied = not any(weight.use == "product" and not weight.in_layer for weight in shape.weights)
-    copied = max((weight.size * FLOAT for weight in shape.weights if weight.use == "table"), default=0) if tied else 0
+    tables = (weight.size * FLOAT for weight in shape.weights if weight.use == "table")
+    copied = max(tables, default=0) if is_tied(shape) and weights == "fp32" else 0
     return Bytes(
         weights=stored,
         packing=packed,

@@ -41,6 +41,7 @@ def with_target_weights(portable: Path, target: Path, folder: Path) -> Path:
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     stored = {tensor.name: tensor for tensor in lowered.graph.initializer}
     products = {node.name: node for node in model.graph.node if node.op_type == "MatMul"}
+    transposes = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "Transpose"}
     for node in lowered.graph.node:
         if node.op_type != "MatMulNBits":
             continue
@@ -50,7 +51,11 @@ def with_target_weights(portable: Path, target: Path, folder: Path) -> Path:
             raise SemkvError(
                 "quantised product without its original", where=node.name, expected="a MatMul of that name"
             )
-        original = numpy_helper.to_array(weights[product.input[1]]).astype(np.float32)
+        # A tied head is a product by the embedding transposed.
+        turned = product.input[1] not in weights
+        source = transposes[product.input[1]] if turned else product.input[1]
+        original = numpy_helper.to_array(weights[source]).astype(np.float32)
+        original = original.T if turned else original
         rounded, step = _dequantized(node, stored)
         _check_rounded(original, rounded, step * ROUNDED, node.input[1])
         name = f"{product.name}.weight_of_target"
@@ -64,6 +69,19 @@ def with_target_weights(portable: Path, target: Path, folder: Path) -> Path:
                 half_step = np.abs(original) * (2.0**-10 if half == "float16" else 2.0**-7) + 2.0**-24
                 _check_rounded(original, ours, half_step, f"{name}/{half}")
                 tensor.CopyFrom(numpy_helper.from_array(ours, name))
+    readers = {name: node for node in model.graph.node for name in node.input}
+    for node in lowered.graph.node:
+        if node.op_type != "GatherBlockQuantized":
+            continue
+        name = node.input[0].removesuffix("_Q8")
+        if name not in weights or readers[name].op_type != "Gather":
+            raise SemkvError(
+                "quantised embedding without its original", where=node.name, expected=f"a Gather of {name}"
+            )
+        original = numpy_helper.to_array(weights[name]).astype(np.float32)
+        rounded, step = _dequantized_table(node, stored)
+        _check_rounded(original, rounded, step * ROUNDED, node.input[0])
+        weights[name].CopyFrom(numpy_helper.from_array(rounded, name))
     used = {name for node in model.graph.node for name in node.input}
     kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
     del model.graph.initializer[:]
@@ -145,6 +163,15 @@ def _dequantized(node: onnx.NodeProto, stored: dict[str, Any]) -> tuple[NDArray[
     step = np.repeat(scale, block, axis=1)
     values = (packed.astype(np.float32) - np.float32(1 << (bits - 1))) * step
     return np.ascontiguousarray(values[:, :columns].T), np.abs(step[:, :columns].T)
+
+
+def _dequantized_table(node: onnx.NodeProto, stored: dict[str, Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Rows `[V,H]` of a `GatherBlockQuantized` of 8 bits around 128, and each value's quantisation step."""
+    from onnx import numpy_helper
+
+    codes, scales = (numpy_helper.to_array(stored[name]).astype(np.float32) for name in (node.input[0], node.input[2]))
+    step = np.repeat(scales, codes.shape[1] // scales.shape[1], axis=1)
+    return (codes - 128) * step, np.abs(step)
 
 
 def _check_rounded(original: NDArray[Any], rounded: NDArray[Any], step: NDArray[Any], where: str) -> None:
