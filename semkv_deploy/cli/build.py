@@ -58,6 +58,7 @@ def _read_recipe(ctx: click.Context, _: click.Parameter, path: Path | None) -> s
 @weights_option
 @tensorrt_options
 @click.option("--calibration-text", type=PATH, help="Text to calibrate on.  [default: one that ships here]")
+@click.option("--no-portable", is_flag=True, help="Leave out the float32 graphs, which validate and evaluate need.")
 @force_option
 @method_options
 def build(
@@ -71,6 +72,7 @@ def build(
     weights: Any,
     tensorrt: TensorRTOptions,
     calibration_text: Path | None,
+    no_portable: bool,
     force: bool,
     method: AnyMethod,
 ) -> None:
@@ -100,6 +102,7 @@ def build(
             tensorrt=tensorrt,
             family=family,
             calibration_text=text,
+            portable=not no_portable,
             force=force,
             progress=report,
         )

@@ -73,6 +73,7 @@ def build_bundle(
     tensorrt: TensorRTOptions | None = None,
     calibration_text: str | None = None,
     family: str | None = None,
+    portable: bool = True,
     force: bool = False,
     progress: Progress = lambda what, share: None,
 ) -> Bundle:
@@ -88,6 +89,7 @@ def build_bundle(
         weights: how `onnxruntime-*` targets store weights.
         tensorrt: options of the `tensorrt*` targets; None: the defaults.
         calibration_text: None: the text that ships with the package.
+        portable: keep the portable graphs and their float32 weights, which `validate` and `evaluate` compare with.
         family: fail unless the model is of this one (what a recipe is made for).
 
     Raises:
@@ -138,13 +140,15 @@ def build_bundle(
             for name in targets
         }
         shutil.rmtree(root / "work")
+        if not portable:
+            shutil.rmtree(root / "onnx")
         progress("writing the manifest", None)
         manifest = Manifest(
             model=model,
             method=method,
             max_context=context,
             calibration=reference.settings.model_dump(mode="json") if reference.settings else None,
-            portable=portable_contracts(inputs),
+            portable=portable_contracts(inputs) if portable else [],
             targets=records,
             versions=tool_versions(),
             files={},

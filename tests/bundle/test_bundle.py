@@ -119,3 +119,26 @@ def test_new_directory_replaces_only_when_told(tmp_path: Path):
     with new_directory(out, force=True) as root:
         (root / "new").touch()
     assert [path.name for path in out.iterdir()] == ["new"] and list(tmp_path.iterdir()) == [out]
+
+
+def test_a_bundle_for_deployment_leaves_the_float32_graphs_out(tiny_export: Path, tmp_path: Path):
+    """It runs; what compares with them says how to get them."""
+    from click.testing import CliRunner
+
+    from semkv_deploy.cli import main
+    from semkv_deploy.runtime.open import open_session
+
+    source, out = str(tiny_export / "decoder.onnx"), tmp_path / "b"
+    done = CliRunner().invoke(main, ["build", source, "--budget", "0.5", "--no-portable", "-o", str(out)])
+    assert done.exit_code == 0, done.output
+    assert not (out / "onnx").exists() and Bundle.open(out).manifest.portable == []
+    assert open_session(Bundle.open(out)).generate([5, 6, 7], max_new_tokens=3)
+    text = tmp_path / "text.txt"
+    text.write_text("words and words " * 400)
+    for command in (
+        ["validate", str(out)],
+        ["evaluate", str(out), "--text", str(text), "--tokens", "256", "--budget", "0.5"],
+    ):
+        refused = CliRunner().invoke(main, command)
+        assert refused.exit_code == 1
+        assert "no portable graphs to compare with. Build it again without --no-portable" in refused.output
