@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from semkv_deploy.bundle import OpenedBudget
 
 
-def open_bundle(root: Path, target: str = "onnxruntime-cpu", *, allow_plugins: bool = False) -> Bundle:
+def open_bundle(root: Path | str, target: str = "onnxruntime-cpu", *, allow_plugins: bool = False) -> Bundle:
     """Opens a bundle to run it: verifies what the target runs; `Bundle.open` verifies everything.
 
     Args:
@@ -23,7 +23,7 @@ def open_bundle(root: Path, target: str = "onnxruntime-cpu", *, allow_plugins: b
     """
     require_runnable(target)
     only = [f"targets/{target}/", "tokenizer/", "delimiters.json"]
-    return Bundle.open(root, only=only, allow_plugins=allow_plugins)
+    return Bundle.open(Path(root), only=only, allow_plugins=allow_plugins)
 
 
 def open_session(
