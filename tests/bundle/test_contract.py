@@ -6,8 +6,10 @@ import ast
 from pathlib import Path
 from typing import Any
 
+import contract_host
 import numpy as np
 import pytest
+from contract_host import Host
 
 from semkv_deploy.bundle import Bundle
 from semkv_deploy.bundle.contract import Contract
@@ -20,8 +22,6 @@ from semkv_deploy.targets.onnxruntime.engine import OnnxRuntimeEngine
 from semkv_deploy.targets.tensorrt.build import TensorRTOptions
 
 from ..methods.matrix import FORMS
-from . import contract_host
-from .contract_host import Host
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +78,8 @@ def built(
     budget: float = 0.25,
     groups: Any = None,
 ) -> Bundle:
-    """A bundle for ONNX Runtime and TensorRT, everything in float32."""
-    return build_bundle(
+    """A bundle for ONNX Runtime and TensorRT, everything in float32, built and opened."""
+    build_bundle(
         str(export / "decoder.onnx"),
         out,
         budgets=[budget],
@@ -89,6 +89,7 @@ def built(
         weights="fp32",
         tensorrt=TensorRTOptions(engines=False, dtype="float32", layout=layout, batch=batch),
     )
+    return Bundle.open(out)
 
 
 def session_of(bundle: Bundle, target: str, batch: int) -> Session:
