@@ -81,3 +81,9 @@ def test_importing_the_package_imports_nothing_else():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_paths_may_be_text(tiny_bundle: Path):
+    bundle = semkv_deploy.open_bundle(str(tiny_bundle))
+    assert bundle.root == tiny_bundle and semkv_deploy.load_tokenizer(str(tiny_bundle)) is not None
+    assert semkv_deploy.open_session(bundle, budget="128tokens").contract.budget == 0.25

@@ -145,7 +145,8 @@ def _bindings(
             expected = [sizes.get(size, size) for size in buffers[name].shape.split(",")]
             bound = zip(binding.names(number, len(contract.cache.groups)), (inputs, outputs), strict=True)
             for tensor, there in bound:
-                if tensor is None:
+                if tensor is None or (tensor not in there and binding.output is None):
+                    # What is only read may not be taken: no decoder takes biases that are always zero.
                     continue
                 if tensor not in there and name not in _REQUIRED:
                     continue  # a decoder without slot_bias counts every live slot once

@@ -2,7 +2,7 @@
 
 It lies in `bundle.json`, one for each budget of each target. A host in any language allocates the buffers, binds them
 by the names that the programs give, gives both names of an alias pair one buffer, and follows the rules and behaviours;
-`tests/bundle/contract_host.py` is such a host, written from the manifest alone.
+`examples/contract_host.py` is such a host, written from the manifest alone.
 """
 
 from __future__ import annotations
@@ -82,7 +82,13 @@ SLOT_RULE = (
 
 
 class TensorContract(BaseModel):
-    """One input or output: its name, element type, and shape with numbers where static and names where not."""
+    """One input or output.
+
+    Attributes:
+        name: in the graph.
+        dtype: float32, float16, bfloat16 or int64.
+        shape: numbers where it is static, names where it is not.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -92,7 +98,12 @@ class TensorContract(BaseModel):
 
 
 class ProfileContract(BaseModel):
-    """One optimization profile: shapes of the dynamic inputs as (min, opt, max); none where all is static."""
+    """One optimization profile.
+
+    Attributes:
+        phase: the runs that it is for.
+        shapes: of the dynamic inputs as (min, opt, max); none where all is static.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -105,10 +116,11 @@ class GraphContract(BaseModel):
 
     Attributes:
         name: unique within the contract.
-        phase: what it is for.
+        phase: prompts and steps ("decoder"), prompts ("prefill"), steps ("decode"), or a group's compression.
         onnx: the graph's file, relative to the bundle.
         plan: the engine's file; None: the graph itself is run, or no engine was built.
         groups: numbers of the cache groups that it takes; of a program of scope "group", one of them a run.
+        inputs, outputs: all of them, in the graph's order.
         aliases: input -> output that must be the same buffer.
         profiles: optimization profiles in the order of the engine's profile indices.
     """
@@ -136,6 +148,7 @@ class ProgramContract(BaseModel):
     Attributes:
         scope: "cache": every group's buffers; "group": those of one group.
         buffers: by the layout's buffer names.
+        graphs: for other phases, or for groups of other sizes.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -150,24 +163,26 @@ class Contract(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    schema_version: int = SCHEMA_VERSION
-    target: str
+    schema_version: int = Field(default=SCHEMA_VERSION, description="of contracts; a host refuses others")
+    target: str = Field(description="runtime that the graphs are for; portable: any, in domain semkv")
     budget: float = Field(description="share of cache entries kept, over all groups", gt=0, le=1)
     batch: int | None = Field(description="rows; null: the host chooses, buffers and graphs take any number", ge=1)
     max_context: int = Field(description="most tokens a row may have", ge=1, lt=1 << 31)
     prefill_chunk: int = Field(description="most rows of one prefill run", ge=1, lt=1 << 31)
     dtype: DType = Field(description="element type T of the caches")
     engine_layout: EngineLayout | None = Field(description="of TensorRT targets; null elsewhere")
-    layers: int = Field(ge=1, lt=1 << 16)
-    kv_heads: int = Field(ge=1, lt=1 << 16)
-    query_heads: int = Field(ge=1, lt=1 << 16)
-    head_dim: int = Field(ge=1, lt=1 << 16)
-    vocab_size: int = Field(ge=1, lt=1 << 31)
+    layers: int = Field(description="decoder layers", ge=1, lt=1 << 16)
+    kv_heads: int = Field(description="KV heads of a layer, over all of its groups", ge=1, lt=1 << 16)
+    query_heads: int = Field(description="query heads of a layer", ge=1, lt=1 << 16)
+    head_dim: int = Field(description="D, elements of a key or a value", ge=1, lt=1 << 16)
+    vocab_size: int = Field(description="token ids are below it; logits have as many", ge=1, lt=1 << 31)
     windows: tuple[int, ...] = Field(description="by layer, tokens of its sliding window, which the graph has; 0: none")
     stop_ids: tuple[int, ...] = Field(description="token ids that end a reply; they are not appended")
     delimiters: str = Field(description="file of the bundle whose token_ids end a chunk")
     cache: CacheLayout = Field(description="groups, buffers, slot columns and step inputs")
-    programs: dict[str, ProgramContract]
+    programs: dict[str, ProgramContract] = Field(
+        description="by name; decode is the decoder, others are run by behaviours"
+    )
     behaviours: tuple[Behaviour, ...] = Field(description="what the host does between runs; none: it only appends")
     position_rule: str = POSITION_RULE
     append_rule: str = APPEND_RULE

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING
 
 from semkv_deploy.budget import BudgetProfile, budget_profile, choose_context
 from semkv_deploy.budget_units import BudgetLike, resolve_budgets
-from semkv_deploy.bundle import Bundle, Manifest, new_directory, slot_bytes, tool_versions, write_manifest
+from semkv_deploy.bundle import (
+    MANIFEST,
+    Bundle,
+    Manifest,
+    new_directory,
+    sha256,
+    slot_bytes,
+    tool_versions,
+    write_manifest,
+)
 from semkv_deploy.bundle.contract import Contract, GraphContract, Phase, graph_contract
 from semkv_deploy.bundle.own import foreign
 from semkv_deploy.compiler import calibrate
@@ -61,8 +70,8 @@ class Reference:
 
 
 def build_bundle(
-    source: str,
-    out: Path,
+    source: Path | str,
+    out: Path | str,
     *,
     budgets: Sequence[BudgetLike],
     method: Method,
@@ -97,6 +106,7 @@ def build_bundle(
     """
     from semkv_deploy.targets.tensorrt.build import TensorRTOptions, build_tensorrt
 
+    source, out = str(source), Path(out)
     targets = [target] if isinstance(target, str) else list(dict.fromkeys(target))
     options = tensorrt or TensorRTOptions()
     check_targets(targets, options)
@@ -154,7 +164,7 @@ def build_bundle(
             files={},
         )
         manifest = write_manifest(root, manifest)
-    return Bundle(out, manifest)
+    return Bundle(out, manifest, fingerprint=sha256(out / MANIFEST))
 
 
 def check_targets(targets: Sequence[str], options: TensorRTOptions) -> None:

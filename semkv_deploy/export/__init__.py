@@ -29,8 +29,8 @@ Progress = Callable[[str, float | None], None]
 
 
 def export_model(
-    source: str,
-    out: Path,
+    source: Path | str,
+    out: Path | str,
     method: Method,
     *,
     force: bool = False,
@@ -50,7 +50,8 @@ def export_model(
     from semkv_deploy.bundle import new_directory
     from semkv_deploy.bundle.own import foreign
 
-    with new_directory(out, force=force, foreign=foreign, sources=local_source(source)) as root:
+    source = str(source)
+    with new_directory(Path(out), force=force, foreign=foreign, sources=local_source(source)) as root:
         facts = export_checkpoint(source, root, progress)
         if method.compresses:
             (root / COMPRESSOR).write_bytes(method.compressor(facts).SerializeToString(deterministic=True))

@@ -39,7 +39,7 @@ class MakeRoom(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["make_room"] = "make_room"
+    kind: Literal["make_room"] = Field(default="make_room", description="says which behaviour it is")
     program: str = Field(description="run for one group after the other; its input target is [batch]")
     when: Literal["full", "turn"] = Field(description="when full, or at every turn end as well")
     keep_slots: tuple[int, ...] = Field(description="by group, slots that may stay when a full group is compressed")

@@ -70,10 +70,14 @@ class CacheLayout(BaseModel):
 
 
 class Binding(BaseModel):
-    """Patterns of the names under which a program takes a buffer and gives it back; None: it does not.
+    """Patterns of the names under which a program takes a buffer and gives it back.
 
     In a program of scope "cache" the output lies in the input's buffer (an alias pair). In one of scope "group" a
     buffer with both is read from the group's and written to a spare one, which then becomes the group's.
+
+    Attributes:
+        input: None: the program does not take the buffer.
+        output: None: it does not give it back.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -12,7 +12,7 @@ from semkv_deploy.errors import SemkvError
 from semkv_deploy.model.exported import TOKENIZER
 
 
-def load_tokenizer(root: Path) -> Any:
+def load_tokenizer(root: Path | str) -> Any:
     """The tokenizer of a bundle, chat template included, from files that are verified as they are read.
 
     Args:
@@ -24,6 +24,7 @@ def load_tokenizer(root: Path) -> Any:
     from semkv_deploy.bundle import MANIFEST, Bundle
     from semkv_deploy.model.tokenizer import read_tokenizer
 
+    root = Path(root)
     if not os.path.lexists(root / MANIFEST):
         return read_tokenizer(root / TOKENIZER)
     bundle = Bundle.open(root, only=[f"{TOKENIZER}/"])

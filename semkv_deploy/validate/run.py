@@ -30,7 +30,7 @@ Progress = Callable[[str, float | None], None]
 
 
 def validate(
-    root: Path,
+    root: Path | str,
     *,
     budgets: Sequence[BudgetLike] | None = None,
     targets: Sequence[str] | None = None,
@@ -49,6 +49,7 @@ def validate(
     Raises:
         SemkvError: when the bundle is damaged, has no such budget or target, or the reference itself cannot run.
     """
+    root = Path(root)
     bundle = Bundle.open(root, allow_plugins=allow_plugins)
     manifest = bundle.manifest
     names = list(targets) if targets else list(manifest.targets)
