@@ -1,5 +1,7 @@
 """A host of a bundle written from bundle.json alone, as one in C++ would be: numpy, and ONNX Runtime for every target.
-Nothing of semkv_deploy is imported. Graphs are float32."""
+
+Nothing of semkv_deploy is imported. Graphs are float32. `host_without_semkv.py` is a program on top of it.
+"""
 
 from __future__ import annotations
 

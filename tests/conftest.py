@@ -11,7 +11,7 @@ import pytest
 from tests.tiny import tiny_bundle_at, tiny_checkpoint_at, tiny_export_at
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "scripts"))
+sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "examples")]
 
 
 @pytest.fixture(scope="session")
