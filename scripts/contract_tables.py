@@ -6,6 +6,7 @@ A test runs `page` and compares, so that the page cannot lag behind the code.
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,11 +34,14 @@ def tables() -> str:
         rows = []
         for field, of in definition["properties"].items():
             if field.endswith("_rule"):
-                rules.append(f"* **{field}**{'' if name == 'Contract' else f' (of {name})'}: {of['default']}.")
+                rules.append(
+                    _wrapped(f"* **{field}**{'' if name == 'Contract' else f' (of {name})'}: {of['default']}.")
+                )
                 continue
             meaning = of.get("description") or described.get(field, "")
             rows.append(f"| `{field}` | {_type(of)} | {_cell(meaning)} |")
-        summary = definition.get("description", "").split("\n\nAttributes:")[0].replace("\n", " ")
+        summary = definition.get("description", "").split("\n\nAttributes:")[0]
+        summary = "\n\n".join(_wrapped(paragraph) for paragraph in summary.split("\n\n"))
         sections.append("\n".join([f"### {name}", "", summary, "", "| field | type | |", "|---|---|---|", *rows, ""]))
     return "\n".join([*sections, "### Rules", "", "Each is a field of the contract, as a text:", "", *rules, ""])
 
@@ -97,7 +101,12 @@ def _type(of: dict[str, Any]) -> str:
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+    return text.replace("|", "\\|").replace("\n", " ").rstrip(".")
+
+
+def _wrapped(text: str) -> str:
+    indent = "  " if text.startswith("* ") else ""
+    return textwrap.fill(text, 120, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 if __name__ == "__main__":
