@@ -26,13 +26,13 @@ from semkv_deploy.compiler import calibrate
 from semkv_deploy.compiler.limits import check_head_size, check_source_limits
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.export import local_source
-from semkv_deploy.methods.layout import COMPRESS, DECODE
+from semkv_deploy.methods.layout import DECODE
 from semkv_deploy.model.cache_groups import GroupShare, check_groups, is_default, parse_groups
 from semkv_deploy.model.delimiters import Delimiters
 from semkv_deploy.model.exported import copy_export, open_export
 from semkv_deploy.runtime.tokens import load_tokenizer
 from semkv_deploy.targets import is_tensorrt, require_available
-from semkv_deploy.targets.build import Progress, TargetInputs, WrittenProgram
+from semkv_deploy.targets.build import Progress, TargetInputs, WrittenProgram, file_stem
 from semkv_deploy.targets.onnxruntime.build import BuiltDecoder, build_onnxruntime, lower_decoder, save_decoder
 
 if TYPE_CHECKING:
@@ -47,8 +47,6 @@ if TYPE_CHECKING:
 
 PORTABLE = "portable"
 """What contracts of portable graphs have for a target."""
-
-_FILE_OF = {COMPRESS: "compressor"}
 
 
 @dataclass(frozen=True)
@@ -255,7 +253,7 @@ def write_portable(
     for program in programs:
         alone = sum(other.name == program.name for other in programs) == 1
         heads = len(layout.groups[program.groups[0]].heads)
-        name = _FILE_OF.get(program.name, program.name) + ("" if alone else f".{heads}_heads")
+        name = file_stem(program.name) + ("" if alone else f".{heads}_heads")
         file = f"onnx/{name}.onnx"
         (root / file).write_bytes(program.graph.SerializeToString(deterministic=True))
         written.append(WrittenProgram(program.name, file, program.groups))

@@ -23,11 +23,22 @@ METHODS: dict[str, type[Method]] = {
 
 
 def _method(value: Any) -> Any:
-    """A method from a mapping with a `kind`, by whatever is registered now."""
+    """A method from a mapping with a `kind`, by whatever is registered now.
+
+    Raises:
+        SemkvError: when nothing is registered under the kind; a class that is not of this package may have to be
+            imported first.
+    """
     if isinstance(value, Mapping):
         kind = value.get("kind")
-        if kind not in METHODS:
-            raise ValueError(f"unknown method {kind!r}, expected {' or '.join(METHODS)}")
+        if not isinstance(kind, str) or kind not in METHODS:
+            raise SemkvError(
+                "unknown method",
+                where="method.kind",
+                expected=" or ".join(METHODS),
+                got=repr(kind),
+                fix="import the module that registers the method, before the bundle is opened",
+            )
         return METHODS[kind].model_validate(value)
     return value
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from semkv_deploy.bundle.contract import Contract, GraphContract, make_contract
-from semkv_deploy.methods.layout import DECODE
+from semkv_deploy.methods.layout import COMPRESS, DECODE
 
 if TYPE_CHECKING:
     from semkv_deploy.budget import BudgetProfile
@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, float | None], None]
 """Called with what is being done, and the share of it that is done (None: unknown)."""
+
+
+def file_stem(program: str) -> str:
+    """What the files of a program's graphs are called by."""
+    return "compressor" if program == COMPRESS else program
 
 
 class WrittenProgram(NamedTuple):

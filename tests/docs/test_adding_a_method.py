@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from semkv_deploy.bundle import Bundle
+from semkv_deploy.errors import SemkvError
 from semkv_deploy.methods import METHODS, method_from_options
 
 from ..bundle import test_contract as contract_tests
@@ -67,8 +68,6 @@ def test_its_graph_keeps_the_rules_of_the_page(thinning: ModuleType, keep: float
 
 
 def test_it_says_what_it_does_not_do(thinning: ModuleType):
-    from semkv_deploy.errors import SemkvError
-
     with pytest.raises(SemkvError, match="sliding windows"):
         thinning.Thinning().resolve(compressor_tests.facts(windows=(8,)))
 
@@ -119,3 +118,13 @@ def test_registry_refuses_a_second_method_of_its_name(thinning: ModuleType):
     assert register(thinning.Thinning) is thinning.Thinning
     with pytest.raises(ValueError, match="a kind of its own"):
         register(Other)
+
+
+def test_a_bundle_of_a_method_that_is_not_registered_is_refused(built: tuple[Path, dict[str, object]]):
+    root, variables = built
+    METHODS.pop("thinning")
+    try:
+        with pytest.raises(SemkvError, match=r"unknown method .*got 'thinning'.*registers the method"):
+            Bundle.open(root)
+    finally:
+        METHODS["thinning"] = variables["Thinning"]  # type: ignore[assignment]

@@ -22,7 +22,7 @@ from semkv_deploy.choices import DType, EngineLayout, TensorRTTarget
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.methods.layout import DECODE, Program
 from semkv_deploy.passes.lower_native import FOLDED_ROWS
-from semkv_deploy.targets.build import Progress, TargetInputs
+from semkv_deploy.targets.build import Progress, TargetInputs, file_stem
 from semkv_deploy.targets.tensorrt.lower import WEIGHTS, Lowered, lower_compressor, lower_decoder, write_weights
 from semkv_deploy.targets.tensorrt.plugins import check_asked_are_used, choose_plugins
 from semkv_deploy.targets.tensorrt.trusted_folder import make_private_folder
@@ -269,7 +269,7 @@ def _lower_program(
         kind = ("" if everything else f".{heads}_heads") + ("" if len(by_capacity) == 1 else f".{capacity}_slots")
         lowered = lower_compressor(
             onnx.ModelProto.FromString(program.graph.SerializeToString()),
-            folder / f"compressor{kind}.{tag}.onnx",
+            folder / f"{file_stem(program.name)}{kind}.{tag}.onnx",
             batch=options.batch,
             capacity=capacity,
             levels=inputs.method.ladder_levels,
