@@ -87,6 +87,12 @@ class ChunkCounter:
         """`slot_chunk` of the next tokens: `2 * chunk + (1 if delimiter)`; `delimiter` `[n]`, n > 0."""
         import numpy as np
 
+        if len(delimiter) == 1:
+            # A decode step, where an array's operations would take longer than all else that is counted.
+            ends = bool(delimiter[0])
+            self.chunk += self.after_delimiter and not ends
+            self.after_delimiter = ends
+            return np.array([2 * self.chunk + ends], np.int64)
         before = np.concatenate(([self.after_delimiter], delimiter[:-1]))
         chunk = self.chunk + np.cumsum(before & ~delimiter)
         self.chunk, self.after_delimiter = int(chunk[-1]), bool(delimiter[-1])

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -23,11 +23,21 @@ from semkv_deploy.runtime.slots import Slots
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from semkv_deploy.model.delimiters import ChunkCounter
     from semkv_deploy.targets.engine import Engine
 
 Tokens = Sequence[int]
 
 _BROKEN = "an earlier call failed after part of it was appended"
+
+
+class _Counters(NamedTuple):
+    """A session's counters at one time, and how often each behaviour had begun to change what stays changed."""
+
+    position: NDArray[np.int64]
+    length: NDArray[np.int64]
+    chunks: list[ChunkCounter]
+    changes: list[int]
 
 
 class Session:
@@ -46,6 +56,8 @@ class Session:
         self.behaviours = [interpreter(behaviour, engine, self.slots) for behaviour in self.contract.behaviours]
         self._capacity = np.array([group.capacity for group in self.contract.cache.groups])[:, None]
         self._broken = np.zeros(engine.batch, bool)
+        self._every_row = np.ones(engine.batch, bool)
+        self._first_rows = np.zeros((engine.batch, 1), np.int64)
 
     @property
     def batch(self) -> int:
@@ -139,25 +151,32 @@ class Session:
         Raises:
             SemkvError: as `prefill`.
         """
-        moving = np.ones(self.batch, bool) if active is None else np.asarray(active, bool)
         ids = self._ids(tokens, "step")
+        moving = self._every_row if active is None else np.asarray(active, bool)
         if ids.shape != (self.batch,) or moving.shape != (self.batch,):
             raise SemkvError("wrong number of rows", where="step", expected=self.batch, got=len(ids))
-        ids = np.where(moving, ids, 0)
+        rows: Sequence[int] = range(self.batch)
+        if active is not None:
+            rows = [row for row in rows if moving[row]]
+            ids = np.where(moving, ids, 0)
         self._check_ids(ids, "step")
-        for row in np.flatnonzero(moving):
-            self._check_append(int(row), 1)
-        with self._undone_if_failed():
+        for row in rows:
+            self._check_append(row, 1)
+        before = self._snapshot()
+        try:
             self._before_append(moving.astype(np.int64))
-            logits = self._step(ids[:, None], moving)
-            for row in np.flatnonzero(moving):
-                self._appended(int(row), ids[row : row + 1])
+            logits = self._step(ids[:, None], moving, idle=len(rows) < self.batch)
+            for row in rows:
+                self._appended(row, ids[row : row + 1])
+        except BaseException:
+            self._take_back(before)
+            raise
         return logits
 
-    def _step(self, ids: NDArray[np.int64], moving: NDArray[np.bool_]) -> NDArray[np.float32]:
+    def _step(self, ids: NDArray[np.int64], moving: NDArray[np.bool_], *, idle: bool) -> NDArray[np.float32]:
         """Runs one token in every row, or where an idle row has no dead slot for its own, in the others one by one."""
-        if not (self.length[:, ~moving] >= self._capacity).any():
-            return self._run(ids, slice(None), None, np.zeros((self.batch, 1), np.int64))[:, 0]
+        if not idle or not (self.length[:, ~moving] >= self._capacity).any():
+            return self._run(ids, slice(None), None, self._first_rows)[:, 0]
         result = np.zeros((self.batch, self.contract.vocab_size), np.float32)
         for row in map(int, np.flatnonzero(moving)):
             rows = slice(row, row + 1)
@@ -321,25 +340,37 @@ class Session:
             )
         return None
 
-    @contextmanager
-    def _undone_if_failed(self) -> Iterator[None]:
-        """Takes back what a call counted when it fails: what it appended lies in dead slots then.
+    def _snapshot(self) -> _Counters:
+        """What a call counts, before it does."""
+        slots = self.slots
+        return _Counters(
+            slots.position.copy(),
+            slots.length.copy(),
+            [chunk.copy() for chunk in slots.chunks],
+            [behaviour.changes for behaviour in self.behaviours],
+        )
+
+    def _take_back(self, before: _Counters) -> None:
+        """Undoes what a failed call counted: what it appended lies in dead slots then.
 
         What was compressed meanwhile stays so. Rows that then hold part of what was given are broken, and so are all
         where compressing itself was cut short.
         """
         slots = self.slots
-        position, length, chunks = slots.position.copy(), slots.length.copy(), [each.copy() for each in slots.chunks]
-        changes = [behaviour.changes for behaviour in self.behaviours]
+        if before.changes == [behaviour.changes for behaviour in self.behaviours]:
+            slots.position[:], slots.length[:], slots.chunks[:] = before.position, before.length, before.chunks
+        elif any(behaviour.changing for behaviour in self.behaviours):
+            self._broken[:] = True
+        else:
+            self._broken |= slots.position != before.position
+
+    @contextmanager
+    def _undone_if_failed(self) -> Iterator[None]:
+        before = self._snapshot()
         try:
             yield
         except BaseException:
-            if changes == [behaviour.changes for behaviour in self.behaviours]:
-                slots.position[:], slots.length[:], slots.chunks[:] = position, length, chunks
-            elif any(behaviour.changing for behaviour in self.behaviours):
-                self._broken[:] = True
-            else:
-                self._broken |= slots.position != position
+            self._take_back(before)
             raise
 
     def _prefill_row(self, row: int, ids: NDArray[np.int64], *, every: bool) -> Iterator[NDArray[np.float32]]:

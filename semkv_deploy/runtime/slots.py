@@ -28,30 +28,39 @@ class Slots:
         self._is_delimiter = is_delimiter
         self.position = np.zeros(batch, np.int64)
         self.length = np.zeros((len(groups), batch), np.int64)
-        self._group = np.arange(len(groups))[:, None]
-        # One array for all groups, as large as the largest, so that a token is counted in all of them at once; pages
-        # that no group has are never touched.
-        self._all: dict[str, NDArray[np.int64]] = {}
-        self.columns: dict[str, list[NDArray[np.int64]]] = {}
-        for column in contract.cache.slot_columns:
-            sizes = [column.sizes(group, batch=batch, head_dim=contract.head_dim) for group in groups]
-            whole = np.zeros((len(groups), *(max(size) for size in zip(*sizes, strict=True))), np.int64)
-            self._all[column.name] = whole
-            self.columns[column.name] = [
-                part[:, :heads, :capacity] for part, (_, heads, capacity) in zip(whole, sizes, strict=True)
-            ]
+        self._group = np.arange(len(groups))
+        # One array for all columns and groups, as large as the largest, so that a token is counted in all of them at
+        # once; pages that no group has are never touched.
+        columns = contract.cache.slot_columns
+        sizes = [
+            [column.sizes(group, batch=batch, head_dim=contract.head_dim) for group in groups] for column in columns
+        ]
+        largest = [max(size) for size in zip(*(size for of_column in sizes for size in of_column), strict=True)]
+        self._all = np.zeros((len(columns), len(groups), *largest), np.int64)
+        self._names = [column.name for column in columns]
+        self.columns: dict[str, list[NDArray[np.int64]]] = {
+            column.name: [part[:, :heads, :capacity] for part, (_, heads, capacity) in zip(whole, of, strict=True)]
+            for column, whole, of in zip(columns, self._all, sizes, strict=True)
+        }
         self.chunks = [ChunkCounter() for _ in range(batch)]
 
     def append(self, row: int, ids: NDArray[np.int64]) -> None:
         """Counts tokens that were appended to a row, in every group."""
-        offset = np.arange(len(ids))
-        values = {POSITION: self.position[row] + offset, CHUNK: self.chunks[row].count(self._is_delimiter[ids])}
-        slots = self.length[:, row, None] + offset
-        for name, column in self._all.items():
-            if name in values:
-                column[self._group, row, :, slots] = values[name][None, :, None]
-        self.length[:, row] += len(ids)
-        self.position[row] += len(ids)
+        count = len(ids)
+        known = {
+            POSITION: self.position[row] + np.arange(count),
+            CHUNK: self.chunks[row].count(self._is_delimiter[ids]),
+        }
+        # A column of some other name starts at 0, whatever the slot held before.
+        values = np.array([known.get(name, np.zeros(count, np.int64)) for name in self._names])
+        length = self.length[:, row]
+        if count == 1:
+            self._all[:, self._group, row, :, length] = values[:, :, None].transpose(1, 0, 2)
+        else:
+            slots = length[:, None] + np.arange(count)
+            self._all[:, self._group[:, None], row, :, slots] = values.T[None, :, :, None]
+        length += count
+        self.position[row] += count
 
     def reset(self, rows: NDArray[np.bool_]) -> None:
         """Forgets these rows."""

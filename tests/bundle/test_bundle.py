@@ -137,7 +137,7 @@ def test_a_bundle_for_deployment_leaves_the_float32_graphs_out(tiny_export: Path
     text.write_text("words and words " * 400)
     for command in (
         ["validate", str(out)],
-        ["evaluate", str(out), "--text", str(text), "--tokens", "256", "--budget", "0.5"],
+        ["evaluate", str(out), "--text", str(text), "--tokens", "512", "--budget", "0.5"],
     ):
         refused = CliRunner().invoke(main, command)
         assert refused.exit_code == 1

@@ -166,11 +166,12 @@ class OnnxRuntimeEngine:
             bias[slice(None) if row is None else row] = 0
 
     def run(self, program: str, feeds: Feeds, *, row: int | None = None) -> dict[str, Array]:
+        if row is None and self._step is not None and program == DECODE and self._step.fits(feeds):
+            return self._step.run(feeds)
         tokens = feeds["input_ids"].shape[1]
         graph = graph_for(self.contract.programs[program].graphs, prompt=row is not None or tokens > 1)
         if program == DECODE and row is None and tokens == 1:
-            if self._step is None or not self._step.fits(feeds):
-                self._step = _Binding(self, program, graph, slice(None), feeds)
+            self._step = _Binding(self, program, graph, slice(None), feeds)
             return self._step.run(feeds)
         rows = slice(None) if row is None else slice(row, row + 1)
         return _Binding(self, program, graph, rows, feeds).run(feeds)
