@@ -4,7 +4,7 @@
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 stamp=.venv/installed-$(echo "$1" | tr ',' '-')-$(cat pyproject.toml scripts/environment.sh | cksum | cut -d' ' -f1)
 if [ ! -e "$stamp" ]; then
-    echo "installing into .venv (a minute or two) …"
+    echo "installing into .venv (a minute or two) …" >&2
     [ -x .venv/bin/python ] || python3 -m venv .venv
     # PyTorch's CPU build first: asking for plain "torch" later would bring several GB of CUDA packages.
     if ! .venv/bin/python -c 'import torch' 2>/dev/null; then
