@@ -90,7 +90,7 @@ def test_a_fifth_of_the_cache_stays_close_to_all_of_it(bundle: Bundle):
     full = open_session(bundle, budget=1.0).prefill(tokens, all_logits=True)
     session = open_session(bundle, budget=0.2)
     fifth = session.prefill(tokens, all_logits=True)
-    first = session.engine.capacity
+    first = session.contract.cache.groups[0].capacity
     assert first == 448 and session.kept_slots[0] <= 448
     assert session.stats.runs > 3 and session.stats.evicted == 0
     assert 0 < mean_kl(full[first::3], fifth[first::3]) < 0.05

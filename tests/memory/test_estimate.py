@@ -132,10 +132,10 @@ def test_builder_counts_the_same_weights_and_activations(export: Path, bundle: B
     assert isinstance(record, TensorRTRecord)
     built = record.budgets[0]
     planned = row(export, built.contract.budget, target="tensorrt-rtx")
-    (decoder, compressor), (graph, _) = built.engines, built.contract.graphs
+    graph, compressor = built.contract.graphs
     assert [profile.phase for profile in graph.profiles] == ["prefill", "decode"]
     shapes = [profile.shapes for profile in graph.profiles]
-    said = worker("builder", onnx=str(bundle.root / decoder.onnx), profiles=shapes)
+    said = worker("builder", onnx=str(bundle.root / graph.onnx), profiles=shapes)
     assert planned.weight_bytes == near(said["weights"][0])
     assert planned.activation_prefill_bytes == near(said["activations"][0])
     assert planned.activation_decode_bytes == near(said["activations"][1])
