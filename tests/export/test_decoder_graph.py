@@ -242,7 +242,10 @@ def test_compressor_goes_beside_the_decoder(tmp_path: Path, monkeypatch: pytest.
     compressor = onnx.ModelProto(producer_name="compressor")
     for given in (compressor, None):
         out = tmp_path / str(given is None)
-        method: Any = SimpleNamespace(compressor=lambda asked, given=given: given if asked is facts else 1 / 0)
+        method: Any = SimpleNamespace(
+            compresses=given is not None,
+            compressor=lambda asked, given=given: given if asked is facts else 1 / 0,
+        )
         assert frontend.export_model("source", out, method) is facts
         assert (out / "decoder.onnx").read_text() == "source"
         assert (out / "compressor.onnx").exists() == (given is not None)
