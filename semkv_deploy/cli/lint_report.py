@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 
 from semkv_deploy.errors import SemkvError
+from semkv_deploy.graph.external import read_graph
 
 if TYPE_CHECKING:
-    import onnx
-
     from semkv_deploy.lint.onnxruntime import Finding
 
 LINTED = ("tensorrt-rtx", "tensorrt", "onnxruntime-cpu", "onnxruntime-cuda")
@@ -44,7 +43,7 @@ def lint_file(path: Path, target: str, *, plugins: Collection[str] = (), profile
 
     if target not in LINTED:
         raise SemkvError("no lint rules for it", where=f"--target {target}", expected=" or ".join(LINTED))
-    model = _load(path)
+    model = read_graph(path, expected="an ONNX file or a bundle", fix="give an ONNX file, or a bundle's directory")
     check_structure(model)
     if target.startswith("tensorrt"):
         return LintedGraph(path, target, lint_tensorrt(model, folder=path.parent, plugins=plugins, profiles=profiles))
@@ -87,22 +86,6 @@ def report(path: Path, *, target: str, as_json: bool) -> bool:
         for graph in linted:
             _table(graph, path)
     return any(finding.fatal for graph in linted for finding in graph.findings)
-
-
-def _load(path: Path) -> onnx.ModelProto:
-    import onnx
-    from google.protobuf.message import DecodeError
-
-    if not path.is_file():
-        raise SemkvError("no such file", where=path, expected="an ONNX file or a bundle", fix="check the path")
-    try:
-        model = onnx.load(path, load_external_data=False)
-        valid = bool(model.graph.node) and bool(model.opset_import)
-    except DecodeError:
-        valid = False
-    if not valid:
-        raise SemkvError("not an ONNX model", where=path, fix="give an ONNX file, or a bundle's directory")
-    return model
 
 
 def _label(graph: LintedGraph, root: Path) -> str:

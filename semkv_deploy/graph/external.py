@@ -38,7 +38,7 @@ def external_tensors(model: onnx.ModelProto) -> Iterator[ExternalTensor]:
     """
     import onnx
 
-    for tensor in _tensors(model):
+    for tensor in tensors(model):
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             continue
         record = {entry.key: entry.value for entry in tensor.external_data}
@@ -52,7 +52,8 @@ def external_tensors(model: onnx.ModelProto) -> Iterator[ExternalTensor]:
         yield ExternalTensor(tensor.name, record["location"], offset, length)
 
 
-def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Every tensor of a model, in subgraphs, attributes, functions and sparse tensors too."""
     pending: list[onnx.GraphProto] = [model.graph, *(info.algorithm for info in model.training_info)]
     pending += [info.initialization for info in model.training_info]
     nodes = [node for function in model.functions for node in function.node]
@@ -73,6 +74,31 @@ def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
                 if attribute.HasField("g"):
                     pending.append(attribute.g)
                 pending += attribute.graphs
+
+
+def read_graph(path: Path, *, expected: str, fix: str) -> onnx.ModelProto:
+    """An ONNX file without its external data.
+
+    Args:
+        expected: what should be at `path`, where there is no file.
+        fix: what to do when the file is no ONNX model.
+
+    Raises:
+        SemkvError: when the file is missing or no ONNX model.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    if not path.is_file():
+        raise SemkvError("no such file", where=path, expected=expected, fix="check the path")
+    try:
+        model = onnx.load(path, load_external_data=False)
+        valid = bool(model.graph.node) and bool(model.opset_import)
+    except DecodeError:
+        valid = False
+    if not valid:
+        raise SemkvError("not an ONNX model", where=path, fix=fix)
+    return model
 
 
 def save_with_data(model: onnx.ModelProto, path: Path) -> Path:

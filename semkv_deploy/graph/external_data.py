@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from semkv_deploy.graph.external import tensors
+
 if TYPE_CHECKING:
     import onnx
 
@@ -22,24 +24,7 @@ def external_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     """Tensors whose data is in another file, in subgraphs, attributes and functions too."""
     import onnx
 
-    def of_graph(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-        yield from graph.initializer
-        for sparse in graph.sparse_initializer:
-            yield from (sparse.values, sparse.indices)
-        yield from of_nodes(graph.node)
-
-    def of_nodes(nodes: Iterator[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
-        for node in nodes:
-            for attribute in node.attribute:
-                if attribute.HasField("t"):
-                    yield attribute.t
-                yield from attribute.tensors
-                for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                    yield from of_graph(graph)
-
-    yield from (t for t in of_graph(model.graph) if t.data_location == onnx.TensorProto.EXTERNAL)
-    for function in model.functions:
-        yield from (t for t in of_nodes(function.node) if t.data_location == onnx.TensorProto.EXTERNAL)
+    return (tensor for tensor in tensors(model) if tensor.data_location == onnx.TensorProto.EXTERNAL)
 
 
 def external_faults(model: onnx.ModelProto, folder: Path | None) -> Iterator[tuple[str, str]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from semkv_deploy.errors import SemkvError
-from semkv_deploy.graph.external import external_tensors, is_inside, open_regular
+from semkv_deploy.graph.external import external_tensors, is_inside, open_regular, read_graph
 from semkv_deploy.graph.external_data import external_faults
 from semkv_deploy.model.config import ModelFacts
 from semkv_deploy.ops import DOMAIN
@@ -77,20 +77,11 @@ def load_portable(path: Path) -> onnx.ModelProto:
         SemkvError: when the file is missing, not ONNX, has no `semkv` operators, or its weights are missing,
             truncated or elsewhere.
     """
-    import onnx
-    from google.protobuf.message import DecodeError
-
-    if not path.is_file():
-        raise SemkvError(
-            "no such file", where=path, expected="decoder.onnx of an export, or a checkpoint", fix="check the path"
-        )
-    try:
-        model = onnx.load(path, load_external_data=False)
-        valid = bool(model.graph.node) and bool(model.opset_import)
-    except DecodeError:
-        valid = False
-    if not valid:
-        raise SemkvError("not an ONNX model", where=path, fix="give decoder.onnx as `semkv-deploy export` wrote it")
+    model = read_graph(
+        path,
+        expected="decoder.onnx of an export, or a checkpoint",
+        fix="give decoder.onnx as `semkv-deploy export` wrote it",
+    )
     if not any(node.domain == DOMAIN for node in model.graph.node):
         raise SemkvError(
             "no node of domain semkv: the cache of this graph cannot be compressed",

@@ -14,6 +14,23 @@ def attention_nodes(graph: ir.Graph) -> list[ir.Node]:
     return [node for node in graph if node.domain == DOMAIN and node.op_type == "NexusAttention"]
 
 
+def required_attention_nodes(graph: ir.Graph) -> list[ir.Node]:
+    """`attention_nodes`, at least one.
+
+    Raises:
+        SemkvError: when the graph has none.
+    """
+    nodes = attention_nodes(graph)
+    if not nodes:
+        raise SemkvError(
+            "the graph has no semkv::NexusAttention",
+            where=graph.name,
+            expected="a decoder written by `semkv-deploy export`",
+            fix="export the checkpoint with semkv-deploy",
+        )
+    return nodes
+
+
 def capacity_of(node: ir.Node) -> object:
     """The size of a node's slot axis: a number, a symbol, or None where the shape is unknown."""
     cache = node.inputs[3]

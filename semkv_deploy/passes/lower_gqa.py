@@ -14,11 +14,10 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from semkv_deploy.errors import SemkvError
 from semkv_deploy.graph.editing import GraphEditor, attribute, replace, sole, static
 from semkv_deploy.methods.base import BiasMode
 from semkv_deploy.ops import DOMAIN
-from semkv_deploy.passes.attention_nodes import capacity_of, drop_slot_biases, require_plain
+from semkv_deploy.passes.attention_nodes import capacity_of, drop_slot_biases, require_plain, required_attention_nodes
 
 _HEADS_LAST = [0, 2, 1, 3]
 
@@ -33,14 +32,7 @@ def lower_to_gqa(model: ir.Model, *, bias: BiasMode) -> int:
         SemkvError: when the graph has none.
     """
     graph = model.graph
-    nodes = [node for node in graph if node.domain == DOMAIN and node.op_type == "NexusAttention"]
-    if not nodes:
-        raise SemkvError(
-            "the graph has no semkv::NexusAttention",
-            where=graph.name,
-            expected="a decoder written by `semkv-deploy export`",
-            fix="export the checkpoint with semkv-deploy",
-        )
+    nodes = required_attention_nodes(graph)
     edit = GraphEditor(graph, "gqa")
     rows = _SharedRows(edit, nodes[0])
     shared: dict[object, _SharedInputs] = {}

@@ -25,7 +25,7 @@ from semkv_deploy.graph.editing import GraphEditor, attribute, replace, static
 from semkv_deploy.methods.base import BiasMode
 from semkv_deploy.model import names
 from semkv_deploy.ops import DOMAIN
-from semkv_deploy.passes.attention_nodes import capacity_of, drop_slot_biases, require_plain
+from semkv_deploy.passes.attention_nodes import capacity_of, drop_slot_biases, require_plain, required_attention_nodes
 
 FOLDED_ROWS = "cache_rows_"
 """Begins the symbol of a folded cache's first axis; the number of KV heads follows."""
@@ -65,14 +65,7 @@ def lower_to_native(model: ir.Model, *, bias: BiasMode, dims: Mapping[str, int])
         SemkvError: when the graph has no such node, or the capacity is missing.
     """
     graph = model.graph
-    nodes = [node for node in graph if node.domain == DOMAIN and node.op_type == "NexusAttention"]
-    if not nodes:
-        raise SemkvError(
-            "the graph has no semkv::NexusAttention",
-            where=graph.name,
-            expected="a decoder written by `semkv-deploy export`",
-            fix="export the checkpoint with semkv-deploy",
-        )
+    nodes = required_attention_nodes(graph)
     set_dims(model, dims)
     edit = GraphEditor(graph, "native")
     rows = _SharedRows(edit, nodes[0], graph.inputs[0])

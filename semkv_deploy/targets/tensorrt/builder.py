@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from semkv_deploy.errors import SemkvError
+from semkv_deploy.graph.external import external_tensors, read_graph
 from semkv_deploy.targets.tensorrt import engine_cache
 from semkv_deploy.targets.tensorrt.api import (
     TITLES,
@@ -29,7 +30,7 @@ from semkv_deploy.targets.tensorrt.api import (
 from semkv_deploy.targets.tensorrt.request import EngineRequest, EngineResult
 
 if TYPE_CHECKING:
-    import onnx
+    pass
 
 Progress = Callable[[str, float | None], None]
 
@@ -85,24 +86,11 @@ def external_files(graph: Path) -> list[Path]:
     Raises:
         SemkvError: when the graph or such a file is missing, truncated or not what it should be.
     """
-    import onnx
-    from google.protobuf.message import DecodeError
-
-    if not graph.is_file():
-        raise SemkvError("no such file", where=graph, expected="an ONNX graph", fix="check the path")
-    try:
-        model = onnx.load(graph, load_external_data=False)
-        valid = bool(model.graph.node) and bool(model.opset_import)
-    except DecodeError:
-        valid = False
-    if not valid:
-        raise SemkvError("not an ONNX model", where=graph, fix="lower the graph again")
+    model = read_graph(graph, expected="an ONNX graph", fix="lower the graph again")
     needed: dict[str, int] = {}
-    for tensor in _tensors(model.graph):
-        record = {entry.key: entry.value for entry in tensor.external_data}
-        if "location" in record:
-            end = int(record.get("offset", 0)) + int(record.get("length", 0))
-            needed[record["location"]] = max(end, needed.get(record["location"], 0))
+    for tensor in external_tensors(model):
+        end = tensor.offset + (tensor.length or 0)
+        needed[tensor.location] = max(end, needed.get(tensor.location, 0))
     for name, size in needed.items():
         data = graph.parent / name
         if not data.is_file():
@@ -118,16 +106,6 @@ def external_files(graph: Path) -> list[Path]:
                 fix="copy the file again",
             )
     return [graph.parent / name for name in sorted(needed)]
-
-
-def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    yield from graph.initializer
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                yield from _tensors(inner)
 
 
 def list_creators(runtime: Runtime, library: Path) -> list[str]:
