@@ -279,7 +279,7 @@ def test_json_says_what_each_number_is_made_of(export: Path):
             [
                 "the weights alone need 52.0 MiB more",
                 "at least 102.0 MiB, got 50.0 MiB",
-                "Use --weights int8 (42.9 MiB",
+                "Use --weights int8 (36.4 MiB",
             ],
         ),
         (
@@ -288,7 +288,11 @@ def test_json_says_what_each_number_is_made_of(export: Path):
         ),
         (
             ["--budget", "0.5", "--memory", "33MiB"],
-            ["the weights, while they are loaded, need", "Give more memory, or take a smaller model"],
+            ["the weights and the smallest cache of budget 0.5 need", "Give more memory, or take a smaller model"],
+        ),
+        (
+            ["--budget", "0.5", "--weights", "fp32", "--memory", "110MiB"],
+            ["the weights, while they are loaded, need", "Use --weights int8 (36.4 MiB"],
         ),
         (
             ["--budget", "0.5", "--target", "tensorrt-rtx", "--memory", "100MiB"],
@@ -313,8 +317,8 @@ def test_sources_that_cannot_be_planned(export: Path, tmp_path: Path):
     (tmp_path / "model.gguf").touch()
     with pytest.raises(SemkvError, match=r"cannot be planned without loading weights.*Export it first"):
         plan(tmp_path / "model.gguf")
-    os.symlink(export, tmp_path / "decoder.onnx")
-    os.symlink(export.parent / "decoder.onnx.data", tmp_path / "decoder.onnx.data")
+    os.link(export, tmp_path / "decoder.onnx")
+    os.link(export.parent / "decoder.onnx.data", tmp_path / "decoder.onnx.data")
     with pytest.raises(SemkvError, match="not a model description"):
         plan(tmp_path / "decoder.onnx")
     (tmp_path / "config.json").write_text('{"model_type": "abacus"}')
