@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Lint, types and tests. Arguments go to pytest.
+# Lint, types and tests, two at a time (SEMKV_TEST_WORKERS=n for n; each may hold a real model). Arguments go to pytest.
 set -euo pipefail
 . "$(dirname "$0")/environment.sh" cpu,bench,rtx,dev
 ruff check .
 ruff format --check .
 mypy
-exec python -m pytest "$@"
+# Neighbours stay together, so that what a file sets up is set up once; a worker that is done takes from the other's end.
+exec python -m pytest --numprocesses "${SEMKV_TEST_WORKERS:-2}" --dist worksteal "$@"
