@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -191,8 +190,6 @@ def take_source(source: str, root: Path, family: str | None, progress: Progress)
         from semkv_deploy.export import export_checkpoint
 
         model = export_checkpoint(source, onnx_dir, progress)
-        # The checkpoint's modules refer to each other: its weights would stay in memory beside what is built.
-        gc.collect()
     else:
         # Copied, not linked: onnx tools refuse external data with several hard links.
         copy_export(portable, onnx_dir)
