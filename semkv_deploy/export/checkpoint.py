@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.export import gguf
-from semkv_deploy.export.completeness import check_index, check_loading, check_plain_weights
-from semkv_deploy.model.tokenizer import NO_CODE, cannot_load, check_tokenizer_config, no_hub
+from semkv_deploy.export.completeness import check_index, check_loading, check_plain_weights, check_stored_types
+from semkv_deploy.model.config import check_sizes, named_sizes
+from semkv_deploy.model.tokenizer import NO_CODE, cannot_load, check_tokenizer_config, loading_failed, no_hub
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _WANTED = "a directory with config.json, a .gguf file, or a hub id such as HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -45,13 +46,21 @@ def load_checkpoint(source: str) -> Checkpoint:
     if path.is_dir():
         folder = _checked_directory(path)
         check_tokenizer_config(folder)
-        return _load(source, path.resolve().name, str(folder), local_files_only=True)
+        loaded = _load(source, path.resolve().name, str(folder), local_files_only=True)
+        check_stored_types(folder)
+        return loaded
     if path.is_file() or path.suffix.lower() == ".gguf":
         return _load_gguf(_checked_gguf(path))
+    from huggingface_hub import try_to_load_from_cache
+
     looks_like_path = source.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(source)
     if looks_like_path:
         raise SemkvError("no such checkpoint", where=source, expected=_WANTED)
-    return _load(source, source.rsplit("/", 1)[-1], source, **_hub_options(source))
+    loaded = _load(source, source.rsplit("/", 1)[-1], source, **_hub_options(source))
+    cached = try_to_load_from_cache(source, "config.json")
+    if isinstance(cached, str):
+        check_stored_types(Path(cached).parent)
+    return loaded
 
 
 def _hub_options(repo: str) -> dict[str, Any]:
@@ -131,6 +140,7 @@ def _checked_gguf(path: Path) -> Path:
 def _load_gguf(path: Path) -> Checkpoint:
     header = gguf.read_header(path)
     gguf.check_parts(path, header)
+    check_sizes(header.sizes, path)
     with _read_gguf_once(), _named_tensors() as names:
         checkpoint = _load(str(path), path.name, str(path.parent), gguf_file=path.name, local_files_only=True)
         _check_gguf_tensors(path, header, names)
@@ -239,6 +249,9 @@ def _load(source: str, name: str, location: str, **options: Any) -> Checkpoint:
     with _quiet():
         try:
             with no_hub() if options.get("local_files_only") else nullcontext():
+                if "gguf_file" not in options:  # whose header was checked
+                    config = AutoConfig.from_pretrained(location, **NO_CODE, **options)
+                    check_sizes(named_sizes(config), source)
                 tokenizer = AutoTokenizer.from_pretrained(location, **NO_CODE, **options)
                 loaded: Any = AutoModelForCausalLM.from_pretrained(
                     location,
@@ -251,8 +264,7 @@ def _load(source: str, name: str, location: str, **options: Any) -> Checkpoint:
         except SemkvError:
             raise
         except BaseException as error:
-            # A Rust library's panic is no Exception.
-            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            if not loading_failed(error):
                 raise
             raise cannot_load("the checkpoint", source, error) from error
     model, info = loaded
