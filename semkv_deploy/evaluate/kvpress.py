@@ -31,69 +31,59 @@ if TYPE_CHECKING:
 INSTALL = "make one with: python -m venv kvpress && kvpress/bin/pip install kvpress gguf; give it as --kvpress-python"
 
 
-class KvpressSubject:
-    """A press in its process.
+class KvpressProcess:
+    """The process, with the model that all presses share.
 
     Args:
-        source: a checkpoint folder or GGUF file: a press works on transformers' model.
+        source: a checkpoint folder, GGUF file or hub id: a press works on transformers' model.
         tokenizer: the folder of the model's.
         python: an interpreter that has kvpress; None: this one.
-        allowed: bytes that may be kept of so many tokens.
-        press: None: no press, the full cache of transformers.
 
     Raises:
-        SemkvError: when there is no kvpress, or it has no such press, or does not take the model.
+        SemkvError: when the source is an export, or the interpreter cannot be run.
     """
 
-    def __init__(
-        self,
-        entry: Entry,
-        model: ModelFacts,
-        *,
-        source: str,
-        tokenizer: Path,
-        python: Path | None,
-        allowed: Callable[[int], int],
-        threads: int | None = None,
-        press: bool = True,
-    ) -> None:
-        self._entry, self._model, self._allowed = entry, model, allowed
+    def __init__(self, source: str, tokenizer: Path, *, python: Path | None, threads: int | None = None) -> None:
         path = Path(source).expanduser()
         if path.suffix == ".onnx":
             raise SemkvError(
                 "kvpress works on transformers' model, not on an export",
-                where=f"--method {entry.text}",
+                where=f"--method {PEER}…",
                 fix="give the checkpoint or the GGUF file as SOURCE",
             )
-        self._folder = tempfile.TemporaryDirectory()
+        self.folder = tempfile.TemporaryDirectory()
+        is_gguf = path.suffix == ".gguf"
+        self._model = {
+            "model": str(path.parent if is_gguf else path if path.exists() else source),
+            "gguf": path.name if is_gguf else None,
+            "tokenizer": str(_without_template(tokenizer, Path(self.folder.name) / "tokenizer")),
+            "threads": threads,
+        }
         interpreter = str(python) if python is not None else sys.executable
         try:
             self._process = subprocess.Popen(
-                [interpreter, kvpress_worker.__file__],
+                # Isolated: beside the worker lies a file that is called kvpress as well.
+                [interpreter, "-I", kvpress_worker.__file__],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 text=True,
             )
         except OSError as error:
+            self.folder.cleanup()
             raise SemkvError(f"cannot be run: {error.strerror}", where=f"--kvpress-python {python}") from None
-        is_gguf = path.suffix == ".gguf"
-        try:
-            self.versions = self._ask(
-                "open",
-                model=str(path.parent if is_gguf else source),
-                gguf=path.name if is_gguf else None,
-                tokenizer=str(_without_template(tokenizer, Path(self._folder.name) / "tokenizer")),
-                press=entry.name.removeprefix(PEER) if press else None,
-                options=dict(entry.options),
-                threads=threads,
-            )
-        except BaseException:
-            self.close()
-            raise
-        self.backend = str(self.versions["backend"])
 
-    def _ask(self, do: str, **request: Any) -> dict[str, Any]:
+    def press(self, entry: Entry, *, press: bool = True) -> dict[str, Any]:
+        """Makes an entry's press the one that requests are for; returns versions and backend."""
+        name = entry.name.removeprefix(PEER) if press else None
+        return self.ask(entry, "open", press=name, options=dict(entry.options), **self._model)
+
+    def ask(self, entry: Entry, do: str, **request: Any) -> dict[str, Any]:
+        """The answer to a request.
+
+        Raises:
+            SemkvError: with what kvpress says where it fails.
+        """
         assert self._process.stdin is not None and self._process.stdout is not None
         try:
             self._process.stdin.write(json.dumps({"do": do, **request}) + "\n")
@@ -105,12 +95,46 @@ class KvpressSubject:
         if "error" in answer:
             missing = "No module named" in answer["error"]
             raise SemkvError(
-                f"kvpress fails: {answer['error']}",
-                where=f"--method {self._entry.text}",
-                fix=INSTALL if missing else None,
+                f"kvpress fails: {answer['error']}", where=f"--method {entry.text}", fix=INSTALL if missing else None
             )
         assert isinstance(answer, dict)
         return answer
+
+    def close(self) -> None:
+        """Ends the process."""
+        for pipe in (self._process.stdin, self._process.stdout):
+            with contextlib.suppress(OSError):
+                assert pipe is not None
+                pipe.close()
+        self._process.wait()
+        self.folder.cleanup()
+
+
+class KvpressSubject:
+    """A press at one budget.
+
+    Args:
+        allowed: bytes that may be kept of so many tokens.
+        press: False: no press, the full cache of transformers.
+
+    Raises:
+        SemkvError: when kvpress has no such press, or does not take the model.
+    """
+
+    def __init__(
+        self,
+        process: KvpressProcess,
+        entry: Entry,
+        model: ModelFacts,
+        allowed: Callable[[int], int],
+        *,
+        press: bool = True,
+    ) -> None:
+        self._process, self._entry, self._model, self._allowed = process, entry, model, allowed
+        self.backend = str(process.press(entry, press=press)["backend"])
+
+    def _ask(self, do: str, **request: Any) -> dict[str, Any]:
+        return self._process.ask(self._entry, do, **request)
 
     def read(self, turns: Sequence[Sequence[int]]) -> Kept:
         ids = [token for turn in turns for token in turn]
@@ -121,7 +145,7 @@ class KvpressSubject:
         return Kept(kept * slot_bytes(self._model) // heads, kept / (heads * len(ids)))
 
     def follow(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        file = Path(self._folder.name) / "logits.npy"
+        file = Path(self._process.folder.name) / "logits.npy"
         self._ask("follow", ids=list(ids), file=str(file))
         logits: NDArray[np.float32] = np.load(file)
         return logits
@@ -131,12 +155,7 @@ class KvpressSubject:
         return generated
 
     def close(self) -> None:
-        for pipe in (self._process.stdin, self._process.stdout):
-            with contextlib.suppress(OSError):
-                assert pipe is not None
-                pipe.close()
-        self._process.wait()
-        self._folder.cleanup()
+        """Nothing of its own is held: the model is the process's."""
 
 
 def _without_template(tokenizer: Path, folder: Path) -> Path:

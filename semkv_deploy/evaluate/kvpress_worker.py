@@ -24,7 +24,7 @@ EAGER = ("ObservedAttention",)
 class Worker:
     """One press on one model."""
 
-    model: Any
+    model: Any = None
     press: Any
     cache: Any
 
@@ -38,7 +38,7 @@ class Worker:
         options: dict[str, Any],
         threads: int | None,
     ) -> dict[str, Any]:
-        """Loads the model in float32 and makes the press; None: no press, the full cache."""
+        """Makes the press (None: no press, the full cache), and loads the model in float32 the first time."""
         from importlib.metadata import version
 
         import kvpress
@@ -48,12 +48,14 @@ class Worker:
         if threads:
             torch.set_num_threads(threads)
         self._torch = torch
-        self.attention = "eager" if press in EAGER else "sdpa"
-        self.model = transformers.AutoModelForCausalLM.from_pretrained(
-            model, gguf_file=gguf, dtype=torch.float32, attn_implementation=self.attention, local_files_only=True
-        ).eval()
-        # KVzip looks the tokenizer up under the model's name. Contexts are plain tokens, so it must find no template.
-        self.model.config.name_or_path = self.model.config._name_or_path = tokenizer
+        attention = "eager" if press in EAGER else "sdpa"
+        if self.model is None:
+            self.model = transformers.AutoModelForCausalLM.from_pretrained(
+                model, gguf_file=gguf, dtype=torch.float32, local_files_only=True
+            ).eval()
+            # KVzip looks the tokenizer up under the model's name. Contexts are plain tokens: it must find no template.
+            self.model.config.name_or_path = self.model.config._name_or_path = tokenizer
+        self.model.set_attn_implementation(attention)
         self.press = None
         if press is not None:
             made = getattr(kvpress, f"{press}Press", None)
@@ -62,7 +64,7 @@ class Worker:
                 raise ValueError(f"kvpress has no press {press}; it has {', '.join(names)}")
             self.press = made(compression_ratio=0.5, **options)
         return {
-            "backend": f"transformers {self.attention}, float32",
+            "backend": f"transformers {attention}, float32",
             "kvpress": version("kvpress"),
             "transformers": version("transformers"),
         }

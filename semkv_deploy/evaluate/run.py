@@ -21,7 +21,7 @@ from semkv_deploy.evaluate.entries import FULL, NO_CONTEXT, Entry
 from semkv_deploy.evaluate.store import WORK, Cell, Store, code_digest, digest, files_digest
 from semkv_deploy.evaluate.tasks import TASKS
 from semkv_deploy.evaluate.tasks.base import Setting
-from semkv_deploy.evaluate.texts import load_corpora
+from semkv_deploy.evaluate.texts import load_corpora, load_records
 from semkv_deploy.model.exported import DECODER, TOKENIZER, open_export
 from semkv_deploy.model.tokenizer import read_tokenizer
 
@@ -79,6 +79,7 @@ class Prepared:
     decoder: Path
     facts: ModelFacts
     longest: int
+    tokenizer: Any
     examples: dict[str, list[Example]]
     shared: dict[str, dict[str, Any]]
     """By task, what decides its cells whatever the method."""
@@ -95,9 +96,10 @@ def evaluate(plan: Plan, progress: Progress = lambda what, share: None) -> Itera
     cells = plan_cells(plan, prepared)
     full = {cell.task: cell for cell in cells if cell.entry.name == FULL}
     done = 0
-    for entries in (ENDS, *((entry,) for entry in plan.methods)):
+    ours = ((entry,) for entry in plan.methods if not entry.is_peer)
+    for entries in (ENDS, *ours, tuple(entry for entry in plan.methods if entry.is_peer)):
         with contextlib.ExitStack() as stack:
-            # Built when the first cell is missing; the ends of the scale share a bundle.
+            # Made when the first cell is missing. The ends of the scale share a bundle, kvpress's presses a process.
             opener: Opener | None = None
             for cell in (cell for entry in entries for cell in cells if cell.entry is entry):
                 result = store.read(cell) if _is_there(store, cell, prepared) else None
@@ -124,6 +126,7 @@ def prepare(plan: Plan, store: Store, progress: Progress) -> Prepared:
         seed=plan.seed,
         texts={name: corpus.tokens for name, corpus in corpora.items()},
         tokenizer=tokenizer,
+        records=load_records((name for task in plan.tasks for name in task.records), plan.texts),
     )
     for name, corpus in corpora.items():
         if len(corpus.tokens) < 2 * plan.context:
@@ -152,7 +155,7 @@ def prepare(plan: Plan, store: Store, progress: Progress) -> Prepared:
         }
         for task in plan.tasks
     }
-    return Prepared(decoder, facts, longest, examples, shared)
+    return Prepared(decoder, facts, longest, tokenizer, examples, shared)
 
 
 def exported(source: str, store: Store, progress: Progress) -> tuple[Path, str]:
@@ -217,7 +220,7 @@ def _opener(plan: Plan, prepared: Prepared, entry: Entry, stack: contextlib.Exit
         opened.clear()
 
     if entry.is_peer:
-        make = _peer_opener(plan, prepared)
+        make = _peer_opener(plan, prepared, stack)
     else:
         budgets = [1.0] if entry.is_end else plan.budgets
         build = Entry(FULL, FULL) if entry.is_end else entry
@@ -236,19 +239,18 @@ def _opener(plan: Plan, prepared: Prepared, entry: Entry, stack: contextlib.Exit
     return opener
 
 
-def _peer_opener(plan: Plan, prepared: Prepared) -> Opener:
-    from semkv_deploy.evaluate.kvpress import KvpressSubject
+def _peer_opener(plan: Plan, prepared: Prepared, stack: contextlib.ExitStack) -> Opener:
+    from semkv_deploy.evaluate.kvpress import KvpressProcess, KvpressSubject
+
+    tokenizer = prepared.decoder.parent / TOKENIZER
+    process = KvpressProcess(plan.source, tokenizer, python=plan.peers_python, threads=plan.threads)
+    stack.callback(process.close)
 
     def make(cell: Cell) -> Subject:
-        return KvpressSubject(
-            cell.entry,
-            prepared.facts,
-            source=plan.source,
-            tokenizer=prepared.decoder.parent / TOKENIZER,
-            python=plan.peers_python,
-            allowed=lambda tokens: allowed_bytes(cell.budget, tokens, prepared.longest, prepared.facts),
-            threads=plan.threads,
-        )
+        def allowed(tokens: int) -> int:
+            return allowed_bytes(cell.budget, tokens, prepared.longest, prepared.facts)
+
+        return KvpressSubject(process, cell.entry, prepared.facts, allowed)
 
     return make
 
@@ -256,6 +258,10 @@ def _peer_opener(plan: Plan, prepared: Prepared) -> Opener:
 def _measure(prepared: Prepared, store: Store, cell: Cell, full: Cell, opener: Opener) -> dict[str, Any]:
     """Measures a cell and writes it, with what the others are compared with where it is the full cache's."""
     task = TASKS[cell.task]
+
+    def decode(ids: Sequence[int]) -> str:
+        return str(prepared.tokenizer.decode(list(ids), skip_special_tokens=True))
+
     subject = opener(cell)
     rows = []
     for number, example in enumerate(prepared.examples[cell.task]):
@@ -265,7 +271,7 @@ def _measure(prepared: Prepared, store: Store, cell: Cell, full: Cell, opener: O
         if cell.entry.name == FULL and task.has_reference:
             store.write_reference(full, number, task.reference(example, subject))
         reference = store.reference(full, number) if task.has_reference else None
-        numbers = task.measure(example, subject, reference)
+        numbers = task.measure(example, subject, decode, reference)
         allowed = allowed_bytes(cell.budget, example.tokens, prepared.longest, prepared.facts)
         rows.append(
             {

@@ -42,20 +42,51 @@ def load_corpora(names: Iterable[str], given: Mapping[str, Path], tokenizer: Any
     return {name: _load(name, given.get(name), tokenizer) for name in dict.fromkeys(names)}
 
 
+def load_records(names: Iterable[str], given: Mapping[str, Path]) -> dict[str, list[Any]]:
+    """Rows of JSON lines files that the user gives.
+
+    Raises:
+        SemkvError: when a file is not given, or has a line that is not JSON.
+    """
+    records: dict[str, list[Any]] = {}
+    for name in dict.fromkeys(names):
+        if name not in given:
+            raise SemkvError("no data for the task", where=f"--task {name}", fix=f"give --text {name}=FILE")
+        content, where = _read(given[name], f"--text {name}={given[name]}", None), f"--text {name}"
+        records[name] = []
+        for number, line in enumerate(filter(str.strip, content.decode("utf-8-sig").splitlines()), 1):
+            try:
+                records[name].append(json.loads(line))
+            except ValueError as error:
+                raise SemkvError("not JSON", where=f"{where}, line {number}", got=error) from None
+    return records
+
+
 def _load(name: str, given: Path | None, tokenizer: Any) -> Corpus:
     path = given if given is not None else cache_folder() / CORPORA[name]
     where = f"--text {name}={path}" if given is not None else f"text {name}"
-    try:
-        content = path.read_bytes()
-        text = content.decode("utf-8-sig")
-    except FileNotFoundError:
-        fetch = f"fetch it with: python scripts/fetch.py {name}; or give your own with --text {name}=FILE"
-        raise SemkvError("no such file", where=where, fix=None if given else fetch) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise SemkvError(f"cannot be read as UTF-8 text: {error}", where=where) from None
+    fetch = f"fetch it with: python scripts/fetch.py {name}; or give your own with --text {name}=FILE"
+    content = _read(path, where, None if given else fetch)
+    text = content.decode("utf-8-sig")
     if path.suffix == ".jsonl":
         text = conversation(text, tokenizer, where)
     return Corpus(tokenizer.encode(text, add_special_tokens=False), hashlib.sha256(content).hexdigest())
+
+
+def _read(path: Path, where: str, missing: str | None) -> bytes:
+    """Bytes of a file of UTF-8 text.
+
+    Args:
+        missing: what to do where there is none.
+    """
+    try:
+        content = path.read_bytes()
+        content.decode("utf-8-sig")
+    except FileNotFoundError:
+        raise SemkvError("no such file", where=where, fix=missing) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SemkvError(f"cannot be read as UTF-8 text: {error}", where=where) from None
+    return content
 
 
 def conversation(lines: str, tokenizer: Any, where: str) -> str:

@@ -7,15 +7,18 @@ question when it chooses what to keep.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from semkv_deploy.evaluate.subject import Subject
+
+
+Decode = Callable[[Sequence[int]], str]
+"""Token ids to text."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class Setting:
         count: examples.
         texts: corpora by name, as token ids: see `Task.texts`.
         tokenizer: of the model.
+        records: rows of files that are no plain text, by name: see `Task.records`.
     """
 
     context: int
@@ -62,6 +66,7 @@ class Setting:
     seed: int
     texts: Mapping[str, Sequence[int]]
     tokenizer: Any
+    records: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
     def random(self, *of: object) -> random.Random:
         """A generator that depends on the seed, the context and `of` alone."""
@@ -83,6 +88,7 @@ class Task:
 
     Attributes:
         texts: names of the corpora that it takes its examples from.
+        records: names of the JSON lines files that it takes them from.
         metric: of `measure`, the one that ranks methods.
         higher_is_better: whether more of it is better.
         headroom: of `measure`, the one by which the uncompressed model must beat itself without context, or the task is
@@ -97,6 +103,7 @@ class Task:
     metric: str
     unit: ClassVar[str] = ""
     texts: tuple[str, ...] = ()
+    records: tuple[str, ...] = ()
     higher_is_better: ClassVar[bool] = True
     headroom: str
     headroom_higher: ClassVar[bool] = True
@@ -112,6 +119,8 @@ class Task:
         """What `measure` needs of the full cache, which has read the example."""
         raise NotImplementedError
 
-    def measure(self, example: Example, subject: Subject, reference: NDArray[np.float32] | None) -> dict[str, float]:
+    def measure(
+        self, example: Example, subject: Subject, decode: Decode, reference: NDArray[Any] | None
+    ) -> dict[str, float]:
         """Numbers of one example, which the subject has read."""
         raise NotImplementedError

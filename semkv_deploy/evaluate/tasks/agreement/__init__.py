@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from semkv_deploy.evaluate.metrics import correct
-from semkv_deploy.evaluate.tasks.base import Ask, Example, Setting, Task
+from semkv_deploy.evaluate.tasks.base import Ask, Decode, Example, Setting, Task
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -33,7 +33,9 @@ class Agreement(Task):
     def reference(self, example: Example, full: Subject) -> NDArray[Any]:
         return np.array(full.generate(example.asks[0].prompt, LENGTH), np.int64)
 
-    def measure(self, example: Example, subject: Subject, reference: NDArray[Any] | None) -> dict[str, float]:
+    def measure(
+        self, example: Example, subject: Subject, decode: Decode, reference: NDArray[Any] | None
+    ) -> dict[str, float]:
         assert reference is not None, "the full cache is measured first"
         generated = reference.tolist()
         # Forced, not generated: the same number from one run instead of 64.

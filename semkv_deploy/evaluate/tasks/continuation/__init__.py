@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from semkv_deploy.evaluate.metrics import log_softmax, mean_nll
-from semkv_deploy.evaluate.tasks.base import Ask, Example, Setting, Task
+from semkv_deploy.evaluate.tasks.base import Ask, Decode, Example, Setting, Task
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -49,7 +49,9 @@ class Continuation(Task):
     def reference(self, example: Example, full: Subject) -> NDArray[Any]:
         return full.follow(example.asks[0].prompt)
 
-    def measure(self, example: Example, subject: Subject, reference: NDArray[np.float32] | None) -> dict[str, float]:
+    def measure(
+        self, example: Example, subject: Subject, decode: Decode, reference: NDArray[Any] | None
+    ) -> dict[str, float]:
         (ask,) = example.asks
         logits = subject.follow(ask.prompt)
         assert reference is not None, "the full cache is measured first"

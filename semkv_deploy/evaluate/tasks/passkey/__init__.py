@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from semkv_deploy.evaluate.metrics import correct
-from semkv_deploy.evaluate.tasks.base import Ask, Example, Setting, Task
+from semkv_deploy.evaluate.tasks.base import Ask, Decode, Example, Setting, Task
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from semkv_deploy.evaluate.subject import Subject
@@ -42,7 +41,9 @@ class Passkey(Task):
             note={"depth": round(depth, 2), "length": length},
         )
 
-    def measure(self, example: Example, subject: Subject, reference: NDArray[np.float32] | None) -> dict[str, float]:
+    def measure(
+        self, example: Example, subject: Subject, decode: Decode, reference: NDArray[Any] | None
+    ) -> dict[str, float]:
         return {"recall": recalled(example.asks[0], subject)}
 
 
