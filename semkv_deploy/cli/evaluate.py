@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from semkv_deploy.budget_units import Budget
 
 
+QUICK = ("prose", "passkey", "facts")
+"""Tasks of `--quick`."""
+
+
 @click.command()
 @source_argument
 @click.option("-o", "--output", type=PATH, default=Path("evaluation"), show_default=True, help="Results folder.")
@@ -24,7 +29,8 @@ if TYPE_CHECKING:
     "methods",
     multiple=True,
     metavar="NAME[:OPTION=VALUE,…]",
-    help="Method, or kvpress/NAME for a press of kvpress; may be given several times.  [default: all of ours]",
+    help="Method, kvpress/NAME for a press of kvpress, or kvpress for eight of them; may be given several times.  "
+    "[default: all of ours]",
 )
 @budgets_option(default=["0.2", "0.5"])
 @click.option(
@@ -36,6 +42,10 @@ if TYPE_CHECKING:
 @click.option("--text", "texts", multiple=True, metavar="NAME=FILE", help="File for a corpus: prose, code or chat.")
 @click.option("--threads", type=click.IntRange(min=1), help="Of whatever computes.  [default: all cores]")
 @click.option("--kvpress-python", type=PATH, help="Python that has kvpress installed.  [default: this one]")
+@click.option(
+    "--plots/--no-plots", default=True, help="Draw quality.png and tasks.png.  [default: where matplotlib is]"
+)
+@click.option("--quick", is_flag=True, help="Few cells: 4 examples of 512 tokens, prose, passkey and facts.")
 @json_option()
 def evaluate(
     source: str,
@@ -49,6 +59,8 @@ def evaluate(
     texts: tuple[str, ...],
     threads: int | None,
     kvpress_python: Path | None,
+    plots: bool,
+    quick: bool,
     as_json: bool,
 ) -> None:
     """Measures what methods cost in quality, at equal kept bytes.
@@ -61,6 +73,7 @@ def evaluate(
     semkv-deploy evaluate ./my-model --method semanticache:recent=0.75 --method kvpress/SnapKV --task passkey
     """
     from semkv_deploy.evaluate.entries import parse_entry
+    from semkv_deploy.evaluate.plots import draw
     from semkv_deploy.evaluate.report import markdown
     from semkv_deploy.evaluate.run import Plan
     from semkv_deploy.evaluate.run import evaluate as measure
@@ -69,10 +82,12 @@ def evaluate(
     from semkv_deploy.methods import METHODS
 
     chosen = methods or tuple(name for name in METHODS if name != "full")
+    if quick:
+        tasks, context, examples = tasks or QUICK, min(context, 512), min(examples, 4)
     plan = Plan(
         source=source,
         out=output,
-        methods=[parse_entry(text, _value) for text in dict.fromkeys(chosen)],
+        methods=[parse_entry(text, _value) for text in dict.fromkeys(_spelled_out(chosen))],
         budgets=sorted({_share(budget) for budget in budgets}, reverse=True),
         tasks=[task_of(name) for name in tasks] or [task for task in TASKS.values() if task.small],
         context=context,
@@ -87,7 +102,17 @@ def evaluate(
     (output / "table.json").write_text(json.dumps(table, indent=1, ensure_ascii=False), encoding="utf-8")
     page = markdown(table)
     (output / "table.md").write_text(page, encoding="utf-8")
+    if plots and find_spec("matplotlib") is not None:
+        draw(table, output)
     click.echo(json.dumps(table, indent=1, ensure_ascii=False) if as_json else page)
+
+
+def _spelled_out(methods: tuple[str, ...]) -> list[str]:
+    """Methods, with `kvpress` replaced by the presses that it stands for."""
+    from semkv_deploy.evaluate.entries import PEER, PEERS
+
+    peers = [f"{PEER}{name}" for name in PEERS]
+    return [name for method in methods for name in (peers if f"{method}/" == PEER else [method])]
 
 
 def _value(text: str) -> Any:

@@ -24,7 +24,7 @@ class Facts(Task):
 
     name, metric, headroom, texts = "facts", "recall", "recall", ("prose",)
     unit: ClassVar[str] = f"share recalled, of {FACTS} facts"
-    extra: ClassVar[int] = 32
+    extra: ClassVar[int] = 128
 
     def examples(self, setting: Setting) -> list[Example]:
         return [self._example(setting, number) for number in range(setting.count)]

@@ -23,7 +23,7 @@ class Passkey(Task):
 
     name, metric, headroom, texts = "passkey", "recall", "recall", ("prose",)
     unit: ClassVar[str] = "share recalled"
-    extra: ClassVar[int] = 32
+    extra: ClassVar[int] = 128
 
     def examples(self, setting: Setting) -> list[Example]:
         return [self._example(setting, number) for number in range(setting.count)]
