@@ -59,15 +59,6 @@ def calibration_tokens(tokenizer: Any, model: ModelFacts, text: str | None) -> l
     return tokens
 
 
-def forward(
-    decoder: Path, model: ModelFacts, groups: Sequence[GroupShare], tokens: list[int]
-) -> tuple[NDArray[np.float32], OnnxRuntimeEngine]:
-    """Logits `[n,V]` of a text and the engine whose caches hold its keys and values; as `read_text`."""
-    pieces: list[NDArray[np.float32]] = []
-    engine = read_text(decoder, model, groups, tokens, pieces.append)
-    return np.concatenate(pieces), engine
-
-
 def read_text(
     decoder: Path,
     model: ModelFacts,

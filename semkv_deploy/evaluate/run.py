@@ -102,7 +102,7 @@ def evaluate(plan: Plan, progress: Progress = lambda what, share: None) -> Itera
             # Made when the first cell is missing. The ends of the scale share a bundle, kvpress's presses a process.
             opener: Opener | None = None
             for cell in (cell for entry in entries for cell in cells if cell.entry is entry):
-                result = store.read(cell) if _is_there(store, cell, prepared) else None
+                result = _known(store, cell, prepared)
                 if result is None:
                     opener = opener or _opener(plan, prepared, entries[0], stack, progress)
                     progress(f"{cell.task}: {cell.entry.text} at {cell.budget:g}", done / len(cells))
@@ -198,13 +198,12 @@ def _facts(entry: Entry) -> dict[str, Any]:
     return {"parameters": entry.method().model_dump(mode="json"), "build": entry.build_options, "by": by}
 
 
-def _is_there(store: Store, cell: Cell, prepared: Prepared) -> bool:
-    if store.read(cell) is None:
-        return False
-    if cell.entry.name != FULL:
-        return True
-    # The full cache's cell is only there with what the others are compared with.
-    return not TASKS[cell.task].has_reference or store.has_references(cell, len(prepared.examples[cell.task]))
+def _known(store: Store, cell: Cell, prepared: Prepared) -> dict[str, Any] | None:
+    """A cell's result where it was measured before; the full cache's only with what the others are compared with."""
+    compared = cell.entry.name == FULL and TASKS[cell.task].has_reference
+    if compared and not store.has_references(cell, len(prepared.examples[cell.task])):
+        return None
+    return store.read(cell)
 
 
 Opener = Callable[["Cell"], "Subject"]
