@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -14,92 +13,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-import semkv_deploy
 from semkv_deploy.bundle import Bundle
 from semkv_deploy.cli import bundle_summary
-from semkv_deploy.cli.main import COMMANDS, main
+from semkv_deploy.cli.main import main
 
-
-def cli(*arguments: object, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "semkv_deploy.cli", *map(str, arguments)]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
-    return subprocess.run(command, input=stdin, capture_output=True, text=True, env=environment, check=False)
-
-
-def refused(result: subprocess.CompletedProcess[str], *words: str) -> None:
-    """Exit code not 0, one line on standard error with these words, no traceback."""
-    assert result.returncode != 0
-    assert "Traceback" not in result.stderr
-    lines = [line for line in result.stderr.splitlines() if line.lower().startswith("error")]
-    assert len(lines) == 1, result.stderr
-    for word in words:
-        assert word in lines[0], (word, lines[0])
-
-
-def nothing_left(folder: Path) -> None:
-    assert [path.name for path in folder.iterdir()] == []
-
-
-def test_help_does_not_import_torch_and_is_quick():
-    code = (
-        "import sys, time; t = time.perf_counter()\n"
-        "import semkv_deploy, semkv_deploy.cli as c\n"
-        "try: c.main(['--help'])\n"
-        "except SystemExit: pass\n"
-        "assert not {'torch', 'transformers', 'onnx', 'onnxruntime', 'numpy'} & set(sys.modules), sorted(sys.modules)\n"
-        "print('SECONDS', time.perf_counter() - t)"
-    )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert "generate" in out and float(out.rsplit("SECONDS", 1)[1]) < 0.5
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_help_with_an_example(command: str):
-    out = cli(command, "--help").stdout
-    assert f"semkv-deploy {command}" in out.split("Options")[0]
-
-
-def test_help_of_every_command_imports_no_framework():
-    """Names of methods take the methods, and those numpy; nothing takes more."""
-    code = (
-        "import sys, semkv_deploy.cli as c\n"
-        f"for command in {COMMANDS!r}:\n"
-        "    try: c.main([command, '--help'])\n"
-        "    except SystemExit: pass\n"
-        "assert not {'torch', 'transformers', 'onnx', 'onnxruntime'} & set(sys.modules), sorted(sys.modules)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-
-
-def test_names_of_methods_come_from_their_registry(monkeypatch: pytest.MonkeyPatch):
-    from semkv_deploy import methods
-    from semkv_deploy.cli.build import build
-    from semkv_deploy.methods.full import Full
-
-    (option,) = [parameter for parameter in build.params if parameter.name == "method"]
-    assert option.type.choices == tuple(methods.METHODS)
-    assert option.default in methods.METHODS
-    monkeypatch.setitem(methods.METHODS, "another", Full)
-    assert option.type.convert("another", option, None) == "another"
-
-
-def test_an_option_that_commands_share_is_the_same_in_all():
-    """Same name, same help, default and choices, but for what a command says otherwise on purpose."""
-    import click
-
-    said: dict[str, set[tuple[object, ...]]] = {}
-    context = click.Context(main)
-    for name in COMMANDS:
-        command = main.get_command(context, name)
-        assert command is not None
-        for option in command.params:
-            if isinstance(option, click.Option):
-                fields = (option.help, str(option.default), str(getattr(option.type, "choices", option.type)))
-                said.setdefault(option.opts[-1], set()).add(fields)
-    own = {"--budget", "--target", "--json", "--batch", "--output", "--tokens", "--plugin-library"}
-    own |= {"--method", "--context", "--seed"}
-    assert {option for option, ways in said.items() if len(ways) > 1} == own
+from .commands import cli, nothing_left, refused
 
 
 def test_build_generate_inspect(tiny_export: Path, tmp_path: Path):
@@ -118,48 +36,6 @@ def test_build_generate_inspect(tiny_export: Path, tmp_path: Path):
     assert raw.returncode == 0
     chat = cli("generate", bundle, "--max-new-tokens", 4, stdin="Hello\nAnd then?\n\n")
     assert chat.returncode == 0 and chat.stdout.count("you>") == 3
-
-
-def test_evaluate(tiny_export: Path, tmp_path: Path):
-    text = tmp_path / "text.txt"
-    text.write_text((Path(semkv_deploy.__file__).parent / "data" / "calibration.txt").read_text())
-    command = ["evaluate", tiny_export / "decoder.onnx", "--text", f"prose={text}", "--task", "prose", "--context", 256]
-    chosen = ["--method", "semanticache:recent=0.25", "--budget", "0.5", "--examples", 2, "-o", tmp_path / "out"]
-    result = cli(*command, *chosen, "--json")
-    assert result.returncode == 0, result.stderr
-    (row,) = json.loads(result.stdout)["rows"]
-    assert (
-        row["method"] == "semanticache:recent=0.25" and row["kept_share"] <= 0.51 and row["tasks"]["prose"]["mean"] > 0
-    )
-    assert "| semanticache:recent=0.25 |" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (["--method", "other"], ["unknown method", "semanticache", "kvpress/"]),
-        (["--method", "semanticache:recent"], ["not of the form NAME:OPTION=VALUE"]),
-        (["--method", "semanticache:recent=2"], ["semanticache does not take recent"]),
-        (["--task", "other"], ["unknown task", "prose or code"]),
-        (["--budget", "20MiB"], ["not a share below 1"]),
-        (["--context", "4096"], ["beyond the model", "at most 416 tokens"]),
-        (["--text", "prose=missing.txt"], ["no such file"]),
-        (["--text", "prose"], ["not of the form NAME=FILE"]),
-        (["--method", "kvpress/SnapKV", "--kvpress-python", "missing"], ["kvpress works on transformers' model"]),
-    ],
-)
-def test_evaluate_refuses(tiny_export: Path, tmp_path: Path, options: list[str], words: list[str]):
-    from click.testing import CliRunner
-
-    text = tmp_path / "text.txt"
-    text.write_text("words and words " * 400)
-    command = ["evaluate", str(tiny_export / "decoder.onnx"), "-o", str(tmp_path / "out"), "--examples", "2"]
-    if "--text" not in options:
-        command += ["--text", f"prose={text}"]
-    result = CliRunner().invoke(main, [*command, "--task", "prose", "--context", "256", *options])
-    assert result.exit_code == 1, result.output
-    for word in words:
-        assert word in result.output, result.output
 
 
 def test_bench(tiny_bundle: Path):
@@ -449,19 +325,3 @@ def test_error_of_the_system_is_one_sentence(error: OSError, line: str, monkeypa
     result = CliRunner().invoke(main, ["doctor"])
     assert (result.exit_code, result.output.strip()) == (1, line)
     assert CliRunner().invoke(main, ["--debug", "doctor"]).exception is error
-
-
-@pytest.mark.parametrize("words", [("--help",), *((name, "--help") for name in COMMANDS)])
-def test_help_fits_a_terminal_of_40_columns(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch):
-    """Examples excepted, which are copied from it."""
-    monkeypatch.setenv("COLUMNS", "40")
-    result = CliRunner().invoke(main, list(words))
-    assert result.exit_code == 0
-    long = [line for line in result.stdout.splitlines() if len(line) > 40 and "semkv-deploy " not in line]
-    assert not long
-    wide = CliRunner().invoke(main, list(words), env={"COLUMNS": "100"}).stdout
-
-    def prose(text: str) -> str:
-        return "".join("".join(line.split()) for line in text.splitlines() if "semkv-deploy " not in line)
-
-    assert prose(result.stdout) == prose(wide)
