@@ -28,6 +28,7 @@ from semkv_deploy.methods import SemantiCache
 from semkv_deploy.runtime.chat import Chat
 from semkv_deploy.runtime.open import open_bundle, open_session
 from semkv_deploy.runtime.tokens import load_tokenizer
+from semkv_deploy.terminal import show_table
 
 SYSTEM = "You are a helpful AI assistant."
 
@@ -140,7 +141,7 @@ def show(runs: list[Run], turns: list[Turn]) -> dict[str, Any]:
     weights = [len(turn.reply) for turn in turns]
     edge = max(1, min(100, len(runs[0].step_ms) // 4))
     table = Table(title=f"{len(turns)} turns, {runs[0].seen} tokens of conversation")
-    for column in ("budget", "kept", "cache MiB", "early ms", "late ms", "tokens/s", "compressing", "KL"):
+    for column in ("budget", "kept", "cache MiB", "early ms", "late ms", "compress s", "KL"):
         table.add_column(column, justify="right")
     rows = []
     for run in runs:
@@ -164,15 +165,14 @@ def show(runs: list[Run], turns: list[Turn]) -> dict[str, Any]:
             f"{run.cache_mib:.0f}",
             f"{early:.1f}",
             f"{late:.1f}",
-            f"{1e3 / late:.1f}",
-            f"{run.compress_s:.1f} s",
-            f"{kl:.3f}" if run.kl else "-",
+            f"{run.compress_s:.1f}",
+            f"{kl:.4f}" if run.kl else "-",
         )
     console = Console()
-    console.print(table)
+    show_table(console, table)
     console.print(
-        "kept: live entries of a layer, on average; early, late: median of the first and last decode steps; tokens/s: "
-        "late; KL: next-token distributions of the replies against the full cache, nats per token"
+        "kept: live entries of a layer, on average; early, late: median of the first and last decode steps; KL: "
+        "next-token distributions of the replies against the full cache, nats per token"
     )
     return {"rows": rows, "turns": len(turns)}
 
