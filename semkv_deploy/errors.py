@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 
-def printable(text: str) -> str:
-    """A text with everything that moves a terminal's cursor, or shows as nothing, written out as an escape."""
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
-
-
 class SemkvError(Exception):
     """A failure the user can act on.
 

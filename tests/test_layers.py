@@ -25,7 +25,7 @@ FLOORS = (
     ("ops",),
     ("graph",),
     ("budget_units",),
-    ("errors", "sizes", "choices"),
+    ("errors", "sizes", "choices", "terminal"),
 )
 """From the top down. Rooms on one floor may import each other in one direction."""
 

@@ -124,10 +124,13 @@ def _draw(output: dict[str, Any], path: Path) -> None:
 
 def _table(output: dict[str, Any]) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
+    from semkv_deploy.terminal import printable, show_table
+
     console = Console()
-    table = Table(title=f"{output['bundle']} at {output['context']} tokens of context")
+    table = Table(title=f"{escape(printable(output['bundle']))} at {output['context']} tokens of context")
     columns = (
         "",
         "decode ms",
@@ -153,6 +156,6 @@ def _table(output: dict[str, Any]) -> None:
             cell("read_mib", ".1f"),
             cell("peak_mib", ".0f"),
         )
-    console.print(table)
+    show_table(console, table)
     for name, value in output["ratios"].items():
         console.print(f"{name}: {value:.3g}")

@@ -8,7 +8,7 @@ by the names that the programs give, gives both names of an alias pair one buffe
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -177,7 +177,9 @@ class Contract(BaseModel):
     head_dim: int = Field(description="D, elements of a key or a value", ge=1, lt=1 << 16)
     vocab_size: int = Field(description="token ids are below it; logits have as many", ge=1, lt=1 << 31)
     windows: tuple[int, ...] = Field(description="by layer, tokens of its sliding window, which the graph has; 0: none")
-    stop_ids: tuple[int, ...] = Field(description="token ids that end a reply; they are not appended")
+    stop_ids: tuple[Annotated[int, Field(ge=0, lt=1 << 31)], ...] = Field(
+        description="token ids that end a reply; they are not appended"
+    )
     delimiters: str = Field(description="file of the bundle whose token_ids end a chunk")
     cache: CacheLayout = Field(description="groups, buffers, slot columns and step inputs")
     programs: dict[str, ProgramContract] = Field(

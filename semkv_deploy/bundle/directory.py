@@ -30,6 +30,9 @@ NO_REPLACE, EXCHANGE = 1, 2
 _AT_FDCWD = -100
 _OTHER_PLACE = "choose another -o"
 
+written: list[Path] = []
+"""What this process has moved into place, so that who is interrupted afterwards can say what is there."""
+
 Foreign = Callable[[Path], "str | None"]
 """Names what is in a directory that this tool did not write; None: it wrote all of it."""
 
@@ -76,6 +79,7 @@ def new_directory(
         with _signals_kept():
             _check_replaceable(path, out, force, foreign, sources, late=True)
             _move(partial, path, out, foreign)
+            written.append(out)
     finally:
         with _signals_kept():
             shutil.rmtree(partial, ignore_errors=True)

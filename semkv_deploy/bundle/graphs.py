@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from semkv_deploy.bundle.files import REBUILD, BundleFiles
 from semkv_deploy.errors import SemkvError
-from semkv_deploy.graph.external import external_tensors, is_inside
+from semkv_deploy.graph.external import check_text, external_tensors, is_inside
 
 if TYPE_CHECKING:
     import mmap
@@ -68,7 +68,9 @@ def _parse(files: BundleFiles, name: str, content: bytes) -> onnx.ModelProto:
     from google.protobuf.message import DecodeError
 
     try:
-        return onnx.load_model_from_string(content)
+        model = onnx.load_model_from_string(content)
+        check_text(model)
+        return model
     except DecodeError:
         raise SemkvError("not an ONNX model", where=files.root / name, fix=REBUILD) from None
 

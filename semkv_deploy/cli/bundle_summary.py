@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
+from rich.text import Text
 
 from semkv_deploy.budget import label
 from semkv_deploy.bundle import OnnxRuntimeRecord, TensorRTRecord
 from semkv_deploy.cli.console import number_table
-from semkv_deploy.errors import printable
+from semkv_deploy.terminal import printable, show_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,9 +50,9 @@ def summary(bundle: Bundle) -> None:
     manifest = bundle.manifest
     facts, method = manifest.model, manifest.method
     console = PlainConsole()
-    console.print(str(bundle.root), style="bold", end="")
-    console.print(f": {facts.source}, {facts.family}, {facts.layers} layers, ", end="")
-    console.print(f"{facts.query_heads} heads over {facts.kv_heads} KV heads of {facts.head_dim}")
+    heads = f"{facts.query_heads} heads over {facts.kv_heads} KV heads of {facts.head_dim}"
+    shown = printable(f": {facts.source}, {facts.family}, {facts.layers} layers, {heads}")
+    console.print(Text.assemble((printable(str(bundle.root)), "bold"), shown))
     settings = ", ".join(
         f"{name} {value}" for name, value in method.model_dump(exclude={"kind", "compress_at"}).items()
     )
@@ -64,8 +65,7 @@ def summary(bundle: Bundle) -> None:
         cost = "" if record.weight_kl is None else f", KL {record.weight_kl:.4f} against fp32 on the calibration text"
         console.print(f"{name}: {record.weights} weights, {record.weight_bytes / MIB:.0f} MiB{cost}")
         if record.weights != "fp32":
-            file = bundle.root / record.budgets[0].contract.decoders[0].onnx
-            kept = float32_bytes(onnx.load(file, load_external_data=False))
+            kept = float32_bytes(onnx.load_from_string(bundle.read(record.budgets[0].contract.decoders[0].onnx)))
             console.print(
                 f"{name}: {kept / MIB:.1f} MiB of them in float32: scales, norms, what has no kernel of 8 bits"
             )
@@ -92,7 +92,7 @@ def _budgets(console: Console, manifest: Manifest) -> None:
             f"{contract.cache_bytes(1) / MIB:.1f}",
         )
         table.add_row(*row[: len(columns)])
-    console.print(table)
+    show_table(console, table)
     groups = built[0].contract.cache.groups
     if len(groups) != manifest.model.layers:
         console.print(f"{len(groups)} cache groups over {manifest.model.layers} layers")
@@ -124,12 +124,10 @@ def check_engines(bundle: Bundle) -> None:
 def _tensorrt(console: Console, name: str, record: TensorRTRecord) -> None:
     """Prints what a TensorRT target was built from, and a row for each engine."""
     built = f"{name} {record.version}" if record.version else f"{name}, graphs only"
-    console.print(
-        f"{built}: {record.dtype}, {record.layout} layout, plugins {', '.join(record.plugins) or 'none'}", end=""
-    )
+    what = f"{built}: {record.dtype}, {record.layout} layout, plugins {', '.join(record.plugins) or 'none'}"
     if record.compute_capabilities:
-        console.print(f", for compute capability {', '.join(map(str, record.compute_capabilities))}", end="")
-    console.print()
+        what += f", for compute capability {', '.join(map(str, record.compute_capabilities))}"
+    console.print(what)
     engines = [engine for budget in record.budgets for engine in budget.engines]
     # Without an engine there was no network to look layers up in.
     planned = all(graph.plan for budget in record.budgets for graph in budget.contract.graphs)
@@ -145,17 +143,15 @@ def _tensorrt(console: Console, name: str, record: TensorRTRecord) -> None:
             size = f"{engine.bytes / MIB:.1f}" if graph.plan else "-"
             capacities = [contract.cache.groups[number].capacity for number in graph.groups]
             table.add_row(f"{contract.budget:g}", graph.phase, _range(capacities), cache, size, kinds or "-")
-    console.print(table)
+    show_table(console, table)
     weights = sum(engine.weight_bytes or 0 for engine in engines)
     if weights:
         stored = f"{record.weight_bytes / MIB:.1f} MiB of weights in one file that the graphs share"
         console.print(f"{name}: {stored}; {weights / MIB:.1f} MiB in the engines, each its own")
     if built_now := [engine.peak_rss for engine in engines if engine.peak_rss is not None]:
         seconds, timings = sum(engine.seconds for engine in engines), {engine.timing_cache for engine in engines}
-        console.print(
-            f"{name}: built in {seconds:.0f} s with {max(built_now) / 1024**3:.1f} GiB of memory at most; ", end=""
-        )
-        console.print(f"kernel timings {'; '.join(sorted(timings))}")
+        most = f"{max(built_now) / 1024**3:.1f} GiB of memory at most"
+        console.print(f"{name}: built in {seconds:.0f} s with {most}; kernel timings {'; '.join(sorted(timings))}")
     for engine in engines:
         for warning in engine.warnings[:WARNINGS]:
             console.print(f"{engine.graph}: TensorRT warns: {' '.join(warning.split())[:200]}", markup=False)

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from semkv_deploy.cli.text import printable
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.model.template import ChatTemplate
 from semkv_deploy.runtime.chat import Chat, complete
 from semkv_deploy.runtime.open import open_bundle, open_session
 from semkv_deploy.runtime.tokens import check_ids, checked_text, decoded_text, load_tokenizer, not_utf8
+from semkv_deploy.terminal import printable
 
 if TYPE_CHECKING:
     from semkv_deploy.budget_units import Budget
@@ -85,6 +85,8 @@ def run(
     prompt = None if prompt is None else checked_text(prompt, "--prompt")
     system = None if system is None else checked_text(system, "--system")
     stop = tuple(checked_text(text, "--stop") for text in stop)
+    if "" in stop:
+        raise SemkvError("an empty text would end every output", where="--stop", fix="give a text, or leave it out")
     bundle = open_bundle(root, target, allow_plugins=allow_plugins)
     template = None if raw else ChatTemplate.in_folder(bundle.root / "tokenizer")
     if template is not None:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from semkv_deploy.cli.text import one_line
 from semkv_deploy.errors import SemkvError
+from semkv_deploy.terminal import one_line
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -14,6 +14,7 @@ from semkv_deploy.choices import TensorRTTarget
 from semkv_deploy.cli.options import PATH, json_option
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.targets import PLANNED, TARGETS, TO_RUN
+from semkv_deploy.terminal import show_table
 
 
 @click.command()
@@ -117,7 +118,7 @@ def report(as_json: bool, plugin_library: Path | None = None) -> None:
         click.echo(json.dumps(found, indent=1))
         return
     # Not as markup, which would take [gpu] for a style.
-    console = Console(markup=False, highlight=False, soft_wrap=True)
+    console = Console(markup=False, highlight=False)
     machine, versions, targets = found["machine"], found["versions"], found["targets"]
     assert isinstance(machine, dict) and isinstance(versions, dict) and isinstance(targets, dict)
     gpu = machine["gpu"]
@@ -130,7 +131,7 @@ def report(as_json: bool, plugin_library: Path | None = None) -> None:
         table.add_row(
             name, *("yes" if state[key] else "no" for key in ("available", "runnable")), Text("; ".join(gaps))
         )
-    console.print(table, soft_wrap=False)
+    show_table(console, table)
     for state in targets.values():
         for note in state["notes"]:
             console.print(note)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -52,7 +53,8 @@ def inspect(bundle: Path, lint: bool, target: str, as_json: bool) -> None:
 
     opened = Bundle.open(bundle)
     if as_json:
-        click.echo(opened.manifest.model_dump_json(indent=1))
+        # Escaped where it is not ASCII: a name in a manifest may hold what reorders or hides text on a terminal.
+        click.echo(json.dumps(opened.manifest.model_dump(mode="json"), indent=1))
     else:
         summary(opened)
     check_engines(opened)

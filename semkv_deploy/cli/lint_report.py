@@ -106,8 +106,15 @@ def _table(graph: LintedGraph, root: Path) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from semkv_deploy.terminal import printable, show_table
+
     console = Console()
-    title = f"[bold]{escape(_label(graph, root))}[/bold], {graph.target}"
+
+    def shown(text: str) -> str:
+        """A stranger's text: no markup, no control characters."""
+        return escape(printable(text))
+
+    title = f"[bold]{shown(_label(graph, root))}[/bold], {graph.target}"
     if not graph.findings:
         console.print(f"{title}: nothing found")
         return
@@ -120,7 +127,5 @@ def _table(graph: LintedGraph, root: Path) -> None:
     for (verdict, _, fix), found in sorted(kinds.items(), key=lambda kind: ORDER.index(kind[0][0])):
         more = f" and {len(found) - 1} more" if len(found) > 1 else ""
         colour = COLOUR[verdict]
-        table.add_row(
-            f"[{colour}]{verdict}[/{colour}]", escape(found[0].node) + more, escape(found[0].what), escape(fix)
-        )
-    console.print(table)
+        table.add_row(f"[{colour}]{verdict}[/{colour}]", shown(found[0].node) + more, shown(found[0].what), shown(fix))
+    show_table(console, table)

@@ -7,10 +7,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.markup import escape
 
 from semkv_deploy.cli.console import number_table
 from semkv_deploy.memory.estimate import PlanRow
 from semkv_deploy.sizes import size
+from semkv_deploy.terminal import printable, show_table
 
 if TYPE_CHECKING:
     from semkv_deploy.memory.estimate import Plan
@@ -28,7 +30,7 @@ def show(plan: Plan) -> None:
     """Prints a table with a column for each budget and batch: parts add up downwards, and many columns still fit."""
     console = Console()
     how = f"{plan.stored_as} weights" if plan.layout is None else f"{plan.stored_as}, layout {plan.layout}"
-    console.print(f"[bold]{plan.source}[/bold]: {plan.family}, {plan.target}, {how}, {plan.method}")
+    console.print(f"[bold]{escape(printable(plan.source))}[/bold]: {plan.family}, {plan.target}, {how}, {plan.method}")
     limit = "" if plan.memory_bytes is None else f", {size(plan.memory_bytes)} of memory"
     console.print(f"{plan.max_context} tokens of context{limit}")
     batched = any(row.batch > 1 for row in plan.rows)
@@ -53,7 +55,7 @@ def show(plan: Plan) -> None:
             "largest budget that fits",
             *(f"{row.largest_budget:g}" if row.largest_budget else "none" for row in plan.rows),
         )
-    console.print(table)
+    show_table(console, table)
     for note in plan.notes:
         console.print(note, style="dim")
     if plan.memory_bytes is not None and any(row.largest_context == plan.model_max_context for row in plan.rows):

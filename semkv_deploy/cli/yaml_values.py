@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from semkv_deploy.cli.text import one_line
 from semkv_deploy.errors import SemkvError
+from semkv_deploy.terminal import one_line
 
 LONGEST = 1 << 18
 """Characters of a document."""

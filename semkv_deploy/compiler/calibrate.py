@@ -62,11 +62,25 @@ def calibration_tokens(tokenizer: Any, model: ModelFacts, text: str | None) -> l
 def forward(
     decoder: Path, model: ModelFacts, groups: Sequence[GroupShare], tokens: list[int]
 ) -> tuple[NDArray[np.float32], OnnxRuntimeEngine]:
-    """Logits `[n,V]` of a text and the engine whose caches hold its keys and values.
+    """Logits `[n,V]` of a text and the engine whose caches hold its keys and values; as `read_text`."""
+    pieces: list[NDArray[np.float32]] = []
+    engine = read_text(decoder, model, groups, tokens, pieces.append)
+    return np.concatenate(pieces), engine
+
+
+def read_text(
+    decoder: Path,
+    model: ModelFacts,
+    groups: Sequence[GroupShare],
+    tokens: list[int],
+    take: Callable[[NDArray[np.float32]], None],
+) -> OnnxRuntimeEngine:
+    """Runs a text through a decoder; the caches of the engine that is returned hold its keys and values.
 
     Args:
         decoder: lowered for ONNX Runtime.
         groups: that the decoder has.
+        take: gets the logits `[m,V]` of the text's pieces, one after the other: all of them are hundreds of megabytes.
 
     Raises:
         SemkvError: when a logit is NaN or infinite.
@@ -99,7 +113,6 @@ def forward(
         graphs={DECODE: [graph]},
     )
     engine = OnnxRuntimeEngine(OpenedBudget(decoder.parent, contract))
-    logits = []
     for start in range(0, len(tokens), PREFILL_CHUNK):
         piece = np.array([tokens[start : start + PREFILL_CHUNK]], np.int64)
         within = np.arange(piece.shape[1])[None]
@@ -109,10 +122,10 @@ def forward(
             "logits_index": within,
             "length": np.full((len(groups), 1), start, np.int64),
         }
-        logits.append(engine.run(DECODE, feeds, row=0)["logits"][0].copy())
-    text = np.concatenate(logits)
-    check_finite(text, decoder.name)
-    return text, engine
+        logits = engine.run(DECODE, feeds, row=0)["logits"][0]
+        check_finite(logits, decoder.name)
+        take(logits)
+    return engine
 
 
 def calibrate(
@@ -140,6 +153,42 @@ def calibrate(
 
     chunk = ChunkCounter().count(delimiters.table(model.vocab_size)[tokens])
     return method.calibrate(model, CalibrationText(chunk, engine.contract.cache.groups, engine.read, run, progress))
+
+
+class StoredLogits:
+    """Logits of a text in a file: they are as large as a small model's weights.
+
+    Args:
+        path: to write.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def append(self, logits: NDArray[np.float32]) -> None:
+        """Adds the logits `[m,V]` of the text's next piece."""
+        with self._path.open("ab") as file:
+            np.ascontiguousarray(logits, np.float32).tofile(file)
+
+    def rows(self, start: int, count: int, width: int) -> NDArray[np.float32]:
+        """Rows of `width` logits."""
+        row = width * np.dtype(np.float32).itemsize
+        return np.fromfile(self._path, np.float32, count * width, offset=start * row).reshape(count, width)
+
+
+def weight_cost(
+    decoder: Path, model: ModelFacts, groups: Sequence[GroupShare], tokens: list[int], reference: StoredLogits
+) -> float:
+    """Mean KL (nats per token) that a decoder's weights cost on a text whose exact logits are known."""
+    total, done = 0.0, 0
+
+    def take(logits: NDArray[np.float32]) -> None:
+        nonlocal total, done
+        total += len(logits) * mean_kl(reference.rows(done, *logits.shape), logits)
+        done += len(logits)
+
+    read_text(decoder, model, groups, tokens, take)
+    return total / done
 
 
 def mean_kl(reference: NDArray[np.float32], other: NDArray[np.float32]) -> float:

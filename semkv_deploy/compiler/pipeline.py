@@ -36,9 +36,6 @@ from semkv_deploy.targets.build import Progress, TargetInputs, WrittenProgram, f
 from semkv_deploy.targets.onnxruntime.build import BuiltDecoder, build_onnxruntime, lower_decoder, save_decoder
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from semkv_deploy.choices import WeightFormat
     from semkv_deploy.methods import Method
     from semkv_deploy.methods.calibration import Settings
@@ -56,14 +53,14 @@ class Reference:
     Attributes:
         built: what writing it gave.
         tokens: the text.
-        logits: `[n,V]`.
+        logits: of the text.
         settings: what the method was calibrated to.
     """
 
     path: Path
     built: BuiltDecoder
     tokens: list[int]
-    logits: NDArray[np.float32]
+    logits: calibrate.StoredLogits
     settings: Settings | None
 
 
@@ -143,7 +140,7 @@ def build_bundle(
                 weights,
                 reference.path,
                 reference.built,
-                cost=lambda decoder: weight_cost(decoder, model, shares, reference),
+                cost=lambda decoder: calibrate.weight_cost(decoder, model, shares, reference.tokens, reference.logits),
             )
             for name in targets
         }
@@ -278,17 +275,13 @@ def read_calibration_text(
     built = save_decoder(lowered, path)
     tokens = calibrate.calibration_tokens(load_tokenizer(root), model, text)
     progress("calibrating", 0.0)
-    logits, engine = calibrate.forward(path, model, groups, tokens)
+    logits = calibrate.StoredLogits(root / "work" / "logits")
+    engine = calibrate.read_text(path, model, groups, tokens, logits.append)
     delimiters = Delimiters.read(root / "delimiters.json")
     settings = calibrate.calibrate(
         method, model, engine, tokens, delimiters, lambda share: progress("calibrating", share)
     )
     return Reference(path, built, tokens, logits, settings)
-
-
-def weight_cost(decoder: Path, model: ModelFacts, groups: tuple[GroupShare, ...], reference: Reference) -> float:
-    """Mean KL (nats per token) that a decoder's weights cost on the calibration text."""
-    return calibrate.mean_kl(reference.logits, calibrate.forward(decoder, model, groups, reference.tokens)[0])
 
 
 def portable_contracts(inputs: TargetInputs) -> list[Contract]:

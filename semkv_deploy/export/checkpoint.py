@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.export import gguf
 from semkv_deploy.export.completeness import check_index, check_loading, check_plain_weights
-from semkv_deploy.model.tokenizer import NO_CODE, cannot_load, check_tokenizer_config, no_hub
+from semkv_deploy.model.config import check_sizes
+from semkv_deploy.model.tokenizer import NO_CODE, cannot_load, check_tokenizer_config, loading_failed, no_hub
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _WANTED = "a directory with config.json, a .gguf file, or a hub id such as HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -131,6 +132,7 @@ def _checked_gguf(path: Path) -> Path:
 def _load_gguf(path: Path) -> Checkpoint:
     header = gguf.read_header(path)
     gguf.check_parts(path, header)
+    check_sizes(header.sizes, path)
     with _read_gguf_once(), _named_tensors() as names:
         checkpoint = _load(str(path), path.name, str(path.parent), gguf_file=path.name, local_files_only=True)
         _check_gguf_tensors(path, header, names)
@@ -239,6 +241,9 @@ def _load(source: str, name: str, location: str, **options: Any) -> Checkpoint:
     with _quiet():
         try:
             with no_hub() if options.get("local_files_only") else nullcontext():
+                if "gguf_file" not in options:  # whose header was checked
+                    config = AutoConfig.from_pretrained(location, **NO_CODE, **options)
+                    check_sizes(config.get_text_config().to_dict(), source)
                 tokenizer = AutoTokenizer.from_pretrained(location, **NO_CODE, **options)
                 loaded: Any = AutoModelForCausalLM.from_pretrained(
                     location,
@@ -251,8 +256,7 @@ def _load(source: str, name: str, location: str, **options: Any) -> Checkpoint:
         except SemkvError:
             raise
         except BaseException as error:
-            # A Rust library's panic is no Exception.
-            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            if not loading_failed(error):
                 raise
             raise cannot_load("the checkpoint", source, error) from error
     model, info = loaded

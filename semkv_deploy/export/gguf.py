@@ -53,6 +53,25 @@ class GgufHeader:
         ids = {self.metadata.get(f"tokenizer.ggml.{key}") for key in _END_KEYS}
         return tuple(sorted(value for value in ids if isinstance(value, int)))
 
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """The model's sizes by transformers' names; those that differ by layer are left out."""
+        architecture = self.metadata["general.architecture"]
+        return {name: self.metadata.get(f"{architecture}.{key}") for key, name in _SIZES.items()}
+
+
+_SIZES = {
+    "block_count": "num_hidden_layers",
+    "embedding_length": "hidden_size",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.key_length": "head_dim",
+    "context_length": "max_position_embeddings",
+    "vocab_size": "vocab_size",
+}
+"""Names of sizes after the architecture's name, and transformers' names for them."""
+
 
 class _Cursor:
     """Reads little-endian values from a mapped file and never past its end."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
@@ -13,6 +13,7 @@ from semkv_deploy.errors import SemkvError
 
 if TYPE_CHECKING:
     import onnx
+    from google.protobuf.message import Message
 
 INLINE_LIMIT = 1024
 """Bytes: smaller tensors stay in the graph's file."""
@@ -76,6 +77,24 @@ def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
                 pending += attribute.graphs
 
 
+def check_text(message: Message) -> None:
+    """Compares the type of every text in a parsed message: protobuf gives bytes for one that is not UTF-8.
+
+    Raises:
+        DecodeError: when one is not text.
+    """
+    from google.protobuf.message import DecodeError
+
+    for field, value in message.ListFields():
+        if field.type not in (field.TYPE_STRING, field.TYPE_MESSAGE):
+            continue
+        for each in value if isinstance(value, Iterable) and not isinstance(value, str | bytes) else (value,):
+            if field.type == field.TYPE_MESSAGE:
+                check_text(each)
+            elif not isinstance(each, str):
+                raise DecodeError(f"{field.full_name} is not UTF-8")
+
+
 def read_graph(path: Path, *, expected: str, fix: str) -> onnx.ModelProto:
     """An ONNX file without its external data.
 
@@ -93,6 +112,7 @@ def read_graph(path: Path, *, expected: str, fix: str) -> onnx.ModelProto:
         raise SemkvError("no such file", where=path, expected=expected, fix="check the path")
     try:
         model = onnx.load(path, load_external_data=False)
+        check_text(model)
         valid = bool(model.graph.node) and bool(model.opset_import)
     except DecodeError:
         valid = False

@@ -7,28 +7,35 @@ from pathlib import Path
 import onnx_ir as ir
 
 ALIGNMENT = 4096
-"""Bytes: every external tensor starts at a multiple of this, so that runtimes can map the file into memory."""
+"""Bytes: where external tensors start, so that runtimes can map each of them by itself."""
 
 INLINE_LIMIT = 1024
 """Bytes: tensors smaller than this stay in the graph file."""
 
 
-def write_model(model: ir.Model, path: Path) -> None:
+def write_model(model: ir.Model, path: Path, *, alignment: int = ALIGNMENT) -> Path:
     """Writes `path` and, beside it, `path` + ".data" with every tensor of `INLINE_LIMIT` bytes or more.
 
     Tensors are written in the order of the graph's initialisers, one at a time. The external file is named relative
     to the graph; an existing one is replaced. Afterwards the model's tensors refer to the file.
+
+    Args:
+        alignment: every tensor in the file starts at a multiple of so many bytes.
+
+    Returns:
+        The file of weights.
     """
     location = f"{path.name}.data"
-    with (path.parent / location).open("wb") as file:
+    data = path.parent / location
+    with data.open("wb") as file:
         for value in model.graph.initializers.values():
             tensor = value.const_value
             assert tensor is not None
             if tensor.nbytes < INLINE_LIMIT:
                 continue
-            file.write(bytes(-file.tell() % ALIGNMENT))
+            file.write(bytes(-file.tell() % alignment))
             offset = file.tell()
-            file.write(tensor.tobytes())
+            tensor.tofile(file)  # type: ignore[attr-defined]  # every class has it, the protocol not
             value.const_value = ir.ExternalTensor(
                 location,
                 offset,
@@ -39,3 +46,4 @@ def write_model(model: ir.Model, path: Path) -> None:
                 base_dir=path.parent,
             )
     path.write_bytes(ir.serde.serialize_model(model).SerializeToString(deterministic=True))
+    return data

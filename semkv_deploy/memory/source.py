@@ -132,15 +132,19 @@ def _shape_of_config(folder: Path) -> DecoderShape:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from semkv_deploy.model.config import check_sizes
     from semkv_deploy.model.tokenizer import LOCAL, NO_CODE, no_hub
 
     try:
         with no_hub(), torch.device("meta"):
             config = AutoConfig.from_pretrained(str(folder), **LOCAL)
+            check_sizes(config.get_text_config().to_dict(), folder / "config.json")
             model = AutoModelForCausalLM.from_config(config, **NO_CODE)
-    except (ValueError, KeyError, OSError, TypeError, AttributeError) as error:
+    except SemkvError:
+        raise
+    except Exception as error:  # transformers' own checks raise whatever they like
         raise SemkvError(
-            f"transformers makes no decoder of it: {str(error).splitlines()[0]}",
+            f"transformers makes no decoder of it: {' '.join(str(error).split())[:300]}",
             where=folder / "config.json",
             fix="give a checkpoint of a causal language model",
         ) from None

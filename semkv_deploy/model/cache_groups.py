@@ -34,7 +34,7 @@ class GroupShare(BaseModel):
 
     layer: int = Field(ge=0)
     heads: tuple[int, ...] = Field(min_length=1)
-    share: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    share: float = Field(default=1.0, gt=1e-9, lt=1e10, allow_inf_nan=False)
 
 
 class CacheGroup(BaseModel):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +17,33 @@ if TYPE_CHECKING:
 
 MAX_WIDTH = 1 << 14
 """Values of a head at most."""
+
+
+LARGEST = {
+    "num_hidden_layers": 1 << 12,
+    "num_attention_heads": 1 << 12,
+    "num_key_value_heads": 1 << 12,
+    "head_dim": MAX_WIDTH,
+    "hidden_size": 1 << 24,
+    "intermediate_size": 1 << 24,
+    "vocab_size": 1 << 24,
+    "max_position_embeddings": MAX_TOKENS,
+}
+"""The largest sizes that a configuration may name. transformers makes what it names before any weight is looked at."""
+
+
+def check_sizes(sizes: Mapping[str, object], where: object) -> None:
+    """Compares sizes, by the names of `LARGEST`, with what a model can have; what differs by layer is not compared.
+
+    Raises:
+        SemkvError: naming the size.
+    """
+    for name, most in LARGEST.items():
+        value = sizes.get(name)
+        if value is None or isinstance(value, list | tuple):
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+            raise SemkvError(f"{name} is none of a model", where=where, expected=f"1 to {most}", got=repr(value))
 
 
 class Rotary(BaseModel):

@@ -75,8 +75,9 @@ class ChatTemplate:
         source: object = None
         special: dict[str, Any] = {}
         with contextlib.suppress(OSError, ValueError, RecursionError, AttributeError):
-            special = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-            source = special.get("chat_template")
+            read = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+            source = read.get("chat_template")
+            special = read
         with contextlib.suppress(OSError, ValueError):
             source = (folder / "chat_template.jinja").read_text(encoding="utf-8")
         return cls(source, special) if isinstance(source, str) and source else None

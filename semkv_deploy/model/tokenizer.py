@@ -34,23 +34,28 @@ def no_hub() -> Iterator[None]:
         constants.HF_HUB_OFFLINE = before
 
 
-def read_tokenizer(folder: Path) -> Any:
+def read_tokenizer(folder: Path, where: object = None) -> Any:
     """The tokenizer in a folder, chat template included.
+
+    Args:
+        where: how an error names the folder, if not by its path.
 
     Raises:
         SemkvError: when there is none, it needs code of its own, or it names files outside its folder.
     """
-    check_tokenizer_config(folder)
+    check_tokenizer_config(folder, where)
     from transformers import AutoTokenizer
 
     try:
         with no_hub():
             return AutoTokenizer.from_pretrained(str(folder), **LOCAL)
-    except Exception as error:
-        raise cannot_load("the tokenizer", folder, error) from error
+    except BaseException as error:
+        if not loading_failed(error):
+            raise
+        raise cannot_load("the tokenizer", folder if where is None else where, error) from error
 
 
-def check_tokenizer_config(folder: Path) -> None:
+def check_tokenizer_config(folder: Path, where: object = None) -> None:
     """Fails where `tokenizer_config.json` names a file of this machine: some transformers would open it.
 
     A path that only its author's machine has, which old versions wrote, is let pass.
@@ -59,20 +64,26 @@ def check_tokenizer_config(folder: Path) -> None:
         SemkvError: naming the key.
     """
     path = folder / "tokenizer_config.json"
+    shown = path if where is None else f"{where}/{path.name}"
     if not path.is_file():
         return
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise SemkvError("not valid JSON", where=path, got=error) from None
+        raise SemkvError("not valid JSON", where=shown, got=error) from None
     if not isinstance(config, dict):
-        raise SemkvError("not a tokenizer's configuration", where=path, expected="a mapping")
+        raise SemkvError("not a tokenizer's configuration", where=shown, expected="a mapping")
     versions = config.get("fast_tokenizer_files")
     named = [(key, value) for key, value in config.items() if key.endswith("_file")]
     named += [("fast_tokenizer_files", value) for value in (versions if isinstance(versions, list) else [])]
     for key, value in named:
         if isinstance(value, str) and ("/" in value or "\\" in value) and os.path.lexists(folder / value):
-            raise SemkvError("names a file outside its folder", where=f"{path}: {key}", got=repr(value))
+            raise SemkvError("names a file outside its folder", where=f"{shown}: {key}", got=repr(value))
+
+
+def loading_failed(error: BaseException) -> bool:
+    """Whether it is a failure and no interrupt: a Rust library's panic is no `Exception`."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def cannot_load(what: str, where: object, error: BaseException) -> SemkvError:

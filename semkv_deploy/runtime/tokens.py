@@ -34,7 +34,7 @@ def load_tokenizer(root: Path | str) -> Any:
                 copy = Path(folder) / name
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 copy.write_bytes(bundle.read(name))
-        return read_tokenizer(Path(folder) / TOKENIZER)
+        return read_tokenizer(Path(folder) / TOKENIZER, where=root / TOKENIZER)
 
 
 class TextStream:

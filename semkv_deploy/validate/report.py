@@ -143,7 +143,10 @@ def _numbers(result: CheckResult) -> list[str]:
 def print_table(report: Report) -> None:
     """A table for each target; what was not run, and why, below it."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
+
+    from semkv_deploy.terminal import printable, show_table
 
     console = Console()
     colours = {"passed": "green", "failed": "red", "skipped": "yellow"}
@@ -155,12 +158,14 @@ def print_table(report: Report) -> None:
                 continue
             numbers = _numbers(result)
             verdict = f"[{colours[result.status]}]{result.status}[/]"
-            table.add_row(f"{result.budget:g}", result.name, verdict, numbers[0], numbers[1], numbers[3])
+            table.add_row(
+                f"{result.budget:g}", escape(printable(result.name)), verdict, numbers[0], numbers[1], numbers[3]
+            )
             if result.status == "skipped" or result.ties:
                 notes.append(f"{result.name}, budget {result.budget:g}: {result.detail}")
-        console.print(table)
+        show_table(console, table)
         for note in notes:
-            console.print(note, highlight=False)
+            console.print(printable(note), markup=False, highlight=False)
 
 
 def run(

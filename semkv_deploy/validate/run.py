@@ -47,7 +47,8 @@ def validate(
         allow_plugins: let native code of plugins in the bundle's engines run.
 
     Raises:
-        SemkvError: when the bundle is damaged, has no such budget or target, or the reference itself cannot run.
+        SemkvError: when the bundle is damaged or altered meanwhile, has no such budget or target, or the reference
+            itself cannot run.
     """
     root = Path(root)
     bundle = Bundle.open(root, allow_plugins=allow_plugins)
@@ -63,6 +64,8 @@ def validate(
             with tempfile.TemporaryDirectory() as folder:
                 found = checks(bundle, budget, target, Path(folder))
                 results += _run(bundle, budget, target, text, found, tokens, progress)
+    # Graphs were read by their paths: what was judged is what is there only if nobody changed it meanwhile.
+    bundle.files.check()
     return Report(
         bundle=str(root),
         model=manifest.model.source,

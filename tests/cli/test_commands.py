@@ -12,9 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 import semkv_deploy
 from semkv_deploy.bundle import Bundle
+from semkv_deploy.cli import bundle_summary
 from semkv_deploy.cli.main import COMMANDS, main
 
 
@@ -333,8 +335,26 @@ def test_interrupted_build_leaves_nothing(tiny_checkpoint: Path, tmp_path: Path,
     process.send_signal(number)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode != 0
-    assert "interrupted" in stderr and "Traceback" not in stderr
+    assert "interrupted: nothing was written" in stderr and "Traceback" not in stderr
     nothing_left(tmp_path)
+
+
+def test_interrupt_after_the_bundle_is_in_place_says_so(
+    tiny_export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The signal comes while the summary is printed."""
+
+    def interrupted(bundle: Bundle) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bundle_summary, "summary", interrupted)
+    words = ["build", str(tiny_export / "decoder.onnx"), "--budget", "0.5", "--weights", "fp32"]
+    words += ["--max-context", "256", "--method", "streaming-llm", "-o", str(tmp_path / "b")]
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 130
+    assert f"interrupted: {tmp_path / 'b'} was already written" in result.stderr
+    assert "nothing was written" not in result.stderr
+    Bundle.open(tmp_path / "b")
 
 
 @pytest.mark.parametrize("command", ["build", "plan"])
@@ -393,3 +413,19 @@ def test_error_of_the_system_is_one_sentence(error: OSError, line: str, monkeypa
     result = CliRunner().invoke(main, ["doctor"])
     assert (result.exit_code, result.output.strip()) == (1, line)
     assert CliRunner().invoke(main, ["--debug", "doctor"]).exception is error
+
+
+@pytest.mark.parametrize("words", [("--help",), *((name, "--help") for name in COMMANDS)])
+def test_help_fits_a_terminal_of_40_columns(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch):
+    """Examples excepted, which are copied from it."""
+    monkeypatch.setenv("COLUMNS", "40")
+    result = CliRunner().invoke(main, list(words))
+    assert result.exit_code == 0
+    long = [line for line in result.stdout.splitlines() if len(line) > 40 and "semkv-deploy " not in line]
+    assert not long
+    wide = CliRunner().invoke(main, list(words), env={"COLUMNS": "100"}).stdout
+
+    def prose(text: str) -> str:
+        return "".join("".join(line.split()) for line in text.splitlines() if "semkv-deploy " not in line)
+
+    assert prose(result.stdout) == prose(wide)

@@ -100,6 +100,11 @@ def test_raw_takes_no_system_message(tiny_bundle: Path):
     assert done.returncode == 1 and done.stderr.startswith(b"error: --system: --raw completes text without a template")
 
 
+def test_an_empty_stop_text_is_refused(tiny_bundle: Path):
+    done = generate(tiny_bundle, "--prompt", "x", "--stop", "")
+    assert done.returncode == 1 and "--stop: an empty text would end every output" in done.stderr
+
+
 def test_an_interrupt_ends_the_reply_and_not_the_chat(tiny_bundle: Path):
     """The first reply is broken off; the next message is answered; nothing is said of what was written."""
     command = [sys.executable, "-u", "-m", "semkv_deploy.cli", "generate", str(tiny_bundle), "--budget", "0.25"]

@@ -189,3 +189,13 @@ def test_a_manifests_word_lets_no_native_code_run(tiny_bundle: Path, tmp_path: P
         open_engine(hostile)
     assert "native code" in str(error.value) or "no engines were built" in str(error.value)
     open_session(bundle, threads=1)
+
+
+def test_json_of_a_manifest_has_no_character_that_moves_or_hides_text(tiny_bundle: Path, tmp_path: Path):
+    root = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, root)
+    raw = json.loads((root / "bundle.json").read_text())
+    raw["model"]["source"] = "a\x9b2J\u202eb\u200b"
+    (root / "bundle.json").write_text(json.dumps(raw))
+    shown = invoke("inspect", root, "--json").stdout
+    assert shown.isascii() and json.loads(shown)["model"]["source"] == raw["model"]["source"]

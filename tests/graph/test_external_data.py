@@ -9,6 +9,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from semkv_deploy.errors import SemkvError
+from semkv_deploy.graph.external import read_graph
 from semkv_deploy.graph.external_data import external_faults, external_tensors
 
 
@@ -74,6 +76,27 @@ def test_faults(record: dict[str, str], words: str, folder: Path):
 def test_a_tensor_of_negative_size(folder: Path):
     ((_, fault),) = external_faults(model(external(dims=(-4,), location="w.bin")), folder)
     assert "negative size" in fault
+
+
+NOT_UTF8 = b"\xff\xfe"
+
+
+@pytest.mark.parametrize("place", ["node", "attribute", "location"])
+def test_a_graph_with_text_that_is_not_utf8_is_no_graph(place: str, tmp_path: Path):
+    """protobuf parses it, and gives bytes where text should be."""
+    model = helper.make_model(helper.make_graph([helper.make_node("Relu", ["x"], ["y"], name="relu")], "g", [], []))
+    node = model.graph.node[0]
+    if place == "node":
+        node.MergeFromString(b"\x1a\x02" + NOT_UTF8)
+    elif place == "attribute":
+        node.attribute.add().MergeFromString(b"\x0a\x02" + NOT_UTF8)
+    else:
+        tensor = model.graph.initializer.add(data_location=TensorProto.EXTERNAL)
+        tensor.external_data.add(key="location").MergeFromString(b"\x12\x02" + NOT_UTF8)
+    path = tmp_path / "m.onnx"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(SemkvError, match="not an ONNX model"):
+        read_graph(path, expected="a graph", fix="give another")
 
 
 def test_tensors_are_found_wherever_they_are():

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -53,7 +56,7 @@ def run(graph: onnx.ModelProto) -> Any:
 def test_nothing_large_stays_in_float32(weights: Any, error: float, tied: bool, tmp_path: Path):
     model(tmp_path / "m.onnx", tied=tied)
     exact = run(onnx.load(tmp_path / "m.onnx"))
-    quantized = quantize_weights(tmp_path / "m.onnx", weights)
+    quantized = ir.to_proto(quantize_weights(tmp_path / "m.onnx", weights))
     assert [node.op_type for node in quantized.graph.node] == ["GatherBlockQuantized", "MatMulNBits", "MatMulNBits"]
     bits = [a.i for node in quantized.graph.node for a in node.attribute if a.name == "bits"]
     # A head that is the embedding stays at 8 bits: it decides the token.
@@ -64,7 +67,18 @@ def test_nothing_large_stays_in_float32(weights: Any, error: float, tied: bool, 
     assert 0 < np.abs(run(quantized) - exact).max() / np.abs(exact).max() < error
 
 
+def test_quantising_leaves_the_processs_logging_alone(tmp_path: Path):
+    model(tmp_path / "m.onnx", tied=True)
+    program = (
+        "import logging, sys\nfrom pathlib import Path\nfrom semkv_deploy.passes.quantize import quantize_weights\n"
+        "quantize_weights(Path(sys.argv[1]), 'int4')\n"
+        "assert logging.getLogger().level == logging.WARNING and not logging.getLogger().handlers"
+    )
+    done = subprocess.run([sys.executable, "-c", program, tmp_path / "m.onnx"], capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+
+
 def test_a_table_of_odd_rows_stays_as_it_is(tmp_path: Path):
     model(tmp_path / "m.onnx", tied=False, width=48)
-    quantized = quantize_weights(tmp_path / "m.onnx", "int8")
+    quantized = ir.to_proto(quantize_weights(tmp_path / "m.onnx", "int8"))
     assert [node.op_type for node in quantized.graph.node] == ["Gather", "MatMulNBits", "MatMulNBits"]

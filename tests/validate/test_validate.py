@@ -52,6 +52,22 @@ def test_quantised_weights_are_compared_with_themselves(quantised: Path):
     assert results["in place = copying"].max_absdiff["key"] == 0.0
 
 
+def test_a_bundle_altered_while_it_is_validated_gets_no_report(quantised: Path, tmp_path: Path):
+    bundle = tmp_path / "bundle"
+    shutil.copytree(quantised, bundle)
+    file = bundle / "targets/onnxruntime-cpu/decoder.onnx.data"
+    last = file.read_bytes()[-1] ^ 1
+
+    def alter(what: str, share: float | None) -> None:
+        # In place: the file is mapped.
+        with file.open("r+b") as data:
+            data.seek(-1, 2)
+            data.write(bytes([last]))
+
+    with pytest.raises(SemkvError, match=r"decoder\.onnx\.data: file of the bundle was altered"):
+        validate(bundle, tokens=64, progress=alter)
+
+
 def test_weights_of_another_model_are_no_rounding(quantised: Path, tmp_path: Path):
     bundle = tmp_path / "bundle"
     shutil.copytree(quantised, bundle)

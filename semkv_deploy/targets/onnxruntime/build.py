@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, NamedTuple
 from semkv_deploy.bundle.contract import graph_contract
 from semkv_deploy.bundle.manifest import BudgetRecord, OnnxRuntimeRecord
 from semkv_deploy.errors import SemkvError
-from semkv_deploy.graph.external import save_with_data
 from semkv_deploy.lint.aliases import alias_map, check_alias_safety
 from semkv_deploy.lint.onnxruntime import lint_onnxruntime
 from semkv_deploy.methods.layout import DECODE
 
 if TYPE_CHECKING:
-    import onnx
+    import onnx_ir as ir
 
     from semkv_deploy.bundle.contract import GraphContract, Phase
     from semkv_deploy.choices import WeightFormat
@@ -24,6 +23,9 @@ if TYPE_CHECKING:
     from semkv_deploy.targets.build import TargetInputs
 
 DECODER = "decoder.onnx"
+
+DATA_ALIGNMENT = 64
+"""Bytes: ONNX Runtime maps the file at any offset, and its kernels read a cache line at a time."""
 
 
 class BuiltDecoder(NamedTuple):
@@ -34,8 +36,8 @@ class BuiltDecoder(NamedTuple):
     lint: list[str]
 
 
-def lower_decoder(portable: Path, *, bias: BiasMode, groups: int) -> onnx.ModelProto:
-    """The decoder for ONNX Runtime, weights loaded, in float32.
+def lower_decoder(portable: Path, *, bias: BiasMode, groups: int) -> ir.Model:
+    """The decoder for ONNX Runtime in float32; its weights stay in the portable decoder's file until it is saved.
 
     Args:
         groups: cache groups that the portable decoder has, a `NexusAttention` for each.
@@ -56,24 +58,28 @@ def lower_decoder(portable: Path, *, bias: BiasMode, groups: int) -> onnx.ModelP
     found = sum(node.op_type == "GroupQueryAttention" for node in model.graph)
     if not lowered == found == groups:
         raise SemkvError("attention was lost while lowering", where=portable.name, expected=groups, got=found)
-    ir.external_data.load_to_model(model)
-    return ir.to_proto(model)
+    return model
 
 
-def save_decoder(model: onnx.ModelProto, path: Path) -> BuiltDecoder:
-    """Checks and writes a lowered decoder with one external-data file beside it; `model` is spent afterwards.
+def save_decoder(model: ir.Model, path: Path) -> BuiltDecoder:
+    """Writes a lowered decoder and one file of weights, to which `model` refers afterwards, and checks the graph.
 
     Raises:
         SemkvError: when lint finds something that would make the target wrong, or an append in place is not safe.
     """
-    findings = lint_onnxruntime(model)
+    import onnx
+
+    from semkv_deploy.graph.files import write_model
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = write_model(model, path, alignment=DATA_ALIGNMENT)
+    written = onnx.load(path, load_external_data=False)
+    findings = lint_onnxruntime(written)
     for finding in findings:
         if finding.fatal:
             raise SemkvError(finding.what, where=finding.node, fix=finding.fix)
-    aliases = alias_map(model.graph)
-    check_alias_safety(model.graph, aliases)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    data = save_with_data(model, path)
+    aliases = alias_map(written.graph)
+    check_alias_safety(written.graph, aliases)
     return BuiltDecoder(aliases, data.stat().st_size, [str(finding) for finding in findings])
 
 
