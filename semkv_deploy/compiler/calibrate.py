@@ -59,21 +59,19 @@ def calibration_tokens(tokenizer: Any, model: ModelFacts, text: str | None) -> l
     return tokens
 
 
-def forward(
-    decoder: Path, model: ModelFacts, groups: Sequence[GroupShare], tokens: list[int]
-) -> tuple[NDArray[np.float32], OnnxRuntimeEngine]:
-    """Logits `[n,V]` of a text and the engine whose caches hold its keys and values.
+def decoder_engine(
+    decoder: Path, model: ModelFacts, groups: Sequence[GroupShare], tokens: int, method: Method | None = None
+) -> OnnxRuntimeEngine:
+    """Empty caches for a text of so many tokens, and a decoder that appends to them.
 
     Args:
         decoder: lowered for ONNX Runtime.
         groups: that the decoder has.
-
-    Raises:
-        SemkvError: when a logit is NaN or infinite.
+        method: whose layout the decoder has; None: keys, values and biases.
     """
     import onnx
 
-    capacity = -(-len(tokens) // 64) * 64
+    capacity = -(-tokens // 64) * 64
     profile = BudgetProfile(
         budget=1.0,
         prefill_chunk=PREFILL_CHUNK,
@@ -89,7 +87,7 @@ def forward(
         "onnxruntime-cpu",
         profile,
         model,
-        Full(),
+        method or Full(),
         None,
         max_context=capacity,
         stop_ids=(),
@@ -98,19 +96,42 @@ def forward(
         engine_layout=None,
         graphs={DECODE: [graph]},
     )
-    engine = OnnxRuntimeEngine(OpenedBudget(decoder.parent, contract))
-    logits = []
-    for start in range(0, len(tokens), PREFILL_CHUNK):
-        piece = np.array([tokens[start : start + PREFILL_CHUNK]], np.int64)
-        within = np.arange(piece.shape[1])[None]
-        feeds = {
-            "input_ids": piece,
-            "position_ids": start + within,
-            "logits_index": within,
-            "length": np.full((len(groups), 1), start, np.int64),
-        }
-        logits.append(engine.run(DECODE, feeds, row=0)["logits"][0].copy())
-    text = np.concatenate(logits)
+    return OnnxRuntimeEngine(OpenedBudget(decoder.parent, contract))
+
+
+def append(
+    engine: OnnxRuntimeEngine, tokens: Sequence[int], length: int, *, logits: bool = False
+) -> NDArray[np.float32]:
+    """Runs tokens at `length`, which is their first position too; logits `[n,V]`, or those of the last `[1,V]`."""
+    within = np.arange(len(tokens))[None]
+    feeds = {
+        "input_ids": np.array([tokens], np.int64),
+        "position_ids": length + within,
+        "logits_index": within if logits else within[:, -1:],
+        "length": np.full((len(engine.contract.cache.groups), 1), length, np.int64),
+    }
+    found: NDArray[np.float32] = engine.run(DECODE, feeds, row=0)["logits"][0]
+    return found
+
+
+def forward(
+    decoder: Path, model: ModelFacts, groups: Sequence[GroupShare], tokens: list[int]
+) -> tuple[NDArray[np.float32], OnnxRuntimeEngine]:
+    """Logits `[n,V]` of a text and the engine whose caches hold its keys and values.
+
+    Args:
+        decoder: lowered for ONNX Runtime.
+        groups: that the decoder has.
+
+    Raises:
+        SemkvError: when a logit is NaN or infinite.
+    """
+    engine = decoder_engine(decoder, model, groups, len(tokens))
+    pieces = [
+        append(engine, tokens[start : start + PREFILL_CHUNK], start, logits=True).copy()
+        for start in range(0, len(tokens), PREFILL_CHUNK)
+    ]
+    text = np.concatenate(pieces)
     check_finite(text, decoder.name)
     return text, engine
 

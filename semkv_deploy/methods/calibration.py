@@ -24,6 +24,20 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class Reading(NamedTuple):
+    """A text that the uncompressed model has read, and read again with the first reading in its cache.
+
+    Attributes:
+        keys, values: by layer, `[H,n,D]`: of the first reading.
+        attention: by layer, `[H,n]`: the largest softmax weight that any token of the second reading, in any query head
+            of the KV head, gives a slot of the first.
+    """
+
+    keys: list[NDArray[Any]]
+    values: list[NDArray[Any]]
+    attention: list[NDArray[np.float32]]
+
+
 class CalibrationText(NamedTuple):
     """A text that the uncompressed model has read.
 

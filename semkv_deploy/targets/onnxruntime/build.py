@@ -17,6 +17,7 @@ from semkv_deploy.methods.layout import DECODE
 
 if TYPE_CHECKING:
     import onnx
+    import onnx_ir as ir
 
     from semkv_deploy.bundle.contract import GraphContract, Phase
     from semkv_deploy.choices import WeightFormat
@@ -34,11 +35,14 @@ class BuiltDecoder(NamedTuple):
     lint: list[str]
 
 
-def lower_decoder(portable: Path, *, bias: BiasMode, groups: int) -> onnx.ModelProto:
+def lower_decoder(
+    portable: Path, *, bias: BiasMode, groups: int, rewrite: Callable[[ir.Model], None] = lambda model: None
+) -> onnx.ModelProto:
     """The decoder for ONNX Runtime, weights loaded, in float32.
 
     Args:
         groups: cache groups that the portable decoder has, a `NexusAttention` for each.
+        rewrite: changes the portable graph first.
 
     Raises:
         SemkvError: when not every group's attention was lowered.
@@ -50,6 +54,7 @@ def lower_decoder(portable: Path, *, bias: BiasMode, groups: int) -> onnx.ModelP
     from semkv_deploy.passes.lower_gqa import lower_to_gqa
 
     model = ir.load(portable)
+    rewrite(model)
     fuse_for_onnxruntime(model)
     lowered = lower_to_gqa(model, bias=bias)
     optimize(model)
