@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from semkv_deploy.methods import Method
-    from semkv_deploy.methods.calibration import Settings
+    from semkv_deploy.methods.calibration import Reading, Settings
     from semkv_deploy.model.cache_groups import GroupShare
     from semkv_deploy.model.config import ModelFacts
 
@@ -142,9 +142,10 @@ def calibrate(
     engine: OnnxRuntimeEngine,
     tokens: list[int],
     delimiters: Delimiters,
+    readings: Sequence[Reading] = (),
     progress: Callable[[float], None] = lambda share: None,
 ) -> Settings | None:
-    """What a method makes of a text whose keys and values an engine holds."""
+    """What a method makes of a text whose keys and values an engine holds, and of texts that were read again."""
     sessions: dict[int, Any] = {}
 
     def run(graph: onnx.ModelProto, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -160,7 +161,8 @@ def calibrate(
         return dict(zip(names, session.run(names, given), strict=True))
 
     chunk = ChunkCounter().count(delimiters.table(model.vocab_size)[tokens])
-    return method.calibrate(model, CalibrationText(chunk, engine.contract.cache.groups, engine.read, run, progress))
+    groups = engine.contract.cache.groups
+    return method.calibrate(model, CalibrationText(chunk, groups, engine.read, run, progress, readings))
 
 
 def mean_kl(reference: NDArray[np.float32], other: NDArray[np.float32]) -> float:

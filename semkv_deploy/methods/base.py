@@ -92,6 +92,9 @@ class Method(BaseModel):
     compresses: ClassVar[bool] = True
     """Whether the method has a program "compress"; one without it keeps every token."""
 
+    learns_from_reading_again: ClassVar[bool] = False
+    """Whether `calibrate` needs to know what the model looks at when it reads a text again."""
+
     def resolve(self, model: ModelFacts) -> Self:
         """The method with every choice that depends on the model made, so that manifests say what was built."""
         return self

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
@@ -47,6 +47,7 @@ class CalibrationText(NamedTuple):
         read: (buffer, group) -> its contents, one row: `[1,H,C,D]`, live up to n.
         run: runs a graph.
         progress: called with the share that is done.
+        readings: texts that were read again, where the method learns from them; the first is this text's beginning.
     """
 
     chunk: NDArray[np.int64]
@@ -54,3 +55,4 @@ class CalibrationText(NamedTuple):
     read: Callable[[str, int], NDArray[Any]]
     run: RunGraph
     progress: Callable[[float], None]
+    readings: Sequence[Reading] = ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,8 +22,8 @@ class Letters:
         return [2 + ord(letter) % 200 for letter in text]
 
 
-def facts(positions: int) -> ModelFacts:
-    return SimpleNamespace(max_position=positions)  # type: ignore[return-value]
+def facts(positions: int) -> Any:
+    return SimpleNamespace(max_position=positions)
 
 
 def test_a_text_is_read_again_as_transformers_reads_it(tiny_checkpoint: Path, tiny_export: Path, tmp_path: Path):
@@ -63,8 +64,8 @@ def test_a_long_text_is_read_in_pieces_that_leave_room_for_the_repetition():
 
 
 @pytest.mark.parametrize(
-    "text, positions, words", [("short", 512, "--calibration-text"), ("abc " * 99, 200, "200 tokens")]
+    "text, positions, words", [("short", 512, "calibration-text"), ("abc " * 99, 200, "200 tokens")]
 )
 def test_a_text_or_context_that_is_too_short_is_refused(text: str, positions: int, words: str):
-    with pytest.raises(SemkvError, match=f"too short to calibrate on.*{words}"):
+    with pytest.raises(SemkvError, match=f"{words}.*too short to calibrate on"):
         reading_tokens(Letters(), facts(positions), text)
