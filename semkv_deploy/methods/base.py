@@ -175,7 +175,10 @@ class Method(BaseModel):
         """Of the slots that may stay, the share that is a recent window and never merged."""
         return 0.0
 
-    # What a memory estimate asks of a method that merges.
+    # What a memory estimate asks.
+
+    scores: ClassVar[bool] = False
+    """Whether the compressor computes a score for every slot from its key and value."""
 
     @property
     def unrotates(self) -> bool:

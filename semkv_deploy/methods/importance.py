@@ -65,6 +65,7 @@ class Importance(Method):
     recent: float = Field(default=0.25, ge=0, lt=1)
 
     learns_from_reading_again: ClassVar[bool] = True
+    scores: ClassVar[bool] = True
 
     @property
     def clusters_by_head(self) -> bool:
@@ -92,17 +93,19 @@ class Importance(Method):
             {text.SLOTS}
             {before}
             value_float = Cast <to = 1> (value_cache)
-            plain = Concat <axis = 3> (key_back, value_float)
-            squared = Mul (plain, plain)
-            features = Concat <axis = 3> (plain, squared)
             table_shape = Constant <value = int64[4] {{1, {heads}, {features + 1}, 1}}> ()
             table = Reshape (weights, table_shape)
-            table_parts = Constant <value = int64[2] {{{features}, 1}}> ()
-            factor, constant = Split <axis = 2> (table, table_parts)
-            product = MatMul (features, factor)
-            score_column = Add (product, constant)
-            last = Constant <value = int64[1] {{3}}> ()
-            score = Squeeze (score_column, last)
+            table_parts = Constant <value = int64[5] {{{4 * f"{model.head_dim}, "}1}}> ()
+            of_key, of_value, of_key_square, of_value_square, constant = Split <axis = 2> (table, table_parts)
+            key_part = MatMul (key_back, of_key)
+            value_part = MatMul (value_float, of_value)
+            key_square = Mul (key_back, key_back)
+            key_square_part = MatMul (key_square, of_key_square)
+            value_square = Mul (value_float, value_float)
+            value_square_part = MatMul (value_square, of_value_square)
+            score_column = Sum (key_part, value_part, key_square_part, value_square_part, constant)
+            channel = Constant <value = int64[1] {{3}}> ()
+            score = Squeeze (score_column, channel)
             {KEEP_HIGHEST}
             key_cache_out, value_cache_out, slot_bias_out, length_out =
                 semkv.CompactCache (key_cache, value_cache, slot_bias, keep_index)
@@ -208,5 +211,5 @@ def _compress(
         for name in ("slot_position", "slot_chunk")
     }
     excess = state["length"] - target
-    after = {"key_cache": key, "value_cache": value, "slot_bias": bias, "length": length, **moved}
+    after: State = {"key_cache": key, "value_cache": value, "slot_bias": bias, "length": length, **moved}
     return {**after, "level": torch.where(excess > 0, 0, -1), "evicted": excess.clamp_min(0)}
