@@ -117,6 +117,7 @@ class Importance(Method):
 
     def calibrate(self, model: ModelFacts, text: CalibrationText) -> ScoreWeights:
         """Fits every head of every group on all texts; says how well those of all but the last predict the last."""
+        assert text.readings, "a build reads the text again for this method"
         weights, correlations = [], []
         for number, group in enumerate(text.groups):
             rows = []
