@@ -74,7 +74,13 @@ def choose_context(max_context: int | None, limit: int) -> int:
 
 
 def budget_profile(
-    budget: BudgetLike, max_context: int, *, bytes_per_slot: int, groups: Sequence[GroupShare], prefill_chunk: int = 128
+    budget: BudgetLike,
+    max_context: int,
+    *,
+    bytes_per_slot: int,
+    groups: Sequence[GroupShare],
+    names: Sequence[str] | None = None,
+    prefill_chunk: int = 128,
 ) -> BudgetProfile:
     """The profile of `budget` at `max_context` tokens.
 
@@ -83,6 +89,7 @@ def budget_profile(
         max_context: most tokens a conversation may have.
         bytes_per_slot: key and value bytes of one slot over all layers and heads.
         groups: cache groups and their shares.
+        names: of their capacities; None: what `cache_groups.symbols` makes of these shares.
         prefill_chunk: most rows of one prefill run; smaller where a capacity is small.
 
     Raises:
@@ -116,7 +123,7 @@ def budget_profile(
                 keep_slots=capacity - max(chunk, capacity // 4),
                 symbol=symbol,
             )
-            for group, capacity, symbol in zip(groups, capacities, symbols(groups), strict=True)
+            for group, capacity, symbol in zip(groups, capacities, names or symbols(groups), strict=True)
         ),
     )
 

@@ -92,6 +92,9 @@ class Method(BaseModel):
     compresses: ClassVar[bool] = True
     """Whether the method has a program "compress"; one without it keeps every token."""
 
+    learns_from_reading_again: ClassVar[bool] = False
+    """Whether `calibrate` needs to know what the model looks at when it reads a text again."""
+
     def resolve(self, model: ModelFacts) -> Self:
         """The method with every choice that depends on the model made, so that manifests say what was built."""
         return self
@@ -172,7 +175,10 @@ class Method(BaseModel):
         """Of the slots that may stay, the share that is a recent window and never merged."""
         return 0.0
 
-    # What a memory estimate asks of a method that merges.
+    # What a memory estimate asks.
+
+    scores: ClassVar[bool] = False
+    """Whether the compressor computes a score for every slot from its key and value."""
 
     @property
     def unrotates(self) -> bool:

@@ -3,7 +3,7 @@ bundles are parametrised over these, so that a new method is a row here."""
 
 from __future__ import annotations
 
-from semkv_deploy.methods import METHODS, Full, Method, SemantiCache, StreamingLLM
+from semkv_deploy.methods import METHODS, Full, Importance, Method, SemantiCache, StreamingLLM
 
 FORMS: dict[str, Method] = {
     "streaming-llm": StreamingLLM(),
@@ -16,6 +16,8 @@ FORMS: dict[str, Method] = {
     "semanticache, as cached": SemantiCache(merge_keys="cached"),
     "semanticache, as cached, by head": SemantiCache(merge_keys="cached", cluster_by="head", span=32),
     "semanticache, the paper's form": SemantiCache(ladder="paper", sinks=0, recent=0, merge_keys="cached"),
+    "importance": Importance(),
+    "importance, at turns, no sinks": Importance(compress_at="turn", sinks=0, recent=0.5),
     "full": Full(),
 }
 

@@ -11,6 +11,7 @@ from semkv_deploy.budget import budget_profile
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.methods import Full, SemantiCache, method_from_options
 from semkv_deploy.methods.base import STATE, Method
+from semkv_deploy.methods.importance import feature_count
 from semkv_deploy.methods.layout import COMPRESS
 from semkv_deploy.model.cache_groups import one_a_layer
 from semkv_deploy.model.config import ModelFacts, Rotary
@@ -65,6 +66,11 @@ def example(method: Method, batch: int, seed: int = 0) -> dict[str, np.ndarray]:
     }
 
 
+def score_weights() -> np.ndarray:
+    """Weights under which scores are some nats apart, for a method that has scores."""
+    return np.random.default_rng(5).standard_normal(HEADS * (feature_count(facts()) + 1)).astype(np.float32) / 4
+
+
 def run(
     method: Method, state: dict[str, np.ndarray], thresholds: list[float], target: list[int], recent: list[int]
 ) -> Any:
@@ -79,6 +85,7 @@ def run(
         "target": np.array(target, np.int64),
         "recent": np.array(recent, np.int64),
         "sinks": np.array(method.sinks, np.int64),
+        "weights": score_weights(),
     }
     outputs = session.run(None, {value.name: feed[value.name] for value in session.get_inputs()})
     names = [value.name.removesuffix("_out") for value in session.get_outputs()]
@@ -97,6 +104,7 @@ def reference(
         sinks=method.sinks,
         recent=torch.tensor(recent),
         thresholds=thresholds,
+        weights=torch.from_numpy(score_weights()),
     )
     return {name: tensor.numpy() for name, tensor in result.items()}
 
