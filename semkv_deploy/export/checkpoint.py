@@ -18,8 +18,8 @@ from transformers.utils import logging as transformers_logging
 
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.export import gguf
-from semkv_deploy.export.completeness import check_index, check_loading, check_plain_weights
-from semkv_deploy.model.config import check_sizes
+from semkv_deploy.export.completeness import check_index, check_loading, check_plain_weights, check_stored_types
+from semkv_deploy.model.config import check_sizes, named_sizes
 from semkv_deploy.model.tokenizer import NO_CODE, cannot_load, check_tokenizer_config, loading_failed, no_hub
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -46,13 +46,21 @@ def load_checkpoint(source: str) -> Checkpoint:
     if path.is_dir():
         folder = _checked_directory(path)
         check_tokenizer_config(folder)
-        return _load(source, path.resolve().name, str(folder), local_files_only=True)
+        loaded = _load(source, path.resolve().name, str(folder), local_files_only=True)
+        check_stored_types(folder)
+        return loaded
     if path.is_file() or path.suffix.lower() == ".gguf":
         return _load_gguf(_checked_gguf(path))
+    from huggingface_hub import try_to_load_from_cache
+
     looks_like_path = source.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(source)
     if looks_like_path:
         raise SemkvError("no such checkpoint", where=source, expected=_WANTED)
-    return _load(source, source.rsplit("/", 1)[-1], source, **_hub_options(source))
+    loaded = _load(source, source.rsplit("/", 1)[-1], source, **_hub_options(source))
+    cached = try_to_load_from_cache(source, "config.json")
+    if isinstance(cached, str):
+        check_stored_types(Path(cached).parent)
+    return loaded
 
 
 def _hub_options(repo: str) -> dict[str, Any]:
@@ -243,7 +251,7 @@ def _load(source: str, name: str, location: str, **options: Any) -> Checkpoint:
             with no_hub() if options.get("local_files_only") else nullcontext():
                 if "gguf_file" not in options:  # whose header was checked
                     config = AutoConfig.from_pretrained(location, **NO_CODE, **options)
-                    check_sizes(config.get_text_config().to_dict(), source)
+                    check_sizes(named_sizes(config), source)
                 tokenizer = AutoTokenizer.from_pretrained(location, **NO_CODE, **options)
                 loaded: Any = AutoModelForCausalLM.from_pretrained(
                     location,

@@ -26,6 +26,9 @@ NAMED = 3
 _RECOMPUTED = re.compile(r"(^|\.)(inv_freq|position_ids|masked_bias|attn\.bias|attention\.bias)$")
 """Buffers that old checkpoints stored and models now compute."""
 
+_FLOATS = re.compile(r"B?F\d")
+"""Beginnings of the names that safetensors has for floating-point types."""
+
 _QUANTIZED = re.compile(
     r"(qweight|qzeros|g_idx|weight_scale(_inv)?|input_scale|weight_packed|weight_shape|_blocks|_scales|absmax|scales|SCB"
     r"|quant_map|quant_state\.\w+|zero_point|nested_absmax)$"
@@ -115,6 +118,33 @@ def check_plain_weights(where: object, model: PreTrainedModel) -> None:
                 got=f"{_kinds(tensor)} in {name}",
                 fix="download the checkpoint again, or train it again",
             )
+
+
+def check_stored_types(folder: Path) -> None:
+    """Checks that a checkpoint stores its weights as floating-point numbers.
+
+    transformers converts whatever is stored to the type that is asked for, integer codes of quantised weights too.
+
+    Raises:
+        SemkvError: naming the weights that are stored as integers.
+    """
+    from safetensors import safe_open
+
+    integers = []
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 (it is no mapping)
+                kind = file.get_slice(name).get_dtype()
+                if name.endswith((".weight", ".bias")) and not _FLOATS.match(kind) and not _RECOMPUTED.search(name):
+                    integers.append(f"{name} of {kind}")
+    if integers:
+        raise SemkvError(
+            "the weights are quantised",
+            where=folder,
+            expected="floating-point numbers",
+            got=_names(integers),
+            fix="give the original checkpoint, or a GGUF file of it",
+        )
 
 
 def _finite(tensor: torch.Tensor) -> bool:

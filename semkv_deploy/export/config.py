@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -30,26 +31,35 @@ def model_facts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sour
     head = model.get_output_embeddings()
     if head is None:
         raise unsupported(model, "it has no language-model head")
-    return ModelFacts(
-        family=config.model_type,
-        source=source,
-        layers=len(found.layers),
-        query_heads=first.query_heads,
-        kv_heads=first.kv_heads,
-        head_dim=first.head_dim,
-        hidden_size=config.hidden_size,
-        vocab_size=head.weight.shape[0],
-        max_position=_max_position(config),
-        dtype=str(model.dtype).removeprefix("torch."),
-        eos_token_ids=_eos_token_ids(model, tokenizer),
-        windows=tuple(layer.window for layer in found.layers),
-        rotary=_rotary(model, found),
-        versions={
-            "semkv-deploy": semkv_deploy.__version__,
-            "python": ".".join(map(str, sys.version_info[:2])),
-            **{name: version(name) for name in ("onnx", "onnxscript", "torch", "transformers")},
-        },
-    )
+    try:
+        return ModelFacts(
+            family=config.model_type,
+            source=source,
+            layers=len(found.layers),
+            query_heads=first.query_heads,
+            kv_heads=first.kv_heads,
+            head_dim=first.head_dim,
+            hidden_size=config.hidden_size,
+            vocab_size=head.weight.shape[0],
+            max_position=_max_position(config),
+            dtype=str(model.dtype).removeprefix("torch."),
+            eos_token_ids=_eos_token_ids(model, tokenizer),
+            windows=tuple(layer.window for layer in found.layers),
+            rotary=_rotary(model, found),
+            versions={
+                "semkv-deploy": semkv_deploy.__version__,
+                "python": ".".join(map(str, sys.version_info[:2])),
+                **{name: version(name) for name in ("onnx", "onnxscript", "torch", "transformers")},
+            },
+        )
+    except ValidationError as error:
+        fault = error.errors()[0]
+        raise SemkvError(
+            "its configuration is none of a model",
+            where=f"{source}: {'.'.join(map(str, fault['loc']))}",
+            expected=fault["msg"].removeprefix("Input should be "),
+            got=repr(fault["input"])[:100],
+        ) from None
 
 
 def _max_position(config: PreTrainedConfig) -> int:

@@ -132,13 +132,13 @@ def _shape_of_config(folder: Path) -> DecoderShape:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from semkv_deploy.model.config import check_sizes
+    from semkv_deploy.model.config import check_sizes, named_sizes
     from semkv_deploy.model.tokenizer import LOCAL, NO_CODE, no_hub
 
     try:
         with no_hub(), torch.device("meta"):
             config = AutoConfig.from_pretrained(str(folder), **LOCAL)
-            check_sizes(config.get_text_config().to_dict(), folder / "config.json")
+            check_sizes(named_sizes(config), folder / "config.json")
             model = AutoModelForCausalLM.from_config(config, **NO_CODE)
     except SemkvError:
         raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
@@ -44,6 +44,12 @@ def check_sizes(sizes: Mapping[str, object], where: object) -> None:
             continue
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
             raise SemkvError(f"{name} is none of a model", where=where, expected=f"1 to {most}", got=repr(value))
+
+
+def named_sizes(config: Any) -> dict[str, object]:
+    """Sizes of a transformers configuration, whatever the family calls them."""
+    text = config.get_text_config()
+    return {name: getattr(text, name, None) for name in LARGEST}
 
 
 class Rotary(BaseModel):

@@ -102,7 +102,7 @@ def test_raw_takes_no_system_message(tiny_bundle: Path):
 
 def test_an_empty_stop_text_is_refused(tiny_bundle: Path):
     done = generate(tiny_bundle, "--prompt", "x", "--stop", "")
-    assert done.returncode == 1 and "--stop: an empty text would end every output" in done.stderr
+    assert done.returncode == 1 and b"--stop: an empty text would end every output" in done.stderr
 
 
 def test_an_interrupt_ends_the_reply_and_not_the_chat(tiny_bundle: Path):

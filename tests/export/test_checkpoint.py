@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.export.checkpoint import load_checkpoint
+from semkv_deploy.memory.source import read_shape
 
 
 def test_directory(tiny_checkpoint: Path) -> None:
@@ -141,3 +143,18 @@ def test_hub_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", refuse)
     with pytest.raises(SemkvError, match=r"no such checkpoint, here or on the hub .*hf auth login"):
         load_checkpoint("some/model-1")
+
+
+@pytest.mark.parametrize("read", [load_checkpoint, read_shape])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("num_hidden_layers", 10**8), ("num_hidden_layers", 0), ("hidden_size", -64), ("vocab_size", 10**11)],
+)
+def test_sizes_that_no_model_has_are_refused_before_anything_is_made(
+    read: Any, name: str, value: int, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint")
+    file = tmp_path / "checkpoint" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), name: value}))
+    with pytest.raises(SemkvError, match=f"{name} is none of a model .*got {value}"):
+        read(str(tmp_path / "checkpoint"))

@@ -207,3 +207,17 @@ def test_tokens_that_the_model_does_not_have(
         return
     with pytest.raises(SemkvError, match=r"tokens that the model does not have .*below 512, got 1 beyond, such as <im"):
         check_vocabulary(source, checkpoint.tokenizer, 512, [1])
+
+
+def test_integer_codes_are_not_read_as_weights(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """transformers converts them to float without a word: every weight would be its code."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint")
+    file = tmp_path / "checkpoint" / "model.safetensors"
+    weights = load_file(file)
+    name = "model.layers.0.mlp.up_proj.weight"
+    weights[name] = (weights[name] * 100).to(torch.int8)
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(SemkvError, match=rf"the weights are quantised .*got {name} of I8"):
+        load_checkpoint(str(tmp_path / "checkpoint"))

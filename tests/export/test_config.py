@@ -59,6 +59,12 @@ def test_end_tokens_come_from_everywhere(build_model: Build) -> None:
     assert facts(model, eos_token_id=None).eos_token_ids == (4, 7, 9)
 
 
+def test_an_end_token_beyond_every_vocabulary_is_one_sentence(build_model: Build) -> None:
+    model = build_model("llama", eos_token_id=10**9)
+    with pytest.raises(SemkvError, match=r"tiny: eos_token_ids.*expected less than 16777216, got 1000000000"):
+        facts(model)
+
+
 def test_windows(build_model: Build) -> None:
     assert facts(build_model("gemma2", head_dim=16, sliding_window=6)).windows == (6, 0)
 

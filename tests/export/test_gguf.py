@@ -84,3 +84,9 @@ def test_counts_beyond_the_file_are_refused_at_once(at: int, count: int, write: 
     path.write_bytes(content)
     with pytest.raises(SemkvError, match="the GGUF file is damaged"):
         load_checkpoint(str(path))
+
+
+def test_sizes_that_no_model_has_are_refused_before_anything_is_made(write: Write):
+    path = write(keys=lambda writer: writer.add_block_count(10**8))
+    with pytest.raises(SemkvError, match="num_hidden_layers is none of a model"):
+        load_checkpoint(str(path))

@@ -45,8 +45,8 @@ class TensorRTEngine:
     def __init__(self, opened: OpenedBudget, *, batch: int = 1) -> None:
         contract = opened.contract
         runtime = cast("Runtime", contract.target)
-        _check_runs_here(opened, batch)
         check_native_code(opened.plugins, allowed=opened.allow_plugins, where=f"--target {runtime}")
+        _check_runs_here(opened, batch)
         plans = {graph.name: opened.path(str(graph.plan)) for graph in contract.graphs}
         for plan in plans.values():
             check_plan(plan, runtime)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -271,6 +272,22 @@ def test_engine_of_another_version(tiny_export: Path, tmp_path: Path):
     assert done.exit_code == 1
     assert "the engine needs the version of TensorRT-RTX that built it (expected 1.4.0.76, got " in done.output
     assert "install that version: pip install tensorrt-rtx-cu13-bindings==1.4.0.76" in done.output.lower()
+
+
+@RTX
+def test_real_engines_with_plugins_are_opened_by_the_callers_word_alone(tiny_export: Path, tmp_path: Path):
+    """Without it nothing of the file is looked at; with it the machine is what refuses, where it has no GPU."""
+    from semkv_deploy.targets import open_engine
+    from semkv_deploy.targets.tensorrt.api import missing_to_run
+
+    build(tiny_export, tmp_path / "b", engines=True, compute_capabilities="86")
+    built = dataclasses.replace(Bundle.open(tmp_path / "b").built("tensorrt-rtx"), plugins=("NexusAttention",))
+    with pytest.raises(SemkvError, match="native code"):
+        open_engine(built)
+    if missing_to_run("tensorrt-rtx") is not None:
+        with pytest.raises(Exception, match=r"(?i)cuda|driver") as error:
+            open_engine(dataclasses.replace(built, allow_plugins=True))
+        assert "native code" not in str(error.value)
 
 
 @pytest.mark.parametrize("dtype", ["int8", "fp8"])
