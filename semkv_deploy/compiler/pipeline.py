@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from semkv_deploy.budget import BudgetProfile, budget_profile, choose_context
+from semkv_deploy.budget import BudgetProfile, choose_context
 from semkv_deploy.budget_units import BudgetLike, resolve_budgets
 from semkv_deploy.bundle import (
     MANIFEST,
@@ -24,11 +24,11 @@ from semkv_deploy.bundle.contract import Contract, GraphContract, Phase, graph_c
 from semkv_deploy.bundle.own import foreign
 from semkv_deploy.compiler import calibrate, reading
 from semkv_deploy.compiler.limits import check_head_size, check_source_limits
-from semkv_deploy.compiler.shares import calibrated_shares
+from semkv_deploy.compiler.shares import cache_groups, calibrated_shares, make_profiles
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.export import local_source
 from semkv_deploy.methods.layout import DECODE
-from semkv_deploy.model.cache_groups import GroupShare, check_groups, is_default, parse_groups, symbols
+from semkv_deploy.model.cache_groups import GroupShare, is_default
 from semkv_deploy.model.delimiters import Delimiters
 from semkv_deploy.model.exported import copy_export, open_export
 from semkv_deploy.runtime.tokens import load_tokenizer
@@ -213,37 +213,6 @@ def take_source(source: str, root: Path, family: str | None, progress: Progress)
     for compressor in onnx_dir.glob("compressor*.onnx"):
         compressor.unlink()
     return model
-
-
-def cache_groups(
-    groups: Sequence[GroupShare] | str | None, budget_by: BudgetBy, model: ModelFacts
-) -> tuple[GroupShare, ...]:
-    """The groups that were asked for, in order.
-
-    Raises:
-        SemkvError: when they are not the model's KV heads, each once, or are to be calibrated as well.
-    """
-    if groups is not None and budget_by != "uniform":
-        raise SemkvError(
-            "cache groups are given, and are to be calibrated",
-            where=f"--cache-groups, --budget-by {budget_by}",
-            fix="leave one of them out",
-        )
-    if groups is None or isinstance(groups, str):
-        return parse_groups(groups, model.layers, model.kv_heads)
-    return check_groups(groups, model.layers, model.kv_heads)
-
-
-def make_profiles(
-    budgets: Sequence[float], context: int, model: ModelFacts, of_budgets: Sequence[tuple[GroupShare, ...]]
-) -> tuple[BudgetProfile, ...]:
-    """One profile for each budget, with its shares of the cache groups."""
-    names = symbols(*of_budgets)
-    slot = model.cache_bytes_per_token
-    return tuple(
-        budget_profile(budget, context, bytes_per_slot=slot, groups=groups, names=names)
-        for budget, groups in zip(budgets, of_budgets, strict=True)
-    )
 
 
 def read_text_again(root: Path, model: ModelFacts, text: str | None, progress: Progress) -> list[Reading]:

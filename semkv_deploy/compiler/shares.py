@@ -1,4 +1,4 @@
-"""How a budget is shared among layers and KV heads: by how many of their slots are among the most looked at.
+"""How a budget is shared among layers and KV heads: as asked for, or by how much their slots are looked at.
 
 Static capacities: found once, from texts that are read again (`compiler.reading`), and built into the bundle. All slots
 of all heads are ranked together by the attention they get; a head's share is how many of its slots are in the budget.
@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from semkv_deploy.model.cache_groups import GroupShare
+from semkv_deploy.budget import BudgetProfile, budget_profile
+from semkv_deploy.errors import SemkvError
+from semkv_deploy.model.cache_groups import GroupShare, check_groups, parse_groups, symbols
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -27,6 +29,37 @@ groups of one class a capacity."""
 LEAST = 1 / 4
 """A head gets this part of the mean at least: room for sinks, a window and the next append. Prompts are cut into pieces
 of a quarter of the smallest capacity, so that a smaller one would make prefill slow."""
+
+
+def cache_groups(
+    groups: Sequence[GroupShare] | str | None, budget_by: BudgetBy, model: ModelFacts
+) -> tuple[GroupShare, ...]:
+    """The groups that were asked for, in order.
+
+    Raises:
+        SemkvError: when they are not the model's KV heads, each once, or are to be calibrated as well.
+    """
+    if groups is not None and budget_by != "uniform":
+        raise SemkvError(
+            "cache groups are given, and are to be calibrated",
+            where=f"--cache-groups, --budget-by {budget_by}",
+            fix="leave one of them out",
+        )
+    if groups is None or isinstance(groups, str):
+        return parse_groups(groups, model.layers, model.kv_heads)
+    return check_groups(groups, model.layers, model.kv_heads)
+
+
+def make_profiles(
+    budgets: Sequence[float], context: int, model: ModelFacts, of_budgets: Sequence[tuple[GroupShare, ...]]
+) -> tuple[BudgetProfile, ...]:
+    """One profile for each budget, with its shares of the cache groups."""
+    names = symbols(*of_budgets)
+    slot = model.cache_bytes_per_token
+    return tuple(
+        budget_profile(budget, context, bytes_per_slot=slot, groups=groups, names=names)
+        for budget, groups in zip(budgets, of_budgets, strict=True)
+    )
 
 
 def calibrated_shares(

@@ -196,7 +196,7 @@ def _compress(
 ) -> State:
     import torch
 
-    batch, heads, _ = state["slot_chunk"].shape
+    batch, heads = state["slot_chunk"].shape[:2]
     factor, constant = weights.reshape(heads, -1).split([feature_count(model), 1], -1)
     score = torch.empty(state["slot_chunk"].shape)
     for b in range(batch):

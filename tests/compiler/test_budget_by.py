@@ -50,25 +50,18 @@ def built(export: Path, out: Path, **options: Any) -> Bundle:
 
 
 @pytest.mark.parametrize(
-    "method, by, capacities",
-    [
-        (Importance(), "head", {0.25: [128, 64, 128, 128], 0.5: [256, 64, 256, 256]}),
-        (SemantiCache(), "layer", {0.25: [64, 64, 192, 192], 0.5: [192, 192, 320, 320]}),
-    ],
-    ids=["importance by head", "semanticache by layer"],
+    "method, by", [(Importance(), "head"), (SemantiCache(), "layer")], ids=["importance-head", "semanticache-layer"]
 )
-def test_capacities_differ_and_the_sum_is_the_budget(
-    method: Method, by: Any, capacities: dict[float, list[int]], tiny_export: Path, tmp_path: Path
-):
-    """By layer and head; the head that is looked at least has the least, and it is the same on every target."""
+def test_capacities_differ_and_the_sum_is_the_budget(method: Method, by: Any, tiny_export: Path, tmp_path: Path):
+    """What is looked at least has the least, on every target."""
     bundle = built(tiny_export, tmp_path / "bundle", method=method, budget_by=by)
     for target in bundle.manifest.targets.values():
         for contract in (record.contract for record in target.budgets):
             groups = contract.cache.groups
-            of_heads = {(group.layer, head): group.capacity for group in groups for head in group.heads}
-            assert [of_heads[key] for key in sorted(of_heads)] == capacities[contract.budget]
-            assert sum(of_heads.values()) <= 4 * 512 * contract.budget
-            assert len(groups) == (3 if by == "head" else 2)
+            slots = {(group.layer, head): group.capacity for group in groups for head in group.heads}
+            assert 0.75 < sum(slots.values()) / (4 * 512 * contract.budget) <= 1
+        assert len(groups) == (3 if by == "head" else 2)
+        assert slots[0, 1] < slots[1, 0] and (slots[0, 0] == slots[0, 1]) == (by == "layer")
     for budget in (0.25, 0.5):
         session = open_session(bundle, budget=budget)
         session.prefill(WORDS)
@@ -79,7 +72,7 @@ def test_capacities_differ_and_the_sum_is_the_budget(
 
 
 def test_every_target_agrees_with_the_portable_graphs(tiny_export: Path, tmp_path: Path):
-    from semkv_deploy.validate.run import validate_bundle
+    from semkv_deploy import validate_bundle
 
     built(tiny_export, tmp_path / "bundle")
     report = validate_bundle(tmp_path / "bundle", tokens=400)
@@ -96,7 +89,7 @@ def test_the_method_learns_what_attention_depends_on(tiny_export: Path, tmp_path
 
 
 def test_groups_are_given_or_calibrated_not_both(tiny_export: Path, tmp_path: Path):
-    with pytest.raises(SemkvError, match=r"--cache-groups, --budget-by layer: .*leave one of them out"):
+    with pytest.raises(SemkvError, match="--budget-by layer: cache groups are given, and are to be"):
         built(tiny_export, tmp_path / "bundle", groups="head", budget_by="layer")
     assert not (tmp_path / "bundle").exists()
 
