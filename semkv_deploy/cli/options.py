@@ -186,7 +186,7 @@ method_options = _group(
             "--method-option",
             multiple=True,
             metavar="NAME=VALUE",
-            help="Parameter of the method, such as cluster_by=head, merge_keys=cached, ladder=paper, recent=0.5, "
+            help="Parameter of the method, such as cluster_by=head, merge_keys=cached, form=paper, recent=0.5, "
             "sinks=4.",
         ),
         click.option(

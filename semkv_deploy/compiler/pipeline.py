@@ -131,6 +131,9 @@ def build_bundle(
         programs = write_portable(root, model, method, profiles)
         progress("lowering the decoder", None)
         reference = read_calibration_text(root, model, method, shares, calibration_text, readings, progress)
+        for profile in profiles:
+            for warning in method.warnings(model, profile, reference.settings):
+                progress(f"warning: {warning}", None)
         inputs = TargetInputs(
             root=root,
             model=model,

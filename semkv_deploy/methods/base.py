@@ -199,6 +199,10 @@ class Method(BaseModel):
         """What the method needs to know of the model's own keys; None: nothing."""
         return None
 
+    def warnings(self, model: ModelFacts, profile: BudgetProfile, settings: Settings | None) -> list[str]:
+        """Sentences about a profile that whoever builds it should read: a budget that the method will not use well."""
+        return []
+
     def group_inputs(
         self, model: ModelFacts, profile: BudgetProfile, settings: Settings | None
     ) -> dict[str, tuple[Any, ...]]:
