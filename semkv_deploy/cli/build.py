@@ -60,7 +60,7 @@ def _read_recipe(ctx: click.Context, _: click.Parameter, path: Path | None) -> s
 @weights_option
 @tensorrt_options
 @click.option("--calibration-text", type=PATH, help="Text to calibrate on.  [default: one that ships here]")
-@click.option("--no-portable", is_flag=True, help="Leave out the float32 graphs, which validate and evaluate need.")
+@click.option("--no-portable", is_flag=True, help="Leave out the float32 graphs, which validate needs.")
 @force_option
 @method_options
 def build(

@@ -96,7 +96,7 @@ def build_bundle(
         weights: how `onnxruntime-*` targets store weights.
         tensorrt: options of the `tensorrt*` targets; None: the defaults.
         calibration_text: None: the text that ships with the package.
-        portable: keep the portable graphs and their float32 weights, which `validate` and `evaluate` compare with.
+        portable: keep the portable graphs and their float32 weights, which `validate` compares with.
         family: fail unless the model is of this one (what a recipe is made for).
 
     Raises:

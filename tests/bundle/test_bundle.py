@@ -133,12 +133,6 @@ def test_a_bundle_for_deployment_leaves_the_float32_graphs_out(tiny_export: Path
     assert done.exit_code == 0, done.output
     assert not (out / "onnx").exists() and Bundle.open(out).manifest.portable == []
     assert open_session(Bundle.open(out)).generate([5, 6, 7], max_new_tokens=3)
-    text = tmp_path / "text.txt"
-    text.write_text("words and words " * 400)
-    for command in (
-        ["validate", str(out)],
-        ["evaluate", str(out), "--text", str(text), "--tokens", "512", "--budget", "0.5"],
-    ):
-        refused = CliRunner().invoke(main, command)
-        assert refused.exit_code == 1
-        assert "no portable graphs to compare with. Build it again without --no-portable" in refused.output
+    refused = CliRunner().invoke(main, ["validate", str(out)])
+    assert refused.exit_code == 1
+    assert "no portable graphs to compare with. Build it again without --no-portable" in refused.output

@@ -98,6 +98,7 @@ def test_an_option_that_commands_share_is_the_same_in_all():
                 fields = (option.help, str(option.default), str(getattr(option.type, "choices", option.type)))
                 said.setdefault(option.opts[-1], set()).add(fields)
     own = {"--budget", "--target", "--json", "--batch", "--output", "--tokens", "--plugin-library"}
+    own |= {"--method", "--context", "--seed"}
     assert {option for option, ways in said.items() if len(ways) > 1} == own
 
 
@@ -119,11 +120,46 @@ def test_build_generate_inspect(tiny_export: Path, tmp_path: Path):
     assert chat.returncode == 0 and chat.stdout.count("you>") == 3
 
 
-def test_evaluate(tiny_bundle: Path, tmp_path: Path):
-    (tmp_path / "text.txt").write_text((Path(semkv_deploy.__file__).parent / "data" / "calibration.txt").read_text())
-    result = cli("evaluate", tiny_bundle, "--text", tmp_path / "text.txt", "--tokens", 512, "--budget", "0.5", "--json")
-    rows = json.loads(result.stdout)
-    assert len(rows) == 8 and all(row["kl"] > 0 and row["capacity"] == 256 for row in rows)
+def test_evaluate(tiny_export: Path, tmp_path: Path):
+    text = tmp_path / "text.txt"
+    text.write_text((Path(semkv_deploy.__file__).parent / "data" / "calibration.txt").read_text())
+    command = ["evaluate", tiny_export / "decoder.onnx", "--text", f"prose={text}", "--task", "prose", "--context", 256]
+    chosen = ["--method", "semanticache:recent=0.25", "--budget", "0.5", "--examples", 2, "-o", tmp_path / "out"]
+    result = cli(*command, *chosen, "--json")
+    assert result.returncode == 0, result.stderr
+    (row,) = json.loads(result.stdout)["rows"]
+    assert (
+        row["method"] == "semanticache:recent=0.25" and row["kept_share"] <= 0.51 and row["tasks"]["prose"]["mean"] > 0
+    )
+    assert "| semanticache:recent=0.25 |" in (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--method", "other"], ["unknown method", "semanticache", "kvpress/"]),
+        (["--method", "semanticache:recent"], ["not of the form NAME:OPTION=VALUE"]),
+        (["--method", "semanticache:recent=2"], ["semanticache does not take recent"]),
+        (["--task", "other"], ["unknown task", "prose or code"]),
+        (["--budget", "20MiB"], ["not a share below 1"]),
+        (["--context", "4096"], ["beyond the model", "at most 416 tokens"]),
+        (["--text", "prose=missing.txt"], ["no such file"]),
+        (["--text", "prose"], ["not of the form NAME=FILE"]),
+        (["--method", "kvpress/SnapKV", "--kvpress-python", "missing"], ["kvpress works on transformers' model"]),
+    ],
+)
+def test_evaluate_refuses(tiny_export: Path, tmp_path: Path, options: list[str], words: list[str]):
+    from click.testing import CliRunner
+
+    text = tmp_path / "text.txt"
+    text.write_text("words and words " * 400)
+    command = ["evaluate", str(tiny_export / "decoder.onnx"), "-o", str(tmp_path / "out"), "--examples", "2"]
+    if "--text" not in options:
+        command += ["--text", f"prose={text}"]
+    result = CliRunner().invoke(main, [*command, "--task", "prose", "--context", "256", *options])
+    assert result.exit_code == 1, result.output
+    for word in words:
+        assert word in result.output, result.output
 
 
 def test_bench(tiny_bundle: Path):

@@ -1,0 +1,100 @@
+"""What is compared, as users name it: `semanticache`, `semanticache:recent=0.75,sinks=8`, `kvpress/SnapKV`."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from semkv_deploy.errors import SemkvError
+from semkv_deploy.methods import METHODS, method_from_options
+
+if TYPE_CHECKING:
+    from semkv_deploy.methods import Method
+
+FULL, NO_CONTEXT = "full", "no context"
+"""The ends of the scale: everything is kept; nothing was read."""
+
+PEER = "kvpress/"
+"""Before the name of a press of kvpress, without its `Press`."""
+
+PEERS = ("StreamingLLM", "ObservedAttention", "SnapKV", "TOVA", "Knorm", "KeyDiff", "ExpectedAttention", "KVzip")
+"""Presses that a table has where nothing else is asked for; any other can be named. ObservedAttention is H2O."""
+
+_OURS_TO_SET = frozenset(
+    (
+        *("source", "out", "budgets", "method", "max_context", "target", "weights", "tensorrt", "calibration_text"),
+        *("family", "portable", "force", "progress"),
+    )
+)
+"""Arguments of `build_bundle` that an evaluation decides; the others are options of an entry."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A method with its options, as a row of a table.
+
+    Attributes:
+        text: as the user wrote it.
+        name: of a method of `METHODS`, or of a press of kvpress after `kvpress/`.
+        options: parameters of the method or press, and of `build_bundle`.
+    """
+
+    text: str
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_peer(self) -> bool:
+        """Whether kvpress runs it."""
+        return self.name.startswith(PEER)
+
+    @property
+    def is_end(self) -> bool:
+        """Whether it is an end of the scale, which no budget changes."""
+        return self.name in (FULL, NO_CONTEXT)
+
+    def method(self) -> Method:
+        """The method of an entry of ours.
+
+        Raises:
+            SemkvError: when it does not take an option.
+        """
+        build = self.build_options
+        return method_from_options(self.name, {name: v for name, v in self.options.items() if name not in build})
+
+    @property
+    def build_options(self) -> dict[str, Any]:
+        """Options that are arguments of `build_bundle`, such as `groups`."""
+        from semkv_deploy.compiler.pipeline import build_bundle
+
+        allowed = set(inspect.signature(build_bundle).parameters) - _OURS_TO_SET
+        return {name: value for name, value in self.options.items() if name in allowed}
+
+
+def parse_entry(text: str, value: Callable[[str], Any]) -> Entry:
+    """Reads `NAME` or `NAME:OPTION=VALUE,OPTION=VALUE`.
+
+    Args:
+        value: reads an option's value.
+
+    Raises:
+        SemkvError: on an unknown name or option.
+    """
+    name, _, rest = text.partition(":")
+    options = {}
+    # Commas inside a value stay: only one before a name and an equals sign ends it.
+    for option in re.split(r",(?=\w[\w-]*=)", rest) if rest else []:
+        key, equals, written = option.partition("=")
+        if not equals:
+            raise SemkvError("not of the form NAME:OPTION=VALUE,…", where="--method", got=text)
+        options[key.replace("-", "_")] = value(written)
+    if not name.startswith(PEER) and name not in METHODS:
+        expected = f"{', '.join(METHODS)}, or {PEER} and the name of a press, such as {PEER}{PEERS[2]}"
+        raise SemkvError("unknown method", where="--method", expected=expected, got=name)
+    entry = Entry(text, name, options)
+    if not entry.is_peer:
+        entry.method()
+    return entry
