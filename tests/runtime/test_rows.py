@@ -11,7 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from semkv_deploy.bundle import Bundle
+from semkv_deploy.compiler.pipeline import build_bundle
 from semkv_deploy.errors import SemkvError
+from semkv_deploy.methods import StreamingLLM
 from semkv_deploy.runtime.open import open_session
 from semkv_deploy.runtime.session import Session
 
@@ -19,6 +21,17 @@ from semkv_deploy.runtime.session import Session
 @pytest.fixture(scope="module")
 def bundle(tiny_bundle: Path) -> Bundle:
     return Bundle.open(tiny_bundle)
+
+
+AT_TURNS = StreamingLLM(compress_at="turn")
+
+
+@pytest.fixture(scope="module")
+def bundles(bundle: Bundle, tiny_export: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Bundle]:
+    """Merging when the cache is full, and evicting at every turn's end."""
+    out = tmp_path_factory.mktemp("at_turns") / "bundle"
+    options: dict[str, Any] = {"budgets": [0.25, 0.5, 1.0], "method": AT_TURNS, "weights": "fp32", "max_context": 512}
+    return [bundle, build_bundle(tiny_export / "decoder.onnx", out, **options)]
 
 
 def text(seed: int, count: int) -> list[int]:
@@ -212,12 +225,18 @@ Action = st.one_of(
 )
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=16, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    actions=st.lists(Action, min_size=3, max_size=12), seed=st.integers(0, 50), budget=st.sampled_from([0.25, 0.5, 1.0])
+    actions=st.lists(Action, min_size=3, max_size=12),
+    seed=st.integers(0, 50),
+    budget=st.sampled_from([0.25, 0.5, 1.0]),
+    method=st.sampled_from([0, 1]),
 )
-def test_any_order_of_calls_leaves_rows_as_they_are_alone(actions: list[Any], seed: int, budget: float, bundle: Bundle):
+def test_any_order_of_calls_leaves_rows_as_they_are_alone(
+    actions: list[Any], seed: int, budget: float, method: int, bundles: list[Bundle]
+):
     """Lengths within capacity; each row's logits, lengths and slots are those of a session with this row only."""
+    bundle = bundles[method]
     together = open_session(bundle, budget=budget, batch=2)
     alone = [open_session(bundle, budget=budget) for _ in range(2)]
     for number, (kind, what) in enumerate(actions):
