@@ -64,10 +64,10 @@ class ThresholdCurve(Settings):
 FIRST_SHARE = 1.02
 """Of the share wanted, what the first level keeps on the calibration text."""
 
-SHARE_STEP = 0.97
+SHARE_STEP = 0.95
 """Of what a level keeps, what the next one keeps, over the first `EVEN_LEVELS`; then each step grows."""
 
-EVEN_LEVELS = 6
+EVEN_LEVELS = 3
 
 BELOW_STEP = 0.05
 """By how much thresholds fall where even the curve's lowest keeps more than is wanted."""
