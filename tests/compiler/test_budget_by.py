@@ -57,7 +57,7 @@ def test_capacities_differ_and_the_sum_is_the_budget(method: Method, by: Any, ti
     """What is looked at most has most, on every target."""
     bundle = built(tiny_export, tmp_path / "bundle", method=method, budget_by=by)
     for target in bundle.manifest.targets.values():
-        quarter, half = ([group for group in record.contract.cache.groups] for record in target.budgets)
+        quarter, half = (record.contract.cache.groups for record in target.budgets)
         for groups, budget in ((quarter, 0.25), (half, 0.5)):
             assert 0.75 < sum(len(group.heads) * group.capacity for group in groups) / (4 * 512 * budget) <= 1
         slots = {(group.layer, head): group.capacity for group in quarter for head in group.heads}
