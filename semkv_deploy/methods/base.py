@@ -17,6 +17,7 @@ group, `G` cluster groups (1 when all heads of a group share clusters, else H), 
 | sinks | `[]` int64 | first slots that are never touched |
 | recent | `[B]` int64 | last slots that are never merged |
 | thresholds | `[L]` float32 | similarity thresholds, one for each level of tightening |
+| weights | `[H*(F+1)]` float32 | of each head's F features of a slot, then a constant: what slots are scored by |
 
 Outputs: `key_cache_out … slot_chunk_out`, `length_out`, `level` `[B]` (the level taken, -1: nothing to do) and
 `evicted` `[B]` (slots dropped because no level met the target). A method declares only the inputs it uses.
