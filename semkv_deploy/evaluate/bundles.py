@@ -146,9 +146,9 @@ class BundleSubject:
         self._rewind()
         return self._session.prefill(list(ids), all_logits=True)
 
-    def generate(self, ids: Sequence[int], count: int) -> list[int]:
+    def generate(self, ids: Sequence[int], count: int, *, stop: bool = True) -> list[int]:
         self._rewind()
-        stops = self._session.contract.stop_ids
+        stops = self._session.contract.stop_ids if stop else ()
         return self._session.generate(list(ids), max_new_tokens=count, sampler=Sampler(), stop_ids=stops)[0]
 
     def close(self) -> None:

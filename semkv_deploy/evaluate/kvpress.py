@@ -150,8 +150,8 @@ class KvpressSubject:
         logits: NDArray[np.float32] = np.load(file)
         return logits
 
-    def generate(self, ids: Sequence[int], count: int) -> list[int]:
-        generated: list[int] = self._ask("generate", ids=list(ids), count=count)["ids"]
+    def generate(self, ids: Sequence[int], count: int, *, stop: bool = True) -> list[int]:
+        generated: list[int] = self._ask("generate", ids=list(ids), count=count, stop=stop)["ids"]
         return generated
 
     def close(self) -> None:

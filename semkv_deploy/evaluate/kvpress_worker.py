@@ -8,7 +8,7 @@ nothing of the package. Each line in is a request, each line out its answer, or 
 | open: model, gguf, tokenizer, press, options, threads | backend, kvpress, transformers |
 | read: ids, slots (that may stay, mean of all layers' heads) | slots (that stay, sum of all layers' heads) |
 | follow: ids, file (for the logits `[n,V]`) | {} |
-| generate: ids, count | ids |
+| generate: ids, count, stop (at the end of a reply) | ids |
 """
 
 from __future__ import annotations
@@ -101,11 +101,11 @@ class Worker:
         np.save(file, self._append(ids).numpy())
         return {}
 
-    def generate(self, *, ids: list[int], count: int) -> dict[str, Any]:
+    def generate(self, *, ids: list[int], count: int, stop: bool) -> dict[str, Any]:
         """Greedy tokens after the ids."""
         self._rewind()
-        ends = self.model.generation_config.eos_token_id
-        ends = set(ends if isinstance(ends, list) else [ends])
+        given = self.model.generation_config.eos_token_id
+        ends = set(given if isinstance(given, list) else [given]) if stop else set()
         generated: list[int] = []
         token = int(self._append(ids)[-1].argmax())
         while token not in ends and len(generated) < count:

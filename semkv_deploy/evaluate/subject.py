@@ -34,8 +34,13 @@ class Subject(Protocol):
     def follow(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """Logits `[n,V]` after each of the ids, appended to what was read and to nothing else."""
 
-    def generate(self, ids: Sequence[int], count: int) -> list[int]:
-        """At most `count` greedy tokens after the ids, which are appended to what was read and to nothing else."""
+    def generate(self, ids: Sequence[int], count: int, *, stop: bool = True) -> list[int]:
+        """Greedy tokens after the ids, which are appended to what was read and to nothing else.
+
+        Args:
+            count: tokens at most; exactly, without `stop`.
+            stop: end where the model ends its reply.
+        """
 
     def close(self) -> None:
         """Gives back memory."""

@@ -31,7 +31,7 @@ class Agreement(Task):
         return [Example(turns=(window[:-1],), asks=(Ask(prompt=window[-1:]),)) for window in windows]
 
     def reference(self, example: Example, full: Subject) -> NDArray[Any]:
-        return np.array(full.generate(example.asks[0].prompt, LENGTH), np.int64)
+        return np.array(full.generate(example.asks[0].prompt, LENGTH, stop=False), np.int64)
 
     def measure(
         self, example: Example, subject: Subject, decode: Decode, reference: NDArray[Any] | None
