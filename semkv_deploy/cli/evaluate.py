@@ -101,7 +101,7 @@ def evaluate(
         table = tabulate(measure(plan, report))
     (output / "table.json").write_text(json.dumps(table, indent=1, ensure_ascii=False), encoding="utf-8")
     page = markdown(table)
-    (output / "table.md").write_text(page, encoding="utf-8")
+    (output / "README.md").write_text(page, encoding="utf-8")
     if plots and find_spec("matplotlib") is not None:
         draw(table, output)
     click.echo(json.dumps(table, indent=1, ensure_ascii=False) if as_json else page)

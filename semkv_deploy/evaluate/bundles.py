@@ -68,12 +68,17 @@ def built(
     decoder: Path,
     budgets: Sequence[float],
     longest: int,
+    work: Path,
     progress: Callable[[str, float | None], None],
 ) -> Iterator[Bundle]:
-    """A bundle of one method at all budgets, with float32 weights: no loss but the method's. Gone after the block."""
+    """A bundle of one method at all budgets, with float32 weights: no loss but the method's. Gone after the block.
+
+    Args:
+        work: the folder that it is built in.
+    """
     from semkv_deploy.compiler.pipeline import build_bundle
 
-    with tempfile.TemporaryDirectory(dir=decoder.parent.parent) as folder:
+    with tempfile.TemporaryDirectory(dir=work) as folder:
         yield build_bundle(
             decoder,
             Path(folder) / "bundle",

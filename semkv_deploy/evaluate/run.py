@@ -165,7 +165,8 @@ def exported(source: str, store: Store, progress: Progress) -> tuple[Path, str]:
 
     path = Path(source).expanduser()
     if path.suffix == ".onnx":
-        return path, files_digest(path.parent)
+        parts = (path, path.with_name(f"{path.name}.data"), path.parent / TOKENIZER)
+        return path, digest([files_digest(part) for part in parts])
     # A hub id has no bytes here; its revision is what the hub gives.
     progress("hashing the model", None)
     name = files_digest(path) if path.exists() else digest(source)
@@ -224,7 +225,9 @@ def _opener(plan: Plan, prepared: Prepared, entry: Entry, stack: contextlib.Exit
     else:
         budgets = [1.0] if entry.is_end else plan.budgets
         build = Entry(FULL, FULL) if entry.is_end else entry
-        bundle = stack.enter_context(built(build, prepared.decoder, budgets, prepared.longest, progress))
+        work = plan.out / WORK
+        work.mkdir(exist_ok=True)
+        bundle = stack.enter_context(built(build, prepared.decoder, budgets, prepared.longest, work, progress))
 
         def make(cell: Cell) -> Subject:
             return BundleSubject(bundle, cell.budget, threads=plan.threads, blind=cell.entry.name == NO_CONTEXT)
@@ -279,7 +282,7 @@ def _measure(prepared: Prepared, store: Store, cell: Cell, full: Cell, opener: O
                 "kept_bytes": kept.bytes,
                 "kept_share": kept.share,
                 "allowed_bytes": allowed,
-                "tokens": example.tokens,
+                "read_tokens": example.tokens,
                 "read_s": round(read_s, 3),
                 "seconds": round(time.perf_counter() - started, 3),
                 **example.note,

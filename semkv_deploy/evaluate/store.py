@@ -42,7 +42,7 @@ def code_digest(*places: str) -> str:
 
 
 def files_digest(source: Path) -> str:
-    """SHA-256 of a file, or of all files of a folder with their names."""
+    """SHA-256 of a file, or of all files of a folder with their names; of what is not there, that of nothing."""
     paths = [source] if source.is_file() else sorted(path for path in source.rglob("*") if path.is_file())
     total = hashlib.sha256()
     for path in paths:

@@ -131,7 +131,7 @@ def test_evaluate(tiny_export: Path, tmp_path: Path):
     assert (
         row["method"] == "semanticache:recent=0.25" and row["kept_share"] <= 0.51 and row["tasks"]["prose"]["mean"] > 0
     )
-    assert "| semanticache:recent=0.25 |" in (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
+    assert "| semanticache:recent=0.25 |" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
