@@ -8,6 +8,11 @@ on every target, and scores what an earlier compression kept as it scores what c
 
 The regression is fitted for each KV head when a bundle is built, on texts that the uncompressed model reads and reads
 again. Sinks and a recent window always stay.
+
+Experimental. On SmolLM2-135M, fitted on texts of another part of the corpus, predictions correlate 0.63 with the truth;
+fitted on the text that ships here, 0.57. The squares add 0.03; other heads, neighbouring slots and random features add
+nothing. With 448 slots for 900 tokens, compressed before the question, capacities by head keep 3 of 3 passkeys where
+StreamingLLM keeps 1, at about its KL (0.047 and 0.043); with 192 slots KL is higher than its.
 """
 
 from __future__ import annotations
@@ -58,7 +63,8 @@ class Importance(Method):
     """Keeps the slots of the highest predicted importance, each KV head its own.
 
     Attributes:
-        recent: share of the target that is a recent window, kept whatever its score.
+        recent: share of the target that is a recent window, kept whatever its score. More of it lowers KL (0.6: 0.038,
+            0.25: 0.063 with 448 slots, all heads alike) and leaves less for details.
     """
 
     kind: Literal["importance"] = "importance"

@@ -81,3 +81,13 @@ def test_texts_are_averaged():
     other = [heads[::-1] for heads in UNEVEN]
     (shares,) = calibrated_shares([reading(UNEVEN), reading(other, seed=1)], model(), [0.25], "head", **NONE)
     assert [(group.layer, group.heads, group.share) for group in shares[:1]] == [(0, (0, 1), 1.0)]
+
+
+def test_heads_that_are_alike_at_one_budget_only_are_two_groups():
+    """Both have half of their slots in the first budget; the second has room for the other half of one of them."""
+    attention = np.ones((LAYERS, HEADS, TOKENS), np.float32)
+    attention[0, :, ::2] = 10
+    attention[0, 0, 1::2], attention[0, 1, 1::2] = 0, 5
+    tight, loose = calibrated_shares([Reading([], [], list(attention))], model(), [1 / 6, 0.25], "head", **NONE)
+    assert [(group.layer, group.heads) for group in tight[:2]] == [(0, (0,)), (0, (1,))]
+    assert tight[0].share == tight[1].share and loose[0].share < loose[1].share
