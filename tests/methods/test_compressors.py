@@ -104,7 +104,7 @@ def reference(
         sinks=method.sinks,
         recent=torch.tensor(recent),
         thresholds=thresholds,
-        weights=torch.from_numpy(score_weights()),
+        **({"weights": torch.from_numpy(score_weights())} if method.scores else {}),
     )
     return {name: tensor.numpy() for name, tensor in result.items()}
 
