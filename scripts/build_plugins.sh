@@ -66,16 +66,19 @@ find_headers() {
     if [ -f "$folder/NvInferRuntime.h" ]; then echo "$folder"; return; fi
   done
   local scratch
-  scratch="$(mktemp -d)"
+  mkdir -p "$(dirname "$cache")"
+  scratch="$(mktemp -d "$cache.XXXXXX")"
   if ! "$python" -m pip download -q --no-deps --disable-pip-version-check -d "$scratch" kernel-lens==2.0.1 >&2; then
     rm -rf "$scratch"
     echo "build_plugins: no TensorRT headers: set TENSORRT_ROOT to the SDK, or make the PyPI wheel kernel-lens==2.0.1 reachable (network or PIP_FIND_LINKS), or use --kernels-only" >&2
     return 1
   fi
   "$python" -m zipfile -e "$scratch"/kernel_lens-*.whl "$scratch/unpacked"
-  mkdir -p "$(dirname "$cache")"
-  rm -rf "$cache"
-  mv "$scratch/unpacked/kernel_lens/include/tensorrt" "$cache"
+  # Where another run was faster, its headers are as good and may be in use.
+  if ! mv -T "$scratch/unpacked/kernel_lens/include/tensorrt" "$cache" 2>/dev/null && [ ! -f "$cache/NvInferRuntime.h" ]; then
+    rm -rf "$cache"
+    mv -T "$scratch/unpacked/kernel_lens/include/tensorrt" "$cache"
+  fi
   rm -rf "$scratch"
   echo "$cache"
 }

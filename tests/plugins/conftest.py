@@ -5,6 +5,7 @@ No GPU is needed: the kernels run on the CPU (plugins/emulation), and nvcc's out
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -20,7 +21,11 @@ ARCHITECTURES = "80-real;90-real"
 def _script(*arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHON": sys.executable}
     command = ["nice", str(ROOT / "scripts" / "build_plugins.sh"), "--jobs", "2", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=environment)
+    BUILD.mkdir(exist_ok=True)
+    # Tests run in several processes that share the folders: one builds, and the others find it built.
+    with (BUILD / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
 def _build(out: Path, *arguments: str) -> Path:
