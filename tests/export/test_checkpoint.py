@@ -109,14 +109,16 @@ def test_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_cached_model_needs_no_hub(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Out of reach but cached: loaded from the cache alone."""
     import huggingface_hub
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     asked: list[tuple[str, bool]] = []
 
     def from_cache(loader: Any) -> Any:
         original = loader.from_pretrained
 
-        def load(name: str, **options: Any) -> Any:
+        def load(name: Any, **options: Any) -> Any:
+            if name == tiny_checkpoint:  # transformers itself, on the way
+                return original(name, **options)
             asked.append((name, options.pop("local_files_only")))
             return original(tiny_checkpoint, **options)
 
@@ -127,10 +129,10 @@ def test_cached_model_needs_no_hub(tiny_checkpoint: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", unreachable)
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: str(tmp_path / "config.json"))
-    for loader in (AutoModelForCausalLM, AutoTokenizer):
+    for loader in (AutoConfig, AutoModelForCausalLM, AutoTokenizer):
         monkeypatch.setattr(loader, "from_pretrained", from_cache(loader))
     assert load_checkpoint("some/model-1").name == "model-1"
-    assert asked == [("some/model-1", True)] * 2
+    assert asked == [("some/model-1", True)] * 3
 
 
 def test_hub_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
