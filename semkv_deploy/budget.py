@@ -74,7 +74,13 @@ def choose_context(max_context: int | None, limit: int) -> int:
 
 
 def budget_profile(
-    budget: BudgetLike, max_context: int, *, bytes_per_slot: int, groups: Sequence[GroupShare], prefill_chunk: int = 128
+    budget: BudgetLike,
+    max_context: int,
+    *,
+    bytes_per_slot: int,
+    groups: Sequence[GroupShare],
+    names: Sequence[str] | None = None,
+    prefill_chunk: int = 128,
 ) -> BudgetProfile:
     """The profile of `budget` at `max_context` tokens.
 
@@ -83,6 +89,7 @@ def budget_profile(
         max_context: most tokens a conversation may have.
         bytes_per_slot: key and value bytes of one slot over all layers and heads.
         groups: cache groups and their shares.
+        names: of their capacities; None: what `cache_groups.symbols` makes of these shares.
         prefill_chunk: most rows of one prefill run; smaller where a capacity is small.
 
     Raises:
@@ -116,7 +123,7 @@ def budget_profile(
                 keep_slots=capacity - max(chunk, capacity // 4),
                 symbol=symbol,
             )
-            for group, capacity, symbol in zip(groups, capacities, symbols(groups), strict=True)
+            for group, capacity, symbol in zip(groups, capacities, names or symbols(groups), strict=True)
         ),
     )
 
@@ -124,17 +131,17 @@ def budget_profile(
 def group_capacities(mean: int, whole: int, groups: Sequence[GroupShare]) -> list[int]:
     """Capacities that are multiples of 64, in proportion to the groups' shares, and on average `mean` at most.
 
-    A group gets `MIN_CAPACITY` at least and `whole` at most; what that takes or leaves is shared by the others.
+    A group gets 64 at least and `whole` at most; what that takes or leaves is shared by the others.
     """
     if len({group.share for group in groups}) == 1:
         return [mean] * len(groups)
     heads = [len(group.heads) for group in groups]
     # In blocks of 64 slots. A share's clipping moves all others, so the factor is found by bisection: what is used
     # grows with it.
-    total, least, most = sum(heads) * mean // SLOT_MULTIPLE, MIN_CAPACITY // SLOT_MULTIPLE, whole // SLOT_MULTIPLE
+    total, most = sum(heads) * mean // SLOT_MULTIPLE, whole // SLOT_MULTIPLE
 
     def blocks(factor: float) -> list[int]:
-        return [min(max(int(group.share * factor), least), most) for group in groups]
+        return [min(max(int(group.share * factor), 1), most) for group in groups]
 
     def used(factor: float) -> int:
         return sum(count * size for count, size in zip(heads, blocks(factor), strict=True))
@@ -143,7 +150,25 @@ def group_capacities(mean: int, whole: int, groups: Sequence[GroupShare]) -> lis
     for _ in range(100):
         middle = (low + high) / 2
         low, high = (middle, high) if used(middle) <= total else (low, middle)
-    return [size * SLOT_MULTIPLE for size in blocks(low)]
+    sizes = blocks(low)
+    _give_rest(sizes, heads, [group.share for group in groups], total, most)
+    return [size * SLOT_MULTIPLE for size in sizes]
+
+
+def _give_rest(sizes: list[int], heads: list[int], shares: list[float], total: int, most: int) -> None:
+    """Gives what rounding down left of `total` blocks: a block to all groups of a share, the largest first, in place.
+
+    Groups of one share stay alike, and one of a smaller share never gets more.
+    """
+    above = most
+    for share in sorted(set(shares), reverse=True):
+        alike = [number for number, each in enumerate(shares) if each == share]
+        cost = sum(heads[number] for number in alike)
+        used = sum(count * size for count, size in zip(heads, sizes, strict=True))
+        if used + cost <= total and sizes[alike[0]] < above:
+            for number in alike:
+                sizes[number] += 1
+        above = sizes[alike[0]]
 
 
 def static_profile(

@@ -22,3 +22,6 @@ EngineLayout = Literal["dual", "single", "split"]
 dual: one engine with an optimization profile for each (weights twice where the builder packs them by profile);
 single: one engine with one profile that covers both; split: two engines.
 """
+
+BudgetBy = Literal["uniform", "layer", "head"]
+"""How a budget is shared: alike, or as `build` calibrates it for each layer or each KV head."""

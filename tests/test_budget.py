@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from semkv_deploy.budget import budget_profile, label, static_profile
+from semkv_deploy.budget import budget_profile, group_capacities, label, static_profile
 from semkv_deploy.budget_units import MIN_CAPACITY
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.model.cache_groups import GroupShare, by_layer, one_a_head
@@ -58,7 +58,7 @@ def test_capacities_by_group_never_exceed_the_budget(given: list[tuple[float, in
         return
     capacities = [group.capacity for group in profile.groups]
     assert profile.cache_bytes == sum(len(g.heads) * g.capacity for g in profile.groups) <= equal.cache_bytes
-    assert all(MIN_CAPACITY <= capacity < context + 64 and capacity % 64 == 0 for capacity in capacities)
+    assert all(64 <= capacity < context + 64 and capacity % 64 == 0 for capacity in capacities)
     assert all(0 < g.keep_slots <= g.capacity - profile.prefill_chunk for g in profile.groups)
     # A larger share never gets less, and one name in shapes is one capacity.
     ordered = sorted(zip((group.share for group in groups), capacities, strict=True))
@@ -71,6 +71,21 @@ def test_what_one_group_cannot_take_the_others_get():
     profile = budget_profile(0.5, 1024, bytes_per_slot=4, groups=by_layer([1, 1, 1, 100], 1))
     assert [group.capacity for group in profile.groups] == [320, 320, 320, 1024]
     assert sum(group.capacity for group in profile.groups) <= 4 * 512
+
+
+@pytest.mark.parametrize(
+    "mean, shares, blocks",
+    [
+        (448, [1, 2, 3, 3], [3, 7, 9, 9]),
+        (192, [1, 1, 1.5], [2, 2, 5]),
+        (128, [1, 0.25, 1, 1], [2, 2, 2, 2]),
+        (192, [0.25, 0.5, 1, 1, 1.5, 2], [1, 1, 3, 3, 4, 6]),
+    ],
+)
+def test_what_rounding_down_leaves_is_given_to_whole_shares(mean: int, shares: list[float], blocks: list[int]):
+    """The largest share first, if all of its groups can have a block of 64 more; a smaller one never gets more."""
+    capacities = group_capacities(mean, 8192, by_layer(shares, 1))
+    assert [capacity / 64 for capacity in capacities] == blocks and sum(blocks) == len(shares) * mean // 64
 
 
 def test_groups_of_one_share_are_what_layers_are():

@@ -11,6 +11,7 @@ from semkv_deploy.choices import Target
 from semkv_deploy.cli.console import progress, read_text
 from semkv_deploy.cli.options import (
     PATH,
+    budget_by_option,
     budgets_option,
     cache_groups_option,
     force_option,
@@ -54,6 +55,7 @@ def _read_recipe(ctx: click.Context, _: click.Parameter, path: Path | None) -> s
 @budgets_option(required=True)
 @max_context_option
 @cache_groups_option
+@budget_by_option
 @targets_option(f"Runtime to build for: {', '.join(get_args(Target))}", default=["onnxruntime-cpu"])
 @weights_option
 @tensorrt_options
@@ -68,6 +70,7 @@ def build(
     budgets: list[Budget],
     max_context: int | None,
     cache_groups: str | None,
+    budget_by: Any,
     targets: tuple[str, ...],
     weights: Any,
     tensorrt: TensorRTOptions,
@@ -97,6 +100,7 @@ def build(
             method=method,
             max_context=max_context,
             groups=cache_groups,
+            budget_by=budget_by,
             target=targets,
             weights=weights,
             tensorrt=tensorrt,

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from semkv_deploy.bundle import Bundle, Manifest
+    from semkv_deploy.bundle.contract import Contract
 
 MIB = 1 << 20
 
@@ -96,6 +97,23 @@ def _budgets(console: Console, manifest: Manifest) -> None:
     groups = built[0].contract.cache.groups
     if len(groups) != manifest.model.layers:
         console.print(f"{len(groups)} cache groups over {manifest.model.layers} layers")
+    if any(len({group.capacity for group in each.contract.cache.groups}) > 1 for each in built):
+        _shared(console, [each.contract for each in built])
+
+
+def _shared(console: Console, contracts: Sequence[Contract]) -> None:
+    """Prints the slots of every layer, of each of its heads where they differ."""
+    table = number_table("layer", *(f"slots at {contract.budget:g}" for contract in contracts), left=())
+    for layer in range(contracts[0].layers):
+        row = []
+        for contract in contracts:
+            of_heads = {
+                head: group.capacity for group in contract.cache.groups if group.layer == layer for head in group.heads
+            }
+            slots = [str(of_heads[head]) for head in sorted(of_heads)]
+            row.append(slots[0] if len(set(slots)) == 1 else " ".join(slots))
+        table.add_row(str(layer), *row)
+    console.print(table)
 
 
 def _range(counts: Sequence[int]) -> str:

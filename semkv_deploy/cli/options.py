@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from semkv_deploy.choices import DType, EngineLayout, WeightFormat
+from semkv_deploy.choices import BudgetBy, DType, EngineLayout, WeightFormat
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.sizes import parse_size
 
@@ -60,6 +60,13 @@ cache_groups_option = click.option(
     "--cache-groups",
     metavar="GROUPS",
     help="KV heads that share a capacity: layer, head, or a JSON file with heads and shares.  [default: layer]",
+)
+budget_by_option = click.option(
+    "--budget-by",
+    type=click.Choice(get_args(BudgetBy)),
+    default="uniform",
+    show_default=True,
+    help="Calibrate how much of each budget every layer or KV head gets.",
 )
 weights_option = click.option(
     "--weights",
@@ -179,7 +186,7 @@ method_options = _group(
             "--method-option",
             multiple=True,
             metavar="NAME=VALUE",
-            help="Parameter of the method, such as cluster_by=head, merge_keys=cached, ladder=paper, recent=0.5, "
+            help="Parameter of the method, such as cluster_by=head, merge_keys=cached, form=paper, recent=0.5, "
             "sinks=4.",
         ),
         click.option(

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from semkv_deploy.methods import Method
-    from semkv_deploy.methods.calibration import Settings
+    from semkv_deploy.methods.calibration import Reading, Settings
     from semkv_deploy.model.cache_groups import GroupShare
     from semkv_deploy.model.config import ModelFacts
 
@@ -59,6 +59,61 @@ def calibration_tokens(tokenizer: Any, model: ModelFacts, text: str | None) -> l
     return tokens
 
 
+def decoder_engine(
+    decoder: Path, model: ModelFacts, groups: Sequence[GroupShare], tokens: int, method: Method | None = None
+) -> OnnxRuntimeEngine:
+    """Empty caches for a text of so many tokens, and a decoder that appends to them.
+
+    Args:
+        decoder: lowered for ONNX Runtime.
+        groups: that the decoder has.
+        method: whose layout the decoder has; None: keys, values and biases.
+    """
+    import onnx
+
+    capacity = -(-tokens // 64) * 64
+    profile = BudgetProfile(
+        budget=1.0,
+        prefill_chunk=PREFILL_CHUNK,
+        cache_bytes=capacity * model.cache_bytes_per_token,
+        groups=tuple(
+            CacheGroup(layer=group.layer, heads=group.heads, capacity=capacity, keep_slots=capacity) for group in groups
+        ),
+    )
+    graph = graph_contract(
+        onnx.load(decoder, load_external_data=False), "decoder", "decoder", decoder.name, groups=range(len(groups))
+    )
+    contract = make_contract(
+        "onnxruntime-cpu",
+        profile,
+        model,
+        method or Full(),
+        None,
+        max_context=capacity,
+        stop_ids=(),
+        batch=None,
+        dtype="float32",
+        engine_layout=None,
+        graphs={DECODE: [graph]},
+    )
+    return OnnxRuntimeEngine(OpenedBudget(decoder.parent, contract))
+
+
+def append(
+    engine: OnnxRuntimeEngine, tokens: Sequence[int], length: int, *, logits: bool = False
+) -> NDArray[np.float32]:
+    """Runs tokens at `length`, which is their first position too; logits `[n,V]`, or those of the last `[1,V]`."""
+    within = np.arange(len(tokens))[None]
+    feeds = {
+        "input_ids": np.array([tokens], np.int64),
+        "position_ids": length + within,
+        "logits_index": within if logits else within[:, -1:],
+        "length": np.full((len(engine.contract.cache.groups), 1), length, np.int64),
+    }
+    found: NDArray[np.float32] = engine.run(DECODE, feeds, row=0)["logits"][0]
+    return found
+
+
 def read_text(
     decoder: Path,
     model: ModelFacts,
@@ -76,47 +131,21 @@ def read_text(
     Raises:
         SemkvError: when a logit is NaN or infinite.
     """
-    import onnx
-
-    capacity = -(-len(tokens) // 64) * 64
-    profile = BudgetProfile(
-        budget=1.0,
-        prefill_chunk=PREFILL_CHUNK,
-        cache_bytes=capacity * model.cache_bytes_per_token,
-        groups=tuple(
-            CacheGroup(layer=group.layer, heads=group.heads, capacity=capacity, keep_slots=capacity) for group in groups
-        ),
-    )
-    graph = graph_contract(
-        onnx.load(decoder, load_external_data=False), "decoder", "decoder", decoder.name, groups=range(len(groups))
-    )
-    contract = make_contract(
-        "onnxruntime-cpu",
-        profile,
-        model,
-        Full(),
-        None,
-        max_context=capacity,
-        stop_ids=(),
-        batch=None,
-        dtype="float32",
-        engine_layout=None,
-        graphs={DECODE: [graph]},
-    )
-    engine = OnnxRuntimeEngine(OpenedBudget(decoder.parent, contract))
+    engine = decoder_engine(decoder, model, groups, len(tokens))
     for start in range(0, len(tokens), PREFILL_CHUNK):
-        piece = np.array([tokens[start : start + PREFILL_CHUNK]], np.int64)
-        within = np.arange(piece.shape[1])[None]
-        feeds = {
-            "input_ids": piece,
-            "position_ids": start + within,
-            "logits_index": within,
-            "length": np.full((len(groups), 1), start, np.int64),
-        }
-        logits = engine.run(DECODE, feeds, row=0)["logits"][0]
+        logits = append(engine, tokens[start : start + PREFILL_CHUNK], start, logits=True)
         check_finite(logits, decoder.name)
         take(logits)
     return engine
+
+
+def forward(
+    decoder: Path, model: ModelFacts, groups: Sequence[GroupShare], tokens: list[int]
+) -> tuple[NDArray[np.float32], OnnxRuntimeEngine]:
+    """Logits `[n,V]` of a text and the engine whose caches hold its keys and values; as `read_text`."""
+    pieces: list[NDArray[np.float32]] = []
+    engine = read_text(decoder, model, groups, tokens, lambda logits: pieces.append(logits.copy()))
+    return np.concatenate(pieces), engine
 
 
 def calibrate(
@@ -125,9 +154,10 @@ def calibrate(
     engine: OnnxRuntimeEngine,
     tokens: list[int],
     delimiters: Delimiters,
+    readings: Sequence[Reading] = (),
     progress: Callable[[float], None] = lambda share: None,
 ) -> Settings | None:
-    """What a method makes of a text whose keys and values an engine holds."""
+    """What a method makes of a text whose keys and values an engine holds, and of texts that were read again."""
     sessions: dict[int, Any] = {}
 
     def run(graph: onnx.ModelProto, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -143,7 +173,8 @@ def calibrate(
         return dict(zip(names, session.run(names, given), strict=True))
 
     chunk = ChunkCounter().count(delimiters.table(model.vocab_size)[tokens])
-    return method.calibrate(model, CalibrationText(chunk, engine.contract.cache.groups, engine.read, run, progress))
+    groups = engine.contract.cache.groups
+    return method.calibrate(model, CalibrationText(chunk, groups, engine.read, run, progress, readings))
 
 
 class StoredLogits:

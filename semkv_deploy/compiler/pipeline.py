@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from semkv_deploy.budget import BudgetProfile, budget_profile, choose_context
+from semkv_deploy.budget import BudgetProfile, choose_context
 from semkv_deploy.budget_units import BudgetLike, resolve_budgets
 from semkv_deploy.bundle import (
     MANIFEST,
@@ -22,12 +22,13 @@ from semkv_deploy.bundle import (
 )
 from semkv_deploy.bundle.contract import Contract, GraphContract, Phase, graph_contract
 from semkv_deploy.bundle.own import foreign
-from semkv_deploy.compiler import calibrate
+from semkv_deploy.compiler import calibrate, reading
 from semkv_deploy.compiler.limits import check_head_size, check_source_limits
+from semkv_deploy.compiler.shares import cache_groups, calibrated_shares, make_profiles
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.export import local_source
 from semkv_deploy.methods.layout import DECODE
-from semkv_deploy.model.cache_groups import GroupShare, check_groups, is_default, parse_groups
+from semkv_deploy.model.cache_groups import GroupShare, is_default
 from semkv_deploy.model.delimiters import Delimiters
 from semkv_deploy.model.exported import copy_export, open_export
 from semkv_deploy.runtime.tokens import load_tokenizer
@@ -36,9 +37,9 @@ from semkv_deploy.targets.build import Progress, TargetInputs, WrittenProgram, f
 from semkv_deploy.targets.onnxruntime.build import BuiltDecoder, build_onnxruntime, lower_decoder, save_decoder
 
 if TYPE_CHECKING:
-    from semkv_deploy.choices import WeightFormat
+    from semkv_deploy.choices import BudgetBy, WeightFormat
     from semkv_deploy.methods import Method
-    from semkv_deploy.methods.calibration import Settings
+    from semkv_deploy.methods.calibration import Reading, Settings
     from semkv_deploy.model.config import ModelFacts
     from semkv_deploy.targets.tensorrt.build import TensorRTOptions
 
@@ -72,6 +73,7 @@ def build_bundle(
     method: Method,
     max_context: int | None = None,
     groups: Sequence[GroupShare] | str | None = None,
+    budget_by: BudgetBy = "uniform",
     target: str | Sequence[str] = "onnxruntime-cpu",
     weights: WeightFormat = "int4",
     tensorrt: TensorRTOptions | None = None,
@@ -89,6 +91,7 @@ def build_bundle(
         max_context: most tokens of a conversation; None: the model's, at most 8,192.
         groups: cache groups and their shares of the cache, or what `model.cache_groups.parse_groups` takes; None: one a
             layer, all alike.
+        budget_by: "layer" or "head": calibrate how much of each budget a layer or KV head gets; in place of `groups`.
         target: one or several.
         weights: how `onnxruntime-*` targets store weights.
         tensorrt: options of the `tensorrt*` targets; None: the defaults.
@@ -112,13 +115,25 @@ def build_bundle(
         check_head_size(model.head_dim, source)
         context = choose_context(max_context, model.max_position)
         method = method.resolve(model)
-        shares = cache_groups(groups, model)
         cache_types = {options.dtype if is_tensorrt(name) else model.dtype for name in targets}
         resolved = resolve_budgets(budgets, context, slot_bytes(model, cache_types))
-        profiles = make_profiles(resolved, context, model, shares)
-        programs = write_portable(root, model, method, shares, profiles)
+        given = cache_groups(groups, budget_by, model)
+        readings: list[Reading] = []
+        if budget_by != "uniform" or method.learns_from_reading_again:
+            readings = read_text_again(root, model, calibration_text, progress)
+        of_budgets = [given] * len(resolved)
+        if budget_by != "uniform":
+            of_budgets = calibrated_shares(
+                readings, model, resolved, budget_by, sinks=method.sinks, recent_share=method.recent_share
+            )
+        shares = of_budgets[0]
+        profiles = make_profiles(resolved, context, model, of_budgets)
+        programs = write_portable(root, model, method, profiles)
         progress("lowering the decoder", None)
-        reference = read_calibration_text(root, model, method, shares, calibration_text, progress)
+        reference = read_calibration_text(root, model, method, shares, calibration_text, readings, progress)
+        for profile in profiles:
+            for warning in method.warnings(model, profile, reference.settings):
+                progress(f"warning: {warning}", None)
         inputs = TargetInputs(
             root=root,
             model=model,
@@ -203,32 +218,26 @@ def take_source(source: str, root: Path, family: str | None, progress: Progress)
     return model
 
 
-def cache_groups(groups: Sequence[GroupShare] | str | None, model: ModelFacts) -> tuple[GroupShare, ...]:
-    """The groups that were asked for, in order.
+def read_text_again(root: Path, model: ModelFacts, text: str | None, progress: Progress) -> list[Reading]:
+    """What the model looks at when it reads the calibration text, and reads it again.
 
     Raises:
-        SemkvError: when they are not the model's KV heads, each once.
+        SemkvError: when the text, or the model's context, is too short.
     """
-    if groups is None or isinstance(groups, str):
-        return parse_groups(groups, model.layers, model.kv_heads)
-    return check_groups(groups, model.layers, model.kv_heads)
-
-
-def make_profiles(
-    budgets: Sequence[float], context: int, model: ModelFacts, groups: tuple[GroupShare, ...]
-) -> tuple[BudgetProfile, ...]:
-    """One profile for each share."""
-    return tuple(
-        budget_profile(budget, context, bytes_per_slot=model.cache_bytes_per_token, groups=groups) for budget in budgets
+    ask, pieces = reading.reading_tokens(load_tokenizer(root), model, text)
+    progress("reading the calibration text again", 0.0)
+    return reading.read_again(
+        root / "onnx" / "decoder.onnx",
+        root / "work",
+        model,
+        ask,
+        pieces,
+        lambda share: progress("reading the calibration text again", share),
     )
 
 
 def write_portable(
-    root: Path,
-    model: ModelFacts,
-    method: Method,
-    groups: tuple[GroupShare, ...],
-    profiles: Sequence[BudgetProfile],
+    root: Path, model: ModelFacts, method: Method, profiles: Sequence[BudgetProfile]
 ) -> tuple[WrittenProgram, ...]:
     """Rewrites the portable decoder for the groups and the method, and writes the method's graphs beside it."""
     import onnx_ir as ir
@@ -237,10 +246,11 @@ def write_portable(
     from semkv_deploy.passes.split_groups import split_groups
 
     layout = method.layout(model, profiles[0].groups)
-    if not is_default(groups, model.layers) or type(method).rewrite_decoder is not Base.rewrite_decoder:
+    default = is_default(profiles[0].groups, model.layers)
+    if not default or type(method).rewrite_decoder is not Base.rewrite_decoder:
         path = root / "onnx" / "decoder.onnx"
         decoder = ir.load(path)
-        if not is_default(groups, model.layers):
+        if not default:
             split_groups(decoder, profiles[0].groups)
         method.rewrite_decoder(decoder, layout)
         # The graph only: weights stay in the file that it names.
@@ -263,6 +273,7 @@ def read_calibration_text(
     method: Method,
     groups: tuple[GroupShare, ...],
     text: str | None,
+    readings: Sequence[Reading],
     progress: Progress,
 ) -> Reference:
     """Lowers the decoder in float32 to `root/work`, runs the calibration text through it, and calibrates the method.
@@ -279,7 +290,7 @@ def read_calibration_text(
     engine = calibrate.read_text(path, model, groups, tokens, logits.append)
     delimiters = Delimiters.read(root / "delimiters.json")
     settings = calibrate.calibrate(
-        method, model, engine, tokens, delimiters, lambda share: progress("calibrating", share)
+        method, model, engine, tokens, delimiters, readings, lambda share: progress("calibrating", share)
     )
     return Reference(path, built, tokens, logits, settings)
 

@@ -204,10 +204,18 @@ def _session_bytes(need: Need) -> int:
 def _onnxruntime_compressor(need: Need) -> int:
     """Scratch of compressing one group, in copies of its keys in float32, and bytes a slot and group for similarities
     (measured with two workers, which share an arena: 1 to 6 rows, 2 to 8 heads of 64 and 128, 1,024 to 4,096 slots)."""
+    if need.method.scores:
+        return _scoring(need)
     if not need.method.merges:
         return int(1.1 * need.keys)
     unrotates = need.method.unrotates and need.shape.rotated_alike
     return int((8.6 if unrotates else 7.2) * need.keys) + 600 * need.slots * need.cluster_groups
+
+
+def _scoring(need: Need) -> int:
+    """Keys and values in float32, what rotates them back and their squares; for each slot and head 15 comparisons with
+    thresholds, as truth and as number (counted, not measured)."""
+    return 5 * need.keys + 15 * (1 + FLOAT) * need.slots * len(need.largest.heads)
 
 
 def tensorrt_weights(shape: DecoderShape, dtype: DType, layout: EngineLayout, batch: int) -> int:
@@ -308,6 +316,8 @@ def _tensorrt_programs(need: Need, layout: EngineLayout) -> int:
 
 def _tensorrt_compressor(need: Need) -> int:
     """Scratch of the compressor engine: levels are tried side by side (measured)."""
+    if need.method.scores:
+        return _TRT_WORKSPACE + _scoring(need)
     if not need.method.merges:
         return need.slots * 26
     # A block of span / 2 slots is compared with itself and the span before it; twice: once moved, once compared.

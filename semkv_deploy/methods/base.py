@@ -17,6 +17,7 @@ group, `G` cluster groups (1 when all heads of a group share clusters, else H), 
 | sinks | `[]` int64 | first slots that are never touched |
 | recent | `[B]` int64 | last slots that are never merged |
 | thresholds | `[L]` float32 | similarity thresholds, one for each level of tightening |
+| weights | `[H*(F+1)]` float32 | of each head's F features of a slot, then a constant: what slots are scored by |
 
 Outputs: `key_cache_out … slot_chunk_out`, `length_out`, `level` `[B]` (the level taken, -1: nothing to do) and
 `evicted` `[B]` (slots dropped because no level met the target). A method declares only the inputs it uses.
@@ -91,6 +92,9 @@ class Method(BaseModel):
 
     compresses: ClassVar[bool] = True
     """Whether the method has a program "compress"; one without it keeps every token."""
+
+    learns_from_reading_again: ClassVar[bool] = False
+    """Whether `calibrate` needs to know what the model looks at when it reads a text again."""
 
     def resolve(self, model: ModelFacts) -> Self:
         """The method with every choice that depends on the model made, so that manifests say what was built."""
@@ -172,7 +176,10 @@ class Method(BaseModel):
         """Of the slots that may stay, the share that is a recent window and never merged."""
         return 0.0
 
-    # What a memory estimate asks of a method that merges.
+    # What a memory estimate asks.
+
+    scores: ClassVar[bool] = False
+    """Whether the compressor computes a score for every slot from its key and value."""
 
     @property
     def unrotates(self) -> bool:
@@ -192,6 +199,10 @@ class Method(BaseModel):
     def calibrate(self, model: ModelFacts, text: CalibrationText) -> Settings | None:
         """What the method needs to know of the model's own keys; None: nothing."""
         return None
+
+    def warnings(self, model: ModelFacts, profile: BudgetProfile, settings: Settings | None) -> list[str]:
+        """Sentences about a profile that whoever builds it should read: a budget that the method will not use well."""
+        return []
 
     def group_inputs(
         self, model: ModelFacts, profile: BudgetProfile, settings: Settings | None

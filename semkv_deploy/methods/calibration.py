@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
@@ -24,6 +24,20 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class Reading(NamedTuple):
+    """A text that the uncompressed model has read, and read again with the first reading in its cache.
+
+    Attributes:
+        keys, values: by layer, `[H,n,D]`: of the first reading.
+        attention: by layer, `[H,n]`: the largest softmax weight that any token of the second reading, in any query head
+            of the KV head, gives a slot of the first.
+    """
+
+    keys: list[NDArray[Any]]
+    values: list[NDArray[Any]]
+    attention: list[NDArray[np.float32]]
+
+
 class CalibrationText(NamedTuple):
     """A text that the uncompressed model has read.
 
@@ -33,6 +47,7 @@ class CalibrationText(NamedTuple):
         read: (buffer, group) -> its contents, one row: `[1,H,C,D]`, live up to n.
         run: runs a graph.
         progress: called with the share that is done.
+        readings: texts that were read again, where the method learns from them; the first is this text's beginning.
     """
 
     chunk: NDArray[np.int64]
@@ -40,3 +55,4 @@ class CalibrationText(NamedTuple):
     read: Callable[[str, int], NDArray[Any]]
     run: RunGraph
     progress: Callable[[float], None]
+    readings: Sequence[Reading] = ()

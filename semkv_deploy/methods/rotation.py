@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from semkv_deploy.model.config import ModelFacts
 
 UNROTATE = """
-    channel_axis = Constant <value = int64[1] {{3}}> ()
     frequency = Constant <value = float[{half}] {{{frequencies}}}> ()
     channel_parts = Constant <value = int64[3] {{{half}, {half}, {rest}}}> ()
     position_float = Cast <to = 1> (slot_position)
@@ -34,10 +33,9 @@ UNROTATE = """
     key_back = Concat <axis = 3> (first_back, second_back, unrotary)
     mergeable = CastLike (key_back, key_cache)
 """
-"""`mergeable` from `key_cache`, `slot_position` `[B,G,C]`."""
+"""`mergeable` from `key_cache`, `slot_position` `[B,G,C]`, with `channel_axis` `[1]`."""
 
 ROTATE_BACK = """
-    seed_index = Max (source_slot, zero)
     seed_position = GatherElements <axis = 2> (slot_position, seed_index)
     seed_float = Cast <to = 1> (seed_position)
     seed_column = Unsqueeze (seed_float, channel_axis)
@@ -53,17 +51,9 @@ ROTATE_BACK = """
     merged_first_sin = Mul (merged_first, seed_sin)
     second_forth = Add (merged_second_cos, merged_first_sin)
     key_forth = Concat <axis = 3> (first_forth, second_forth, merged_rest)
-    key_rotated = CastLike (key_forth, key_cache)
-    bias_shape = Shape (slot_bias)
-    seed_in_head = Expand (seed_index, bias_shape)
-    seed_bias = GatherElements <axis = 2> (slot_bias, seed_in_head)
-    unmerged = Equal (seed_bias, clustered_bias)
-    unmerged_column = Unsqueeze (unmerged, channel_axis)
-    seed_rows = Unsqueeze (seed_in_head, channel_axis)
-    key_seed = GatherND <batch_dims = 2> (key_cache, seed_rows)
-    clustered_key = Where (unmerged_column, key_seed, key_rotated)
+    key_mean = CastLike (key_forth, key_cache)
 """
-"""`clustered_key`: cores rotated to their seed's position; what merged with nothing keeps its key bit for bit."""
+"""`key_mean`: cores, from `merged_key`, rotated to the position of their seeds, `seed_index` `[B,G,C]`."""
 
 
 def can_unrotate(facts: ModelFacts) -> bool:

@@ -3,90 +3,106 @@
 The paper's knob is the similarity threshold; a budget is met by choosing it. Ours is a hard cap, so a layer has a
 ladder of falling thresholds, tried in order until the result fits:
 
-* "paper": delimiters kept, chunks apart, one threshold.
-* "graded" (default): delimiters may merge into the chunk they close, `neighbours` chunks count as one, and thresholds
-  fall in small steps from the calibrated one. At tight budgets a lower threshold costs more than wider chunks do, and
-  merging far past the target costs more than trying another step (`semkv-deploy evaluate` measures all of these).
+* "graded" (default): made for each layer and budget from the calibration curve (`threshold_curve`), in small steps of
+  the share kept: merging past the target costs more than trying another step.
+* "paper": one threshold.
 
-What still does not fit after the last level is evicted: sinks stay, then the oldest slots go.
+What still does not fit after the last level is evicted: sinks stay, then the oldest slots go. `form="paper"` is the
+paper's method; the defaults differ from it where `semkv-deploy evaluate` and recall of a passkey said so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from semkv_deploy.methods import rotation, text
 from semkv_deploy.methods.base import Method, State
 from semkv_deploy.methods.behaviours import NO_MERGE
-from semkv_deploy.methods.calibration import Settings
 from semkv_deploy.methods.eviction import EVICT_OLDEST, evict_oldest
 from semkv_deploy.methods.layout import COMPRESS
-from semkv_deploy.ops import semantic_cluster
+from semkv_deploy.methods.semanticache_cluster import cluster_state, cluster_text
+from semkv_deploy.methods.threshold_curve import LEVELS, THRESHOLDS, ThresholdCurve, measure
 
 if TYPE_CHECKING:
     import onnx
     from torch import Tensor
 
     from semkv_deploy.budget import BudgetProfile
-    from semkv_deploy.methods.calibration import CalibrationText
-    from semkv_deploy.model.config import ModelFacts, Rotary
+    from semkv_deploy.methods.calibration import CalibrationText, Settings
+    from semkv_deploy.model.cache_groups import CacheGroup
+    from semkv_deploy.model.config import ModelFacts
 
 LADDER_STEP = 0.02
-LADDER_STEPS = 24
+"""From one threshold of a ladder to the next, where none was calibrated."""
+
 UNCALIBRATED = 0.95
 PAPER_THRESHOLD = 0.7
 """The paper's choice for 20 % kept (its Table 5)."""
 
-
-CURVE = tuple(round(0.98 - 0.04 * step, 2) for step in range(20))
-"""Thresholds of the calibration curve, falling."""
-
-
-class ThresholdCurve(Settings):
-    """Share of slots that each cache group keeps by threshold, on the calibration text.
-
-    A group's keys decide how much merges at a threshold, and groups differ widely.
-
-    Attributes:
-        tokens: length of the text.
-        thresholds: of the curve.
-        kept: `[groups][thresholds]` shares.
-    """
-
-    tokens: int
-    thresholds: tuple[float, ...]
-    kept: tuple[tuple[float, ...], ...]
+ONE_LEVEL: dict[str, Any] = {"ladder": "paper", "delimiters": "keep", "neighbours": 1}
+PAPER: dict[str, Any] = {
+    **ONE_LEVEL,
+    "sinks": 0,
+    "recent": 0.0,
+    "cluster_by": "layer",
+    "merge_keys": "cached",
+    "merge": "keys_and_values",
+    "center": False,
+}
+"""The paper's form (arXiv 2603.14303, algorithm 1 and equations 1-4); what it leaves open as in most readings."""
 
 
 class SemantiCache(Method):
     """Merges similar keys of a chunk into cores; old cores are merged again, weighted by their size.
 
     Attributes:
+        form: "paper" gives every option that is not given the paper's value (`PAPER`); "tuned": the defaults below.
         recent: share of the target that is a recent window and never merged.
         cluster_by: "layer": the KV heads of a cache group share clusters (similarity averaged); "head": each its own.
         merge_keys: "cached": keys are compared and averaged as they lie in the cache, rotated by their positions;
             "unrotated": rotated back first, and the core rotated to its seed's position; "auto": unrotated where the
             model has one rotary table, else cached. (The paper says nothing; unrotated costs a fifth less KL.)
-        ladder: how a budget is met, see the module.
+        merge: what a core is: "keys_and_values": its members' mean key and mean value (the paper's equation 3);
+            "values": its seed's key, as it is, and the mean value (kvpress's MergingPress), which costs a fifth less KL
+            at half of the cache kept and a tenth less at a fifth. Its bias is log(size) either way.
+        center: keys are compared after the group's mean key, over live slots, is taken from them: by what they do not
+            have in common. (On SmolLM2 it nearly doubles KL.)
+        delimiters: "keep": never merged (the paper's equation 1); "apart": merged with delimiters only, so that
+            repeated ones become one; "merge": part of the chunk that they close.
+        ladder: how a budget is met, see the module; "paper" also changes the defaults of `delimiters` (keep) and
+            `neighbours` (1).
         threshold: fixes the first threshold; None takes the one calibrated for layer and budget.
         span: slots further apart than this never merge.
-        neighbours: chunks counted as one where the paper's form does not fit.
+        neighbours: chunks counted as one.
     """
 
     kind: Literal["semanticache"] = "semanticache"
+    form: Literal["tuned", "paper"] = "tuned"
     recent: float = Field(default=0.5, ge=0, lt=1)
     cluster_by: Literal["layer", "head"] = "layer"
     merge_keys: Literal["auto", "cached", "unrotated"] = "auto"
+    merge: Literal["keys_and_values", "values"] = "values"
+    center: bool = False
+    delimiters: Literal["keep", "apart", "merge"] = "merge"
     ladder: Literal["graded", "paper"] = "graded"
     threshold: float | None = Field(default=None, gt=-1, le=1)
     span: Literal[32, 64] = 64
     neighbours: int = Field(default=16, ge=1)
 
     merges: ClassVar[bool] = True
+
+    @model_validator(mode="before")
+    @classmethod
+    def _presets(cls, given: Any) -> Any:
+        """Fills in what `form` and `ladder` stand for; what is given wins."""
+        if not isinstance(given, Mapping):
+            return given
+        preset = PAPER if given.get("form") == "paper" else ONE_LEVEL if given.get("ladder") == "paper" else {}
+        return {**preset, **given}
 
     def resolve(self, model: ModelFacts) -> SemantiCache:
         if self.merge_keys != "auto":
@@ -111,27 +127,22 @@ class SemantiCache(Method):
 
     @property
     def ladder_levels(self) -> int:
-        return 1 if self.ladder == "paper" else LADDER_STEPS
+        return 1 if self.ladder == "paper" else LEVELS
 
-    def thresholds(self, calibrated: float | None) -> list[float]:
-        """A group's thresholds, tried in order, given the one calibrated for the budget (None: none was)."""
+    def thresholds(self, curve: ThresholdCurve | None = None, group: int = 0, share: float = 1.0) -> list[float]:
+        """A group's thresholds, tried in order.
+
+        Args:
+            curve: what calibration measured; None where there was none.
+            share: of the slots that may merge, how much is to be kept.
+        """
         start = self.threshold
         if self.ladder == "paper":
             return [start if start is not None else PAPER_THRESHOLD]
-        if start is None:
-            # One step down: later compressions meet cores, which are less alike than the tokens calibrated on.
-            start = calibrated - LADDER_STEP if calibrated is not None else UNCALIBRATED
-        return [round(max(start - LADDER_STEP * step, -1.0), 4) for step in range(LADDER_STEPS)]
-
-    @property
-    def keeps_delimiters(self) -> bool:
-        """Whether delimiters stay apart from the chunk they close."""
-        return self.ladder == "paper"
-
-    @property
-    def chunk_width(self) -> int:
-        """Chunks that count as one."""
-        return 1 if self.ladder == "paper" else self.neighbours
+        if start is None and curve is not None:
+            return curve.ladder(group, share)
+        start = UNCALIBRATED if start is None else start
+        return [round(max(start - LADDER_STEP * step, -1.0), 4) for step in range(LEVELS)]
 
     def compressor(self, model: ModelFacts) -> onnx.ModelProto:
         if self.merge_keys == "auto":
@@ -144,7 +155,7 @@ class SemantiCache(Method):
             body=f"""
             {text.SLOTS}
             before_window = Sub (length, recent)
-            {self._cluster(model)}
+            {cluster_text(self, model)}
             {EVICT_OLDEST}
             key_cache_out, value_cache_out, slot_bias_out, length_out =
                 semkv.CompactCache (clustered_key, clustered_value, clustered_bias, keep_index)
@@ -177,13 +188,14 @@ class SemantiCache(Method):
                 "slot_position": column[0],
                 "slot_chunk": column[1],
             }
-            shares = []
-            for threshold in CURVE:
-                outputs = text.run(graphs[heads], {**feeds, "thresholds": np.array([threshold], np.float32)})
-                shares.append(round(int(outputs["length_out"][0]) / count, 4))
-            kept.append(tuple(shares))
+
+            def kept_at(threshold: float, graph: onnx.ModelProto = graphs[heads], feeds: Any = feeds) -> float:
+                outputs = text.run(graph, {**feeds, "thresholds": np.array([threshold], np.float32)})
+                return int(outputs["length_out"][0]) / count
+
+            kept.append(measure(kept_at))
             text.progress((number + 1) / len(text.groups))
-        return ThresholdCurve(tokens=count, thresholds=CURVE, kept=tuple(kept))
+        return ThresholdCurve(tokens=count, thresholds=THRESHOLDS, kept=tuple(kept))
 
     def group_inputs(
         self, model: ModelFacts, profile: BudgetProfile, settings: Settings | None
@@ -193,18 +205,37 @@ class SemantiCache(Method):
         A full group is compressed from capacity to keep_slots with sinks and window untouched; what lies between must
         shrink by the rest, and the ladder begins at the threshold that does so on the calibration text.
         """
+        curve = settings if isinstance(settings, ThresholdCurve) else None
         ladders = []
         for number, group in enumerate(profile.groups):
-            calibrated = None
-            if isinstance(settings, ThresholdCurve):
-                untouched = self.sinks + self.recent_slots(group.keep_slots)
-                share = (group.keep_slots - untouched) / (group.capacity - untouched)
-                # Shares fall with the threshold; np.interp wants rising abscissae.
-                kept = settings.kept[number]
-                calibrated = round(float(np.interp(share, kept[::-1], settings.thresholds[::-1])), 2)
-            ladder = self.thresholds(calibrated)
-            ladders.append(tuple(NO_MERGE for _ in ladder) if model.windows[group.layer] > 0 else tuple(ladder))
+            if model.windows[group.layer] > 0:
+                ladders.append((NO_MERGE,) * self.ladder_levels)
+            else:
+                ladders.append(tuple(self.thresholds(curve, number, self.kept_share(group))))
         return {**super().group_inputs(model, profile, settings), "thresholds": tuple(ladders)}
+
+    def warnings(self, model: ModelFacts, profile: BudgetProfile, settings: Settings | None) -> list[str]:
+        """Names layers that merge more than twice what is asked, so that half of their slots and more stay unused."""
+        if not isinstance(settings, ThresholdCurve) or profile.budget == 1:
+            return []
+
+        def wasted(number: int, group: CacheGroup) -> bool:
+            share = self.kept_share(group)
+            first = self.thresholds(settings, number, share)[0]
+            return model.windows[group.layer] == 0 and settings.kept_at(number, first) < share / 2
+
+        layers = sorted({group.layer for number, group in enumerate(profile.groups) if wasted(number, group)})
+        if not layers:
+            return []
+        return [
+            f"budget {profile.budget:g} is not used: layers {', '.join(map(str, layers))} keep less than half "
+            "of the slots they may at their first threshold (calibration text); one nearer 1 keeps more"
+        ]
+
+    def kept_share(self, group: CacheGroup) -> float:
+        """Of the slots of a full group that may merge, the share that is to be kept."""
+        untouched = self.sinks + self.recent_slots(group.keep_slots)
+        return (group.keep_slots - untouched) / (group.capacity - untouched)
 
     def calibration_graph(self, model: ModelFacts) -> onnx.ModelProto:
         """A graph that clusters every slot of one group at one threshold, unconditionally; its output is `length_out`.
@@ -223,46 +254,11 @@ class SemantiCache(Method):
             target = Sub (length, length)
             {text.SLOTS}
             before_window = Identity (length)
-            {self._cluster(model)}
+            {cluster_text(self, model)}
             length_out = Identity (clustered_length)
             """,
             outputs=("length_out",),
         )
-
-    def _cluster(self, model: ModelFacts) -> str:
-        """Chunk ids, the same at every level, and the clustered layer."""
-        unrotated = self.merge_keys == "unrotated"
-        before = (
-            rotation.UNROTATE.format(**rotation.parameters(model)) if unrotated else "mergeable = Identity (key_cache)"
-        )
-        return f"""
-            keeps_delimiters = Constant <value = bool {{{int(self.keeps_delimiters)}}}> ()
-            chunk_width = Constant <value = int64 {{{self.chunk_width}}}> ()
-            before_window_column = Unsqueeze (before_window, axis_1)
-            in_window = GreaterOrEqual (slot, before_window_column)
-            in_sinks = Less (slot, sinks)
-            pinned_row = Or (in_window, in_sinks)
-            pinned = Unsqueeze (pinned_row, axis_1)
-            delimiter_bit = Mod (slot_chunk, two)
-            is_delimiter = Equal (delimiter_bit, one)
-            kept_delimiter = And (is_delimiter, keeps_delimiters)
-            untouched = Or (pinned, kept_delimiter)
-            chunk_number = Div (slot_chunk, two)
-            wide_chunk = Div (chunk_number, chunk_width)
-            slot_chunk_id = Where (untouched, minus_one, wide_chunk)
-            level_axis = Constant <value = int64[1] {{2}}> ()
-            one_level = Unsqueeze (slot_chunk_id, level_axis)
-            level_count = Shape (thresholds)
-            batch_and_groups = Constant <value = int64[2] {{1, 1}}> ()
-            one_slot = Constant <value = int64[1] {{1}}> ()
-            all_levels = Concat <axis = 0> (batch_and_groups, level_count, one_slot)
-            chunk_id = Expand (one_level, all_levels)
-            {before}
-            merged_key, clustered_value, clustered_bias, clustered_length, source_slot, level =
-                semkv.SemanticCluster <span: int = {self.span}> (
-                    mergeable, value_cache, slot_bias, length, chunk_id, thresholds, target)
-            {rotation.ROTATE_BACK if unrotated else "clustered_key = Identity (merged_key)"}
-        """
 
     def reference(self, program: str) -> Callable[..., State]:
         return {COMPRESS: self._compress}[program]
@@ -271,57 +267,6 @@ class SemantiCache(Method):
         self, model: ModelFacts, state: State, *, target: Tensor, sinks: int, recent: Tensor, thresholds: list[float]
     ) -> State:
         method = self.resolve(model)
-        clustered, level = method._clustered(model, state, target, sinks, recent, thresholds)
+        clustered, level = cluster_state(method, model, state, target, sinks, recent, thresholds)
         after, evicted = evict_oldest(clustered, target, sinks)
         return {**after, "level": level, "evicted": evicted}
-
-    def _clustered(
-        self, model: ModelFacts, state: State, target: Tensor, sinks: int, recent: Tensor, thresholds: list[float]
-    ) -> tuple[State, Tensor]:
-        import torch
-
-        batch, groups, capacity = state["slot_chunk"].shape
-        chunk_id = torch.full((batch, groups, len(thresholds), capacity), -1)
-        for b in range(batch):
-            for g in range(groups):
-                # Sinks and window stay as they are; so do slots past the length, which are dead.
-                for slot in range(sinks, int(state["length"][b] - recent[b])):
-                    chunk, delimiter = divmod(int(state["slot_chunk"][b, g, slot]), 2)
-                    if not (delimiter and self.keeps_delimiters):
-                        chunk_id[b, g, :, slot] = chunk // self.chunk_width
-        unrotated = self.merge_keys == "unrotated"
-        keys = state["key_cache"]
-        mergeable = _rotary(model).rotate(keys, -state["slot_position"]) if unrotated else keys
-        key, value, bias, length, source, level_taken = semantic_cluster.reference(
-            mergeable,
-            state["value_cache"],
-            state["slot_bias"],
-            state["length"],
-            chunk_id,
-            torch.tensor(thresholds),
-            target,
-            span=self.span,
-        )
-        seed = source.clamp_min(0)
-        position, chunks = state["slot_position"].gather(2, seed), state["slot_chunk"].gather(2, seed)
-        if unrotated:
-            key = _rotary(model).rotate(key, position)
-            for b, h, slot in torch.cartesian_prod(*(torch.arange(size) for size in bias.shape)).tolist():
-                origin = int(seed[b, h if groups > 1 else 0, slot])
-                if bias[b, h, slot] == state["slot_bias"][b, h, origin]:
-                    # Merged with nothing: back to the very bits it came from.
-                    key[b, h, slot] = keys[b, h, origin]
-        dead = source < 0
-        return {
-            "key_cache": key,
-            "value_cache": value,
-            "slot_bias": bias,
-            "length": length,
-            "slot_position": position.masked_fill(dead, 0),
-            "slot_chunk": chunks.masked_fill(dead, 0),
-        }, level_taken
-
-
-def _rotary(model: ModelFacts) -> Rotary:
-    assert model.rotary is not None, "`resolve` chose cached keys"
-    return model.rotary

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from semkv_deploy.methods.base import STATE
@@ -52,6 +53,7 @@ def parse_compressor(
     operators: tuple[str, ...],
     body: str,
     outputs: tuple[str, ...] = COMPRESSED,
+    more: Mapping[str, str] | None = None,
 ) -> onnx.ModelProto:
     """The compressor graph of one cache group from its body.
 
@@ -62,6 +64,7 @@ def parse_compressor(
         operators: `semkv` operators the body calls; their functions are attached.
         body: ONNX text that defines the outputs.
         outputs: `<state>_out`, `level` and `evicted`, or fewer.
+        more: types of inputs that only this method has.
 
     Raises:
         onnx.checker.ValidationError: when the body is not a valid graph.
@@ -84,6 +87,7 @@ def parse_compressor(
         "recent": "int64[batch]",
         "level": "int64[batch]",
         "evicted": "int64[batch]",
+        **(more or {}),
     }
     declared = ", ".join(f"{types[name]} {name}" for name in STATE + inputs)
     returned = ", ".join(f"{types[name.removesuffix('_out')]} {name}" for name in outputs)

@@ -7,7 +7,7 @@ may differ: a build gives each group a share, and the budget stays the total of 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -133,15 +133,19 @@ def check_groups(
     return ordered
 
 
-def symbols(groups: Sequence[GroupShare]) -> list[str]:
-    """The capacity's name in each group's shapes: one for all, or one for each share."""
-    shares = list(dict.fromkeys(group.share for group in groups))
-    if len(shares) == 1:
-        return [CAPACITY] * len(groups)
-    return [f"{CAPACITY}_{shares.index(group.share)}" for group in groups]
+def symbols(*by_budget: Sequence[GroupShare]) -> list[str]:
+    """The capacity's name in each group's shapes: one for all, or one for each share.
+
+    Args:
+        by_budget: the same groups with the shares of each budget: groups of one name are alike in all.
+    """
+    shares = [tuple(group.share for group in budgets) for budgets in zip(*by_budget, strict=True)]
+    kinds = list(dict.fromkeys(shares))
+    if len(kinds) == 1:
+        return [CAPACITY] * len(shares)
+    return [f"{CAPACITY}_{kinds.index(share)}" for share in shares]
 
 
-def is_default(groups: Iterable[GroupShare], layers: int) -> bool:
-    """Whether these are one group a layer of one share, the form that exports have."""
-    groups = list(groups)
-    return len(groups) == layers and len({group.share for group in groups}) == 1
+def is_default(groups: Sequence[CacheGroup], layers: int) -> bool:
+    """Whether these are one group a layer, of one capacity's name: the form that exports have."""
+    return len(groups) == layers and {group.symbol for group in groups} == {CAPACITY}

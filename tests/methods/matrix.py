@@ -3,7 +3,7 @@ bundles are parametrised over these, so that a new method is a row here."""
 
 from __future__ import annotations
 
-from semkv_deploy.methods import METHODS, Full, Method, SemantiCache, StreamingLLM
+from semkv_deploy.methods import METHODS, Full, Importance, Method, SemantiCache, StreamingLLM
 
 FORMS: dict[str, Method] = {
     "streaming-llm": StreamingLLM(),
@@ -15,10 +15,18 @@ FORMS: dict[str, Method] = {
     "semanticache, by head, at turns": SemantiCache(cluster_by="head", compress_at="turn", recent=0.3, sinks=2),
     "semanticache, as cached": SemantiCache(merge_keys="cached"),
     "semanticache, as cached, by head": SemantiCache(merge_keys="cached", cluster_by="head", span=32),
-    "semanticache, the paper's form": SemantiCache(ladder="paper", sinks=0, recent=0, merge_keys="cached"),
+    "semanticache, the paper's form": SemantiCache(form="paper"),
+    "importance": Importance(),
+    "importance, at turns, no sinks": Importance(compress_at="turn", sinks=0, recent=0.5),
     "full": Full(),
 }
 
-COMPRESSING = {name: method for name, method in FORMS.items() if method.compresses}
+OPTIONS: dict[str, Method] = {
+    "semanticache, keys and values": SemantiCache(merge="keys_and_values"),
+    "semanticache, centered": SemantiCache(merge="keys_and_values", center=True, delimiters="apart"),
+}
+"""Forms that differ in the compressor's graph and in nothing else."""
+
+COMPRESSING = {name: method for name, method in {**FORMS, **OPTIONS}.items() if method.compresses}
 
 assert {method.kind for method in FORMS.values()} == set(METHODS), "every method has a row"

@@ -11,6 +11,7 @@ from semkv_deploy.budget import budget_profile
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.methods import Full, SemantiCache, method_from_options
 from semkv_deploy.methods.base import STATE, Method
+from semkv_deploy.methods.importance import feature_count
 from semkv_deploy.methods.layout import COMPRESS
 from semkv_deploy.model.cache_groups import one_a_layer
 from semkv_deploy.model.config import ModelFacts, Rotary
@@ -65,6 +66,11 @@ def example(method: Method, batch: int, seed: int = 0) -> dict[str, np.ndarray]:
     }
 
 
+def score_weights() -> np.ndarray:
+    """Weights under which scores are some nats apart, for a method that has scores."""
+    return np.random.default_rng(5).standard_normal(HEADS * (feature_count(facts()) + 1)).astype(np.float32) / 4
+
+
 def run(
     method: Method, state: dict[str, np.ndarray], thresholds: list[float], target: list[int], recent: list[int]
 ) -> Any:
@@ -79,6 +85,7 @@ def run(
         "target": np.array(target, np.int64),
         "recent": np.array(recent, np.int64),
         "sinks": np.array(method.sinks, np.int64),
+        "weights": score_weights(),
     }
     outputs = session.run(None, {value.name: feed[value.name] for value in session.get_inputs()})
     names = [value.name.removesuffix("_out") for value in session.get_outputs()]
@@ -97,6 +104,7 @@ def reference(
         sinks=method.sinks,
         recent=torch.tensor(recent),
         thresholds=thresholds,
+        **({"weights": torch.from_numpy(score_weights())} if method.scores else {}),
     )
     return {name: tensor.numpy() for name, tensor in result.items()}
 
@@ -133,7 +141,7 @@ def test_sinks_and_window_are_untouched_bit_for_bit(method: SemantiCache):
     state = example(method, batch=1)
     length, target = int(state["length"][0]), 70
     recent = method.recent_slots(target)
-    result = run(method, state, method.thresholds(0.93), [target], [recent])
+    result = run(method, state, ladder(method), [target], [recent])
     kept = int(result["length"][0])
     for name in ("key_cache", "value_cache", "slot_bias"):
         before, after = state[name][0], result[name][0]
@@ -157,7 +165,7 @@ def test_merged_slots_keep_their_weight():
     """The number of tokens that slots stand for does not change: sum over slots of exp(bias)."""
     method = SemantiCache()
     state = example(method, batch=1)
-    result = run(method, state, method.thresholds(0.93), [80], [20])
+    result = run(method, state, ladder(method), [80], [20])
     assert result["evicted"][0] == 0 and result["length"][0] <= 80
     before = np.exp(state["slot_bias"][0, 0]).sum()
     after = np.exp(result["slot_bias"][0, 0, : result["length"][0]]).sum()
@@ -186,7 +194,7 @@ def test_no_shape_depends_on_data(method: Method):
 
 
 def ladder(method: Method) -> list[float]:
-    return method.thresholds(0.93) if isinstance(method, SemantiCache) else []
+    return method.model_copy(update={"threshold": 0.91}).thresholds() if isinstance(method, SemantiCache) else []
 
 
 def test_full_never_compresses():
@@ -207,14 +215,6 @@ def test_keys_are_merged_as_cached_where_they_cannot_be_unrotated():
     assert SemantiCache().resolve(facts()).merge_keys == "unrotated"
     assert SemantiCache().resolve(facts(rotary=None)).merge_keys == "cached"
     assert SemantiCache().compressor(facts(rotary=None)) == SemantiCache(merge_keys="cached").compressor(facts())
-
-
-def test_ladder_falls_and_is_calibrated():
-    method = SemantiCache()
-    thresholds = method.thresholds(0.9)
-    assert thresholds[0] == 0.88 and thresholds == sorted(thresholds, reverse=True)
-    assert min(thresholds) < 0.5
-    assert SemantiCache(threshold=0.7).thresholds(0.9)[0] == 0.7
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 
+from semkv_deploy.budget import budget_profile
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.model.cache_groups import (
+    CacheGroup,
     GroupShare,
+    by_layer,
     check_groups,
     is_default,
     one_a_head,
@@ -28,7 +31,21 @@ def test_words_and_files(tmp_path: Path):
     parsed = parse_groups(str(tmp_path / "groups.json"), 2, 2)
     assert [(group.layer, group.heads, group.share) for group in parsed] == [(0, (0, 1), 2), (1, (0,), 1), (1, (1,), 1)]
     assert symbols(parsed) == ["capacity_0", "capacity_1", "capacity_1"]
-    assert is_default(one_a_layer(2, 3), 2) and not is_default(parsed, 2) and not is_default(one_a_head(2, 1)[:1], 2)
+    assert symbols(one_a_layer(2, 3)) == ["capacity"] * 2
+
+
+def test_groups_of_one_name_have_one_share_at_every_budget():
+    whole, fifth = one_a_layer(3, 2), by_layer([1.0, 2.0, 1.0], 2)
+    assert symbols(whole, fifth) == ["capacity_0", "capacity_1", "capacity_0"]
+
+
+def test_the_form_of_exports_is_one_group_a_layer_of_one_capacity():
+    def profile(groups: tuple[GroupShare, ...]) -> tuple[CacheGroup, ...]:
+        return budget_profile(0.5, 1024, bytes_per_slot=4, groups=groups).groups
+
+    assert is_default(profile(one_a_layer(2, 3)), 2)
+    assert not is_default(profile(by_layer([1.0, 2.0], 3)), 2)
+    assert not is_default(profile(one_a_head(2, 2)), 2)
 
 
 @pytest.mark.parametrize(

@@ -36,11 +36,14 @@ class BuiltDecoder(NamedTuple):
     lint: list[str]
 
 
-def lower_decoder(portable: Path, *, bias: BiasMode, groups: int) -> ir.Model:
+def lower_decoder(
+    portable: Path, *, bias: BiasMode, groups: int, rewrite: Callable[[ir.Model], None] = lambda model: None
+) -> ir.Model:
     """The decoder for ONNX Runtime in float32; its weights stay in the portable decoder's file until it is saved.
 
     Args:
         groups: cache groups that the portable decoder has, a `NexusAttention` for each.
+        rewrite: changes the portable graph first.
 
     Raises:
         SemkvError: when not every group's attention was lowered.
@@ -52,6 +55,7 @@ def lower_decoder(portable: Path, *, bias: BiasMode, groups: int) -> ir.Model:
     from semkv_deploy.passes.lower_gqa import lower_to_gqa
 
     model = ir.load(portable)
+    rewrite(model)
     fuse_for_onnxruntime(model)
     lowered = lower_to_gqa(model, bias=bias)
     optimize(model)

@@ -15,7 +15,7 @@ from semkv_deploy.bundle.contract import Contract
 from semkv_deploy.cli.bundle_summary import summary
 from semkv_deploy.compiler.pipeline import build_bundle
 from semkv_deploy.errors import SemkvError
-from semkv_deploy.methods import Full, SemantiCache, StreamingLLM
+from semkv_deploy.methods import Full, Importance, SemantiCache, StreamingLLM
 from semkv_deploy.model.cache_groups import by_layer, one_a_head
 from semkv_deploy.targets.tensorrt.build import SCHEMA_FILE, TensorRTOptions
 
@@ -137,6 +137,16 @@ def test_engines_of_cache_groups(groups: str, tiny_export: Path, tmp_path: Path)
         "MATRIX_MULTIPLY" if groups == "by head" else "ATTENTION_INPUT": len(shares),
     }
     assert decoder.layers == fused and len(compressors) == (1 if groups == "by head" else 2)
+
+
+@RTX
+def test_engines_of_selection_by_importance(tiny_export: Path, tmp_path: Path):
+    """Selection finds a threshold by its digits: nothing in it needs sorting, or a plugin."""
+    record = build(tiny_export, tmp_path / "b", Importance(), engines=True, compute_capabilities="86")
+    decoder, compressor = record.budgets[0].engines
+    assert decoder.layers == {"ATTENTION_INPUT": 2, "KV_CACHE_UPDATE": 4} and compressor.bytes > 0
+    graph = onnx.load(tmp_path / "b" / record.budgets[0].contract.compressors[0].onnx)
+    assert "TopK" not in {node.op_type for node in graph.graph.node}
 
 
 @RTX
