@@ -32,11 +32,23 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, float | None], None]
 
-COMMON = ("budget.py", "budget_units.py", "evaluate/metrics.py", "evaluate/tasks/base.py")
+COMMON = ("evaluate/metrics.py", "evaluate/tasks/base.py")
 """Code that decides every cell, with the task's own."""
 
 OURS = (
-    *("graph", "model", "ops", "methods", "passes", "compiler", "runtime", "targets/engine.py", "targets/onnxruntime"),
+    *(
+        "budget.py",
+        "budget_units.py",
+        "graph",
+        "model",
+        "ops",
+        "methods",
+        "passes",
+        "compiler",
+        "runtime",
+        "targets/engine.py",
+        "targets/onnxruntime",
+    ),
     "evaluate/bundles.py",
 )
 """Code that decides the cells of our methods."""
@@ -143,7 +155,6 @@ def prepare(plan: Plan, store: Store, progress: Progress) -> Prepared:
         "context": plan.context,
         "examples": plan.examples,
         "seed": plan.seed,
-        "max_context": longest,
         "versions": tool_versions(),
     }
     shared = {
@@ -183,19 +194,23 @@ def plan_cells(plan: Plan, prepared: Prepared) -> list[Cell]:
     for entry in (*ENDS, *plan.methods):
         for budget in [1.0] if entry.is_end else plan.budgets:
             for task in plan.tasks:
-                facts = {**prepared.shared[task.name], **_facts(entry)}
+                allowed = [
+                    allowed_bytes(budget, each.tokens, prepared.longest, prepared.facts)
+                    for each in prepared.examples[task.name]
+                ]
+                facts = {**prepared.shared[task.name], "allowed_bytes": digest(allowed), **_facts(entry, prepared)}
                 cells.append(Cell(entry, budget, task.name, facts))
     return cells
 
 
-def _facts(entry: Entry) -> dict[str, Any]:
+def _facts(entry: Entry, prepared: Prepared) -> dict[str, Any]:
     """What decides an entry's cells beside what they share."""
     if entry.is_peer:
         return {"press": entry.name, "options": dict(entry.options), "by": code_digest(*PEERS)}
-    by = code_digest(*OURS)
+    ours = {"max_context": prepared.longest, "by": code_digest(*OURS)}
     if entry.is_end:
-        return {"end": entry.name, "by": by}
-    return {"parameters": entry.method().model_dump(mode="json"), "build": entry.build_options, "by": by}
+        return {"end": entry.name, **ours}
+    return {"parameters": entry.method().model_dump(mode="json"), "build": entry.build_options, **ours}
 
 
 def _known(store: Store, cell: Cell, prepared: Prepared) -> dict[str, Any] | None:
