@@ -6,6 +6,7 @@ Nothing of semkv_deploy is imported. Graphs are float32. `host_without_semkv.py`
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +77,10 @@ class Host:
         self.position = np.zeros(self.batch, np.int64)
         self.length = np.zeros((len(self.groups), self.batch), np.int64)
         self.chunk, self.after_delimiter = [0] * self.batch, [False] * self.batch
-        for bias in self.buffers["slot_bias"]:
-            bias.fill(0)
+        self.unread: list[list[int]] = [[] for _ in range(self.batch)]
+        for name in ("slot_bias", "slot_attention"):
+            for said in self.buffers.get(name, []):
+                said.fill(0)
 
     def prompt(self, row: int, ids: list[int]) -> NDArray[np.float32]:
         """`[V]` logits after the last token."""
@@ -108,13 +111,27 @@ class Host:
 
     def end_turn(self) -> None:
         for behaviour in self.contract["behaviours"]:
-            if behaviour["kind"] == "make_room" and behaviour["when"] == "turn":
+            if behaviour["when"] != "turn":
+                continue
+            if behaviour["kind"] == "read_again":
+                self._read_again(behaviour, range(self.batch))
+            else:
                 for group, keep in enumerate(behaviour["keep_slots"]):
                     target = np.ceil(behaviour["turn_share"][group] * self.position).astype(np.int64)
                     self._compress(behaviour, group, np.clip(target, behaviour["least"], keep))
                 self.compressions += 1
 
-    def _run(self, tokens: Ids, row: int | None, index: int) -> NDArray[np.float32]:
+    def _read_again(self, behaviour: dict[str, Any], rows: Iterable[int]) -> None:
+        for row in rows:
+            first = min(int(self.position[row]), self.contract["max_context"] - behaviour["piece"])
+            for start in range(0, len(self.unread[row]), behaviour["piece"]):
+                tokens = self.unread[row][start : start + behaviour["piece"]]
+                self._run(np.array([tokens]), row, 0, position=first, record=True)
+            self.unread[row] = []
+
+    def _run(
+        self, tokens: Ids, row: int | None, index: int, *, position: int | None = None, record: bool = False
+    ) -> NDArray[np.float32]:
         rows = slice(None) if row is None else slice(row, row + 1)
         count, width = tokens.shape
         phase = "prefill" if row is not None else "decode"
@@ -122,9 +139,10 @@ class Host:
         graph = next(graph for graph in self.graphs["decode"] if graph.contract["phase"] in (phase, "decoder"))
         given: Arrays = {
             "input_ids": tokens,
-            "position_ids": self.position[rows, None] + np.arange(width),
+            "position_ids": (self.position[rows, None] if position is None else position) + np.arange(width)[None],
             "logits_index": np.full((count, 1), index),
             "length": np.ascontiguousarray(self.length[:, rows]),
+            **{each["name"]: np.full(1, int(record)) for each in self.contract["cache"]["step_inputs"]},
         }
         results: Arrays = {"logits": np.zeros((count, 1, self.contract["vocab_size"]), np.float32)}
         for name, patterns in program["buffers"].items():
@@ -147,6 +165,7 @@ class Host:
         return pattern and pattern.replace("{group}", f"{group:0{width}d}")
 
     def _count(self, row: int, tokens: list[int]) -> None:
+        self.unread[row] += tokens
         for token in tokens:
             delimiter = token in self.delimiters
             if self.after_delimiter[row] and not delimiter:
@@ -159,10 +178,14 @@ class Host:
             self.position[row] += 1
 
     def _make_room(self, appended: Ids) -> None:
-        full = [(self.length[group] + appended > of["capacity"]) for group, of in enumerate(self.groups)]
+        reserve = max((each["reserve"] for each in self.contract["behaviours"]), default=0)
+        full = [(self.length[group] + appended > of["capacity"] - reserve) for group, of in enumerate(self.groups)]
         if not np.any(full):
             return
         (behaviour,) = (each for each in self.contract["behaviours"] if each["kind"] == "make_room")
+        for each in self.contract["behaviours"]:
+            if each["kind"] == "read_again":
+                self._read_again(each, np.flatnonzero(np.any(full, axis=0)).tolist())
         for group, rows in enumerate(full):
             if rows.any():
                 keep, capacity = behaviour["keep_slots"][group], self.groups[group]["capacity"]
@@ -175,7 +198,9 @@ class Host:
         given: Arrays = {
             "length": self.length[group].copy(),
             "target": target,
-            "recent": np.floor(behaviour["recent_share"] * target).astype(np.int64),
+            "recent": np.maximum(np.floor(behaviour["recent_share"] * target), behaviour["recent_least"]).astype(
+                np.int64
+            ),
             **{name: column[group] for name, column in self.columns.items()},
         }
         for name, values in behaviour["by_group"].items():

@@ -23,6 +23,7 @@ class BudgetProfile(BaseModel):
         budget: share of cache entries kept, over all groups.
         prefill_chunk: rows a prompt is cut into; bounds the activations, so that memory is bounded by the capacity.
         cache_bytes: key and value bytes of all groups for one batch row.
+        reserve: slots of every group that stay free between runs, for what is read again.
         groups: capacities by cache group.
     """
 
@@ -32,6 +33,7 @@ class BudgetProfile(BaseModel):
     prefill_chunk: int
     cache_bytes: int
     groups: tuple[CacheGroup, ...]
+    reserve: int = 0
 
     @property
     def capacity(self) -> int:
@@ -46,9 +48,9 @@ class BudgetProfile(BaseModel):
     @property
     def shares(self) -> tuple[float, ...]:
         """By group, the share of its heads' entries that it keeps: the budget, where all groups have one capacity."""
-        slots = sum(len(group.heads) * group.capacity for group in self.groups)
+        slots = sum(len(group.heads) * group.keep_slots for group in self.groups)
         mean = slots / sum(len(group.heads) for group in self.groups)
-        return tuple(min(1.0, self.budget * (group.capacity / mean)) for group in self.groups)
+        return tuple(min(1.0, self.budget * (group.keep_slots / mean)) for group in self.groups)
 
 
 def label(budget: float) -> str:
@@ -81,6 +83,7 @@ def budget_profile(
     groups: Sequence[GroupShare],
     names: Sequence[str] | None = None,
     prefill_chunk: int = 128,
+    reads_again: bool = False,
 ) -> BudgetProfile:
     """The profile of `budget` at `max_context` tokens.
 
@@ -91,6 +94,7 @@ def budget_profile(
         groups: cache groups and their shares.
         names: of their capacities; None: what `cache_groups.symbols` makes of these shares.
         prefill_chunk: most rows of one prefill run; smaller where a capacity is small.
+        reads_again: for a method that reads again what was appended: room for a piece stays free.
 
     Raises:
         SemkvError: when a capacity would be too small to hold sinks, a window and the next append.
@@ -106,7 +110,10 @@ def budget_profile(
             fix=f"raise --budget to {MIN_CAPACITY / max_context:.2f} or more, or raise --max-context",
         )
     capacities = group_capacities(mean, whole, groups)
-    chunk = min(prefill_chunk, min(capacities) // 4)
+    # Where tokens are read again, two pieces have room in the quarter that a compression frees: what comes next, and
+    # what is read again before it comes.
+    chunk = min(prefill_chunk, min(capacities) // (8 if reads_again else 4))
+    reserve = chunk if reads_again and budget < 1 else 0
     heads = sum(len(group.heads) for group in groups)
     slots = sum(len(group.heads) * capacity for group, capacity in zip(groups, capacities, strict=True))
     return BudgetProfile(
@@ -125,6 +132,7 @@ def budget_profile(
             )
             for group, capacity, symbol in zip(groups, capacities, names or symbols(groups), strict=True)
         ),
+        reserve=reserve,
     )
 
 
@@ -172,9 +180,14 @@ def _give_rest(sizes: list[int], heads: list[int], shares: list[float], total: i
 
 
 def static_profile(
-    budget: BudgetLike, max_context: int, *, bytes_per_slot: int, prefill_chunk: int = 128
+    budget: BudgetLike, max_context: int, *, bytes_per_slot: int, prefill_chunk: int = 128, reads_again: bool = False
 ) -> BudgetProfile:
     """The profile of one cache group: what every layer gets where all have one share."""
     return budget_profile(
-        budget, max_context, bytes_per_slot=bytes_per_slot, groups=one_a_layer(1, 1), prefill_chunk=prefill_chunk
+        budget,
+        max_context,
+        bytes_per_slot=bytes_per_slot,
+        groups=one_a_layer(1, 1),
+        prefill_chunk=prefill_chunk,
+        reads_again=reads_again,
     )

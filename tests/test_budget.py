@@ -29,6 +29,11 @@ def test_capacity_is_a_cap_rounded_up(budget: float, context: int):
     assert 0 < profile.keep_slots < profile.capacity
     # After a compression, at least one whole prefill chunk fits.
     assert profile.keep_slots + profile.prefill_chunk <= profile.capacity
+    again = static_profile(budget, context, bytes_per_slot=1, reads_again=True)
+    assert (again.capacity, again.keep_slots) == (profile.capacity, profile.capacity - profile.capacity // 4)
+    # And beside it a piece that is read again.
+    assert again.keep_slots + again.prefill_chunk + again.reserve <= again.capacity
+    assert again.reserve == (again.prefill_chunk if budget < 1 else 0)
 
 
 @pytest.mark.parametrize("budget", ["1700tokens", "74MiB"])

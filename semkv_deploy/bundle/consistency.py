@@ -12,6 +12,7 @@ from semkv_deploy.budget import SLOT_MULTIPLE
 from semkv_deploy.bundle.files import REBUILD
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.graph.external import is_inside
+from semkv_deploy.methods.behaviours import MakeRoom, ReadAgain
 from semkv_deploy.methods.layout import DECODE
 
 if TYPE_CHECKING:
@@ -169,12 +170,30 @@ def _fits(tensor: TensorContract, expected: list[int | str]) -> bool:
     return folded and all(not isinstance(got, int) or got == want for got, want in zip(rest, expected[2:], strict=True))
 
 
+def _reading(contract: Contract, behaviour: ReadAgain, field: str) -> Iterator[Contradiction]:
+    if behaviour.input not in [buffer.name for buffer in contract.cache.step_inputs]:
+        yield f"{field}.input", "one of cache.step_inputs", behaviour.input
+    if behaviour.piece > min(contract.prefill_chunk, behaviour.reserve):
+        most = min(contract.prefill_chunk, behaviour.reserve)
+        yield f"{field}.piece", f"at most {most} tokens: a prompt's piece, and what is free", behaviour.piece
+    for number, group in enumerate(contract.cache.groups):
+        if group.keep_slots + contract.prefill_chunk + behaviour.reserve > group.capacity:
+            most = group.capacity - group.keep_slots - contract.prefill_chunk
+            yield f"{field}.reserve", f"at most {most} slots: room in group {number}", behaviour.reserve
+    rooms = [each for each in contract.behaviours[contract.behaviours.index(behaviour) :] if isinstance(each, MakeRoom)]
+    if not any(room.reserve >= behaviour.reserve for room in rooms):
+        yield field, "before a behaviour that makes room and keeps the reserve free", [each.kind for each in rooms]
+
+
 def _behaviours(contract: Contract) -> Iterator[Contradiction]:
     groups = len(contract.cache.groups)
     for number, behaviour in enumerate(contract.behaviours):
         field = f"behaviours.{number}"
         if behaviour.program not in contract.programs:
             yield f"{field}.program", f"of {sorted(contract.programs)}", behaviour.program
+        if isinstance(behaviour, ReadAgain):
+            yield from _reading(contract, behaviour, field)
+            continue
         lists = {"keep_slots": behaviour.keep_slots, "turn_share": behaviour.turn_share, **behaviour.by_group}
         for name, values in lists.items():
             if len(values) != groups:

@@ -51,8 +51,8 @@ BIAS_RULE = (
     "counts every live slot once"
 )
 CONVERSATION_RULE = (
-    "a new conversation sets position, length and the chunk count of every row, and all of slot_bias, to 0; keys and "
-    "values may stay"
+    "a new conversation sets position, length and the chunk count of every row, and all of slot_bias and of "
+    "slot_attention, to 0; keys and values may stay"
 )
 BATCH_RULE = (
     "a prompt goes in pieces of at most prefill_chunk tokens, one row at a time: the run has batch 1, length is "
@@ -221,6 +221,14 @@ class Contract(BaseModel):
     def make_room(self) -> MakeRoom | None:
         """The behaviour that compresses; None where nothing is compressed."""
         return next((behaviour for behaviour in self.behaviours if isinstance(behaviour, MakeRoom)), None)
+
+    def compressed_buffers(self, *, moved: bool = False) -> dict[str, str]:
+        """Buffers of a group that "compress" takes, and what it calls them; `moved`: only what is said of slots."""
+        if COMPRESS not in self.programs:
+            return {}
+        of_slots = {buffer.name for buffer in self.cache.buffers if buffer.of_slots}
+        bindings = self.programs[COMPRESS].buffers.items()
+        return {name: each.input for name, each in bindings if each.input and (name in of_slots or not moved)}
 
     def cache_bytes(self, batch: int | None = None) -> int:
         """Bytes of all groups' key and value caches, for so many rows (None: the contract's, or one)."""

@@ -67,7 +67,7 @@ def decoder_engine(
     Args:
         decoder: lowered for ONNX Runtime.
         groups: that the decoder has.
-        method: whose layout the decoder has; None: keys, values and biases.
+        method: whose layout the decoder has; None: that of an uncompressed cache.
     """
     import onnx
 
@@ -100,11 +100,17 @@ def decoder_engine(
 
 
 def append(
-    engine: OnnxRuntimeEngine, tokens: Sequence[int], length: int, *, logits: bool = False
+    engine: OnnxRuntimeEngine, tokens: Sequence[int], length: int, *, logits: bool = False, **given: NDArray[Any]
 ) -> NDArray[np.float32]:
-    """Runs tokens at `length`, which is their first position too; logits `[n,V]`, or those of the last `[1,V]`."""
+    """Runs tokens at `length`, which is their first position too; logits `[n,V]`, or those of the last `[1,V]`.
+
+    Args:
+        given: inputs that the layout has beyond a decoder's own; 0 where they are not given.
+    """
     within = np.arange(len(tokens))[None]
     feeds = {
+        **{each.name: np.zeros(int(each.shape), np.int64) for each in engine.contract.cache.step_inputs},
+        **given,
         "input_ids": np.array([tokens], np.int64),
         "position_ids": length + within,
         "logits_index": within if logits else within[:, -1:],
@@ -120,6 +126,7 @@ def read_text(
     groups: Sequence[GroupShare],
     tokens: list[int],
     take: Callable[[NDArray[np.float32]], None],
+    method: Method | None = None,
 ) -> OnnxRuntimeEngine:
     """Runs a text through a decoder; the caches of the engine that is returned hold its keys and values.
 
@@ -127,25 +134,17 @@ def read_text(
         decoder: lowered for ONNX Runtime.
         groups: that the decoder has.
         take: gets the logits `[m,V]` of the text's pieces, one after the other: all of them are hundreds of megabytes.
+        method: whose layout the decoder has; None: that of an uncompressed cache.
 
     Raises:
         SemkvError: when a logit is NaN or infinite.
     """
-    engine = decoder_engine(decoder, model, groups, len(tokens))
+    engine = decoder_engine(decoder, model, groups, len(tokens), method)
     for start in range(0, len(tokens), PREFILL_CHUNK):
         logits = append(engine, tokens[start : start + PREFILL_CHUNK], start, logits=True)
         check_finite(logits, decoder.name)
         take(logits)
     return engine
-
-
-def forward(
-    decoder: Path, model: ModelFacts, groups: Sequence[GroupShare], tokens: list[int]
-) -> tuple[NDArray[np.float32], OnnxRuntimeEngine]:
-    """Logits `[n,V]` of a text and the engine whose caches hold its keys and values; as `read_text`."""
-    pieces: list[NDArray[np.float32]] = []
-    engine = read_text(decoder, model, groups, tokens, lambda logits: pieces.append(logits.copy()))
-    return np.concatenate(pieces), engine
 
 
 def calibrate(
@@ -199,7 +198,12 @@ class StoredLogits:
 
 
 def weight_cost(
-    decoder: Path, model: ModelFacts, groups: Sequence[GroupShare], tokens: list[int], reference: StoredLogits
+    decoder: Path,
+    model: ModelFacts,
+    groups: Sequence[GroupShare],
+    tokens: list[int],
+    reference: StoredLogits,
+    method: Method,
 ) -> float:
     """Mean KL (nats per token) that a decoder's weights cost on a text whose exact logits are known."""
     total, done = 0.0, 0
@@ -209,7 +213,7 @@ def weight_cost(
         total += len(logits) * mean_kl(reference.rows(done, *logits.shape), logits)
         done += len(logits)
 
-    read_text(decoder, model, groups, tokens, take)
+    read_text(decoder, model, groups, tokens, take, method)
     return total / done
 
 

@@ -115,11 +115,12 @@ def build_bundle(
         check_head_size(model.head_dim, source)
         context = choose_context(max_context, model.max_position)
         method = method.resolve(model)
+        check_reading(method, targets)
         cache_types = {options.dtype if is_tensorrt(name) else model.dtype for name in targets}
         resolved = resolve_budgets(budgets, context, slot_bytes(model, cache_types))
         given = cache_groups(groups, budget_by, model)
         readings: list[Reading] = []
-        if budget_by != "uniform" or method.learns_from_reading_again:
+        if budget_by != "uniform" or method.scores:
             readings = read_text_again(root, model, calibration_text, progress)
         of_budgets = [given] * len(resolved)
         if budget_by != "uniform":
@@ -127,7 +128,7 @@ def build_bundle(
                 readings, model, resolved, budget_by, sinks=method.sinks, recent_share=method.recent_share
             )
         shares = of_budgets[0]
-        profiles = make_profiles(resolved, context, model, of_budgets)
+        profiles = make_profiles(resolved, context, model, of_budgets, method.reads_again)
         programs = write_portable(root, model, method, profiles)
         progress("lowering the decoder", None)
         reference = read_calibration_text(root, model, method, shares, calibration_text, readings, progress)
@@ -155,7 +156,9 @@ def build_bundle(
                 weights,
                 reference.path,
                 reference.built,
-                cost=lambda decoder: calibrate.weight_cost(decoder, model, shares, reference.tokens, reference.logits),
+                cost=lambda decoder: calibrate.weight_cost(
+                    decoder, model, shares, reference.tokens, reference.logits, method
+                ),
             )
             for name in targets
         }
@@ -191,6 +194,22 @@ def check_targets(targets: Sequence[str], options: TensorRTOptions) -> None:
             check_options(name, options)
 
 
+def check_reading(method: Method, targets: Sequence[str]) -> None:
+    """Fails where a target has no decoder that records attention, and the method needs one.
+
+    Raises:
+        SemkvError: naming the target.
+    """
+    for name in targets:
+        if method.reads_again and is_tensorrt(name):
+            raise SemkvError(
+                f"{method.kind} with queries=repeat reads the context again and needs a decoder that records it",
+                where=f"--target {name}",
+                expected="onnxruntime-cpu",
+                fix="leave the target out, or predict what would be looked at: --method-option queries=predicted",
+            )
+
+
 def take_source(source: str, root: Path, family: str | None, progress: Progress) -> ModelFacts:
     """Puts the portable decoder into `root/onnx`, and tokenizer and delimiters into `root`; returns the model's facts.
 
@@ -224,13 +243,12 @@ def read_text_again(root: Path, model: ModelFacts, text: str | None, progress: P
     Raises:
         SemkvError: when the text, or the model's context, is too short.
     """
-    ask, pieces = reading.reading_tokens(load_tokenizer(root), model, text)
+    pieces = reading.reading_tokens(load_tokenizer(root), model, text)
     progress("reading the calibration text again", 0.0)
     return reading.read_again(
         root / "onnx" / "decoder.onnx",
         root / "work",
         model,
-        ask,
         pieces,
         lambda share: progress("reading the calibration text again", share),
     )
@@ -287,10 +305,16 @@ def read_calibration_text(
     tokens = calibrate.calibration_tokens(load_tokenizer(root), model, text)
     progress("calibrating", 0.0)
     logits = calibrate.StoredLogits(root / "work" / "logits")
-    engine = calibrate.read_text(path, model, groups, tokens, logits.append)
+    engine = calibrate.read_text(path, model, groups, tokens, logits.append, method)
     delimiters = Delimiters.read(root / "delimiters.json")
     settings = calibrate.calibrate(
-        method, model, engine, tokens, delimiters, readings, lambda share: progress("calibrating", share)
+        method,
+        model,
+        engine,
+        tokens,
+        delimiters,
+        readings,
+        lambda share: progress("calibrating", share),
     )
     return Reference(path, built, tokens, logits, settings)
 

@@ -26,9 +26,10 @@ STEPS = 2
 """Classes of shares for each doubling: heads of a layer that are of one class at every budget share a cache group, and
 groups of one class a capacity."""
 
-LEAST = 1 / 4
+LEAST = 1 / 2
 """A head gets this part of the mean at least: room for sinks, a window and the next append. Prompts are cut into pieces
-of a quarter of the smallest capacity, so that a smaller one would make prefill slow."""
+of a quarter of the smallest capacity, of an eighth where they are read again, so that a smaller one would make prefill
+slow."""
 
 
 def cache_groups(
@@ -51,13 +52,17 @@ def cache_groups(
 
 
 def make_profiles(
-    budgets: Sequence[float], context: int, model: ModelFacts, of_budgets: Sequence[tuple[GroupShare, ...]]
+    budgets: Sequence[float],
+    context: int,
+    model: ModelFacts,
+    of_budgets: Sequence[tuple[GroupShare, ...]],
+    reads_again: bool = False,
 ) -> tuple[BudgetProfile, ...]:
-    """One profile for each budget, with its shares of the cache groups."""
+    """One profile for each budget, with its shares of the cache groups; `reads_again` as in `budget_profile`."""
     names = symbols(*of_budgets)
     slot = model.cache_bytes_per_token
     return tuple(
-        budget_profile(budget, context, bytes_per_slot=slot, groups=groups, names=names)
+        budget_profile(budget, context, bytes_per_slot=slot, groups=groups, names=names, reads_again=reads_again)
         for budget, groups in zip(budgets, of_budgets, strict=True)
     )
 

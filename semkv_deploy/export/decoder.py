@@ -96,13 +96,25 @@ class ReferenceDecoder:
     """The decoder graph in PyTorch, attention by the operator's reference: slow, and what everything is compared to.
 
     The model keeps its own attention between calls. Not for several threads at once.
+
+    Args:
+        watch: called for each layer in turn with query `[B,Hq,S,D]`, keys `[B,Hkv,C,D]` after the append, length `[B]`
+            before it, scale and soft cap.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, watch: Callable[..., None] | None = None) -> None:
         ops.register_torch()
         self.model = model
         self.layers = probe(model).layers
-        self._module = DecoderModule(model, torch.ops.semkv.nexus_attention)
+        operator: Operator = torch.ops.semkv.nexus_attention
+
+        def watched(*inputs: Tensor, **attributes: float) -> tuple[Tensor, Tensor, Tensor]:
+            outputs = operator(*inputs, **attributes)
+            if watch is not None:
+                watch(inputs[0], outputs[1], inputs[6], attributes.get("scale", 0.0), attributes.get("softcap", 0.0))
+            return outputs
+
+        self._module = DecoderModule(model, watched)
 
     def empty_caches(self, batch: int, capacity: int, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
         """Zeroed cache inputs by name. dtype: of keys and values, the model's when None."""

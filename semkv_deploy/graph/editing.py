@@ -13,7 +13,7 @@ from semkv_deploy.errors import SemkvError
 
 
 class GraphEditor:
-    """Adds nodes before a point of a graph, and constants as initializers, with deterministic names."""
+    """Adds nodes to a graph, and constants as initializers, with deterministic names."""
 
     def __init__(self, graph: ir.Graph, prefix: str) -> None:
         self.graph, self.prefix = graph, prefix
@@ -38,7 +38,7 @@ class GraphEditor:
 
     def node(
         self,
-        before: ir.Node,
+        before: ir.Node | None,
         op_type: str,
         inputs: Sequence[ir.Value | None],
         *,
@@ -47,7 +47,7 @@ class GraphEditor:
         name: str | None = None,
         **attributes: Any,
     ) -> list[ir.Value]:
-        """Inserts a node and returns its outputs."""
+        """Inserts a node (before None: at the end) and returns its outputs."""
         self._count += 1
         node = ir.node(
             op_type,
@@ -59,7 +59,10 @@ class GraphEditor:
         )
         for number, output in enumerate(node.outputs):
             output.name = f"{node.name}:{number}"
-        self.graph.insert_before(before, node)
+        if before is None:
+            self.graph.append(node)
+        else:
+            self.graph.insert_before(before, node)
         return list(node.outputs)
 
 

@@ -51,7 +51,7 @@ def appends(node: onnx.NodeProto) -> list[tuple[str, str]]:
 
 
 def alias_map(graph: onnx.GraphProto) -> dict[str, str]:
-    """Cache input -> output that may share its buffer: `past_key_values.NN.part` and `present.NN.part`.
+    """Input -> output that may share its buffer: `past_key_values.NN.part` and `present.NN.part`, and what is raised.
 
     Raises:
         SemkvError: when a present has no past.
@@ -64,6 +64,8 @@ def alias_map(graph: onnx.GraphProto) -> dict[str, str]:
             if name not in inputs:
                 raise SemkvError("cache output without its input", where=output.name, expected=f"an input {name}")
             pairs[name] = output.name
+        elif (raised := names.raised_by(output.name)) in inputs:
+            pairs[str(raised)] = output.name
     return pairs
 
 
@@ -114,6 +116,9 @@ def check_read_order(graph: onnx.GraphProto, aliases: Mapping[str, str]) -> None
     outputs = {value.name for value in graph.output}
     for source, result in aliases.items():
         updater = producer.get(result)
+        if names.raised_by(result) == source:
+            _check_raised(source, result, updater, readers)
+            continue
         if updater is None or (source, result) not in appends(updater):
             raise SemkvError(
                 "the cache is not appended to in place",
@@ -122,6 +127,20 @@ def check_read_order(graph: onnx.GraphProto, aliases: Mapping[str, str]) -> None
                 got="nothing" if updater is None else f"{updater.op_type} {updater.name}",
             )
         _check_readers(graph, source, updater, readers, _ancestors(updater, producer), outputs)
+
+
+def _check_raised(
+    source: str, result: str, updater: onnx.NodeProto | None, readers: dict[str, list[onnx.NodeProto]]
+) -> None:
+    """A buffer that is raised, element by element, is read by what raises it and by nothing else."""
+    others = [node for node in readers.get(source, []) if node is not updater]
+    if updater is None or others:
+        raise SemkvError(
+            "the buffer is not raised in place",
+            where=result,
+            expected=f"made by one node, the only one that reads {source}",
+            got=f"{others[0].op_type} {others[0].name} reads it too" if others else "nothing",
+        )
 
 
 def _check_readers(

@@ -155,7 +155,13 @@ class _Planner:
         return self.target == "onnxruntime-cpu"
 
     def profile(self, budget: BudgetLike, context: int) -> BudgetProfile:
-        return budget_profile(budget, context, bytes_per_slot=self.token_bytes, groups=self.groups)
+        return budget_profile(
+            budget,
+            context,
+            bytes_per_slot=self.token_bytes,
+            groups=self.groups,
+            reads_again=self.method.reads_again,
+        )
 
     def count(self, profile: BudgetProfile, batch: int) -> Bytes:
         need = Need(self.shape, self.method, profile, batch)

@@ -18,6 +18,8 @@ group, `G` cluster groups (1 when all heads of a group share clusters, else H), 
 | recent | `[B]` int64 | last slots that are never merged |
 | thresholds | `[L]` float32 | similarity thresholds, one for each level of tightening |
 | weights | `[H*(F+1)]` float32 | of each head's F features of a slot, then a constant: what slots are scored by |
+| slot_attention | `[B,H,C]` float32 | the group's, where the decoder records it; moves with the slots |
+| scored | `[]` float32 | 1, or 0 where no slot's attention counts |
 
 Outputs: `key_cache_out … slot_chunk_out`, `length_out`, `level` `[B]` (the level taken, -1: nothing to do) and
 `evicted` `[B]` (slots dropped because no level met the target). A method declares only the inputs it uses.
@@ -93,9 +95,6 @@ class Method(BaseModel):
     compresses: ClassVar[bool] = True
     """Whether the method has a program "compress"; one without it keeps every token."""
 
-    learns_from_reading_again: ClassVar[bool] = False
-    """Whether `calibrate` needs to know what the model looks at when it reads a text again."""
-
     def resolve(self, model: ModelFacts) -> Self:
         """The method with every choice that depends on the model made, so that manifests say what was built."""
         return self
@@ -169,17 +168,28 @@ class Method(BaseModel):
 
     def recent_slots(self, target: int) -> int:
         """Slots at the end that are never merged, of `target` slots that may stay."""
-        return int(self.recent_share * target)
+        return max(int(self.recent_share * target), self.recent_least)
 
     @property
     def recent_share(self) -> float:
         """Of the slots that may stay, the share that is a recent window and never merged."""
         return 0.0
 
+    recent_least: ClassVar[int] = 0
+    """Slots that are a recent window at least."""
+
+    @property
+    def reads_again(self) -> bool:
+        """Whether a host reads again what was appended, before it compresses (`ReadAgain`)."""
+        return False
+
     # What a memory estimate asks.
 
-    scores: ClassVar[bool] = False
-    """Whether the compressor computes a score for every slot from its key and value."""
+    @property
+    def scores(self) -> bool:
+        """Whether the compressor computes a score for every slot from its key and value, by what `calibrate` learned
+        from texts that were read again."""
+        return False
 
     @property
     def unrotates(self) -> bool:
@@ -226,6 +236,8 @@ class Method(BaseModel):
                 turn_share=profile.shares,
                 least=self.sinks + 1,
                 recent_share=self.recent_share,
+                recent_least=self.recent_least,
+                reserve=profile.reserve,
                 by_group=self.group_inputs(model, profile, settings),
             )
         ]

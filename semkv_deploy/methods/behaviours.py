@@ -21,14 +21,14 @@ COMPRESS_RULE = (
 )
 FULL_RULE = (
     "before a run that appends n[row] tokens (0 to a row that the run does not move): a group has to make room if "
-    "length + n > capacity in some row; there such rows get keep_slots as their target, other rows get the capacity "
-    "and are copied; a group with room in every row is left alone"
+    "length + n > capacity - reserve in some row; there such rows get keep_slots as their target, other rows get the "
+    "capacity and are copied; a group with room in every row is left alone"
 )
 TURN_RULE = (
     "with when = turn, every group is also compressed when a turn ends: rows whose turn it is get the target "
     "turn_share x position, rounded up, but at least `least` and at most keep_slots; other rows get the capacity"
 )
-RECENT_RULE = "recent[row] is recent_share x the row's target, rounded down"
+RECENT_RULE = "recent[row] is recent_share x the row's target, rounded down, but at least recent_least"
 
 
 class MakeRoom(BaseModel):
@@ -46,6 +46,8 @@ class MakeRoom(BaseModel):
     turn_share: tuple[float, ...] = Field(description="by group, slots kept at a turn's end as a share of the position")
     least: int = Field(description="least target of a row at a turn's end", ge=1)
     recent_share: float = Field(description="of a row's target, how much is never merged", ge=0, le=1)
+    recent_least: int = Field(default=0, description="slots that are never merged, however small the target", ge=0)
+    reserve: int = Field(default=0, description="slots that other behaviours need free between runs", ge=0)
     by_group: dict[str, tuple[int | float | tuple[float, ...], ...]] = Field(
         description="program inputs whose values are fixed, by group: a number is a scalar, a list one dimension"
     )
@@ -61,5 +63,32 @@ class MakeRoom(BaseModel):
         return len(ladder) if isinstance(ladder, tuple) else 0
 
 
-Behaviour = Annotated[MakeRoom, Field(discriminator="kind")]
-"""A union once there is a second kind; manifests say which by `kind`."""
+READ_RULE = (
+    "unread[row] are the tokens appended since the row was last read again; before a run for which a group has to make "
+    "room (full_rule), and with when = turn at a turn's end, each row that has to, or whose turn it is, is read again: "
+    "its unread tokens in pieces of piece tokens, one row and one run at a time as a prompt is, each appended behind "
+    "the row's live slots, in the place of the one before it, with positions from min(position, max_context - piece) on; "
+    "the input is 1 in these runs and 0 in all others; neither length, position nor slot columns change, and logits "
+    "mean nothing; then unread[row] is empty"
+)
+
+
+class ReadAgain(BaseModel):
+    """Read what was appended again, so that the decoder writes down how much each slot is looked at.
+
+    Stands before the behaviour that makes room.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["read_again"] = Field(default="read_again", description="says which behaviour it is")
+    program: str = Field(description="the decoder")
+    input: str = Field(description="of the program, int64 [1]: whether a run is recorded")
+    when: Literal["full", "turn"] = Field(description="as the behaviour that makes room")
+    piece: int = Field(description="most tokens that are read again in one run", ge=1)
+    reserve: int = Field(description="slots of every group that are free between runs: a piece fits", ge=1)
+    read_rule: str = READ_RULE
+
+
+Behaviour = Annotated[MakeRoom | ReadAgain, Field(discriminator="kind")]
+"""What manifests hold; they say which by `kind`."""

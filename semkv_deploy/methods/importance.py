@@ -1,77 +1,105 @@
 """Selection by importance: of each KV head those keys stay that are looked at most when a context is read again.
 
-The largest attention that a repetition of the context gives a key is what tells best what may go while the question is
-not known yet (KVzip, arXiv 2505.23416), but measuring it takes a second prefill. KVzap (arXiv 2601.07891) predicts its
-logarithm from hidden states; here a ridge regression predicts it from what lies in the cache itself: the key, rotated
-back to position 0 where the model allows it, and the value. So the compressor needs no more than its group's buffers,
-on every target, and scores what an earlier compression kept as it scores what came since.
+The largest attention that a repetition of the context gives a key tells best what may go while the question is not
+known yet (KVzip, arXiv 2505.23416). With `queries=repeat` a session measures it: what was appended is read once more
+before a compression, which costs a second prefill, and nothing in between. A slot's score lies in the buffer
+`slot_attention` and stays with it, so that no token is read more than twice. With `queries=predicted` it is predicted
+from key and value (`importance_prediction`), on every target and at no cost.
 
-The regression is fitted for each KV head when a bundle is built, on texts that the uncompressed model reads and reads
-again. Sinks and a recent window always stay.
-
-Experimental. On SmolLM2-135M, fitted on texts of another part of the corpus, predictions correlate 0.63 with the truth;
-fitted on the text that ships here, 0.57. The squares add 0.03; other heads, neighbouring slots and random features add
-nothing. With 448 slots for 900 tokens, compressed before the question, capacities by head keep 3 of 3 passkeys where
-StreamingLLM keeps 1, at two thirds of its KL (0.029 and 0.043).
+Sinks and a recent window always stay. The method is at its best with capacities of their own for each layer or KV head
+(`build --budget-by`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import numpy as np
 from pydantic import Field
 
 from semkv_deploy.methods import rotation, text
 from semkv_deploy.methods.base import Method, State
-from semkv_deploy.methods.calibration import Settings
-from semkv_deploy.methods.layout import COMPRESS
+from semkv_deploy.methods.behaviours import ReadAgain
+from semkv_deploy.methods.importance_prediction import (
+    LEAST_ATTENTION,
+    ScoreWeights,
+    feature_count,
+    fit_predictor,
+    slot_features,
+)
+from semkv_deploy.methods.layout import COMPRESS, DECODE
+from semkv_deploy.methods.record_attention import BINDING, RECORD, SLOT_ATTENTION, record_attention
 from semkv_deploy.methods.selection import KEEP_HIGHEST, keep_highest
 from semkv_deploy.ops import compact_cache
 
 if TYPE_CHECKING:
     import onnx
-    from numpy.typing import NDArray
+    import onnx_ir as ir
     from torch import Tensor
 
     from semkv_deploy.budget import BudgetProfile
-    from semkv_deploy.methods.calibration import CalibrationText, Reading
+    from semkv_deploy.methods.behaviours import Behaviour
+    from semkv_deploy.methods.calibration import CalibrationText, Settings
+    from semkv_deploy.methods.layout import Binding, CacheLayout, Scope
+    from semkv_deploy.model.cache_groups import CacheGroup
     from semkv_deploy.model.config import ModelFacts
 
-RIDGE = 1e-2
-"""Penalty of the regression, relative to the features' mean square."""
+_PREDICTED_SCORE = """
+    channel_axis = Constant <value = int64[1] {{3}}> ()
+    {before}
+    value_float = Cast <to = 1> (value_cache)
+    table_shape = Constant <value = int64[4] {{1, {heads}, {columns}, 1}}> ()
+    table = Reshape (weights, table_shape)
+    table_parts = Constant <value = int64[5] {{{dim}, {dim}, {dim}, {dim}, 1}}> ()
+    of_key, of_value, of_key_square, of_value_square, constant = Split <axis = 2> (table, table_parts)
+    key_part = MatMul (key_back, of_key)
+    value_part = MatMul (value_float, of_value)
+    key_square = Mul (key_back, key_back)
+    key_square_part = MatMul (key_square, of_key_square)
+    value_square = Mul (value_float, value_float)
+    value_square_part = MatMul (value_square, of_value_square)
+    score_column = Sum (key_part, value_part, key_square_part, value_square_part, constant)
+    score = Squeeze (score_column, channel_axis)
+"""
 
-LEAST_ATTENTION = 1e-6
-"""Attention is taken for this at least before its logarithm is."""
+_RECORDED_SCORE = f"""
+    least = Constant <value = float {{{LEAST_ATTENTION:.8f}}}> ()
+    attention = Max (slot_attention, least)
+    log_attention = Log (attention)
+    score = Mul (log_attention, scored)
+"""
 
-
-class ScoreWeights(Settings):
-    """A linear function of a slot's features for each KV head: the predicted log of the attention it would get.
-
-    Attributes:
-        weights: by cache group, for each of its heads: a weight for each feature, then a constant.
-        correlation: mean over heads of prediction and truth on the last of several texts, fitted on the others; None
-            where there is one text only.
-    """
-
-    weights: tuple[tuple[float, ...], ...]
-    correlation: float | None
+_MOVE_ATTENTION = """
+    attention_from = Max (keep_index, zero)
+    attention_none = Less (keep_index, zero)
+    attention_moved = GatherElements <axis = 2> (slot_attention, attention_from)
+    no_attention = Constant <value = float {0.0}> ()
+    slot_attention_out = Where (attention_none, no_attention, attention_moved)
+"""
 
 
 class Importance(Method):
-    """Keeps the slots of the highest predicted importance, each KV head its own.
+    """Keeps the slots of the highest importance, each KV head its own.
 
     Attributes:
-        recent: share of the target that is a recent window, kept whatever its score. (0.25 cost more KL in three
-            trials, 0.047 instead of 0.029 with 448 slots by head, and no passkey less; chosen on those trials.)
+        queries: whose attention counts: "repeat", the context's own when it is read again; "predicted", what a
+            regression on keys and values says of it.
+        recent: share of the target that is a recent window, 32 slots at least, kept whatever its score.
     """
 
     kind: Literal["importance"] = "importance"
-    recent: float = Field(default=0.5, ge=0, lt=1)
+    queries: Literal["repeat", "predicted"] = "repeat"
+    recent: float = Field(default=0.2, ge=0, lt=1)
 
-    learns_from_reading_again: ClassVar[bool] = True
-    scores: ClassVar[bool] = True
+    recent_least: ClassVar[int] = 32
+
+    @property
+    def scores(self) -> bool:
+        return not self.reads_again
+
+    @property
+    def reads_again(self) -> bool:
+        return self.queries == "repeat"
 
     @property
     def clusters_by_head(self) -> bool:
@@ -81,126 +109,128 @@ class Importance(Method):
     def recent_share(self) -> float:
         return self.recent
 
+    def layout(self, model: ModelFacts, groups: Sequence[CacheGroup]) -> CacheLayout:
+        layout = super().layout(model, groups)
+        if not self.reads_again:
+            return layout
+        return layout.model_copy(update={"buffers": (*layout.buffers, SLOT_ATTENTION), "step_inputs": (RECORD,)})
+
+    def rewrite_decoder(self, decoder: ir.Model, layout: CacheLayout) -> None:
+        if self.reads_again:
+            record_attention(decoder)
+
+    def bindings(self, program: str, layout: CacheLayout) -> tuple[Scope, dict[str, Binding]]:
+        scope, bindings = super().bindings(program, layout)
+        if program == DECODE and self.reads_again:
+            bindings[SLOT_ATTENTION.name] = BINDING
+        return scope, bindings
+
     def compressor(self, model: ModelFacts) -> onnx.ModelProto:
         heads, features = model.kv_heads, feature_count(model)
-        unrotated = rotation.can_unrotate(model)
-        before = (
-            rotation.UNROTATE.format(**rotation.parameters(model))
-            if unrotated
-            else "key_back = Cast <to = 1> (key_cache)"
-        )
+        if self.reads_again:
+            more = {"slot_attention": f"float[batch,{heads},capacity]", "scored": "float"}
+            score, moved = _RECORDED_SCORE, _MOVE_ATTENTION
+        else:
+            more = {"weights": f"float[{heads * (features + 1)}]"}
+            before = "key_back = Cast <to = 1> (key_cache)"
+            if rotation.can_unrotate(model):
+                before = rotation.UNROTATE.format(**rotation.parameters(model))
+            score = _PREDICTED_SCORE.format(before=before, heads=heads, columns=features + 1, dim=model.head_dim)
+            moved = ""
         return text.parse_compressor(
             model,
             cluster_groups=heads,
-            inputs=("weights", "target", "sinks", "recent"),
+            inputs=(*more, "target", "sinks", "recent"),
             operators=("CompactCache",),
-            more={"weights": f"float[{heads * (features + 1)}]"},
+            more=more,
+            outputs=(*text.COMPRESSED, *(["slot_attention_out"] if self.reads_again else [])),
             body=f"""
             {text.SLOTS}
-            channel_axis = Constant <value = int64[1] {{3}}> ()
-            {before}
-            value_float = Cast <to = 1> (value_cache)
-            table_shape = Constant <value = int64[4] {{1, {heads}, {features + 1}, 1}}> ()
-            table = Reshape (weights, table_shape)
-            table_parts = Constant <value = int64[5] {{{4 * f"{model.head_dim}, "}1}}> ()
-            of_key, of_value, of_key_square, of_value_square, constant = Split <axis = 2> (table, table_parts)
-            key_part = MatMul (key_back, of_key)
-            value_part = MatMul (value_float, of_value)
-            key_square = Mul (key_back, key_back)
-            key_square_part = MatMul (key_square, of_key_square)
-            value_square = Mul (value_float, value_float)
-            value_square_part = MatMul (value_square, of_value_square)
-            score_column = Sum (key_part, value_part, key_square_part, value_square_part, constant)
-            channel = Constant <value = int64[1] {{3}}> ()
-            score = Squeeze (score_column, channel)
+            {score}
             {KEEP_HIGHEST}
             key_cache_out, value_cache_out, slot_bias_out, length_out =
                 semkv.CompactCache (key_cache, value_cache, slot_bias, keep_index)
             final_index = Identity (keep_index)
             {text.MOVE_METADATA}
+            {moved}
             level = Where (over, zero, minus_one)
             """,
         )
 
-    def calibrate(self, model: ModelFacts, text: CalibrationText) -> ScoreWeights:
-        """Fits every head of every group on all texts; says how well those of all but the last predict the last."""
-        assert text.readings, "a build reads the text again for this method"
-        weights, correlations = [], []
-        for number, group in enumerate(text.groups):
-            rows = []
-            for head in group.heads:
-                pairs = [_pairs(model, reading, group.layer, head, self.sinks) for reading in text.readings]
-                rows.append(fit([x for x, _ in pairs], [y for _, y in pairs]))
-                if len(pairs) > 1:
-                    held_out = fit([x for x, _ in pairs[:-1]], [y for _, y in pairs[:-1]])
-                    x, y = pairs[-1]
-                    correlations.append(np.corrcoef(x @ held_out[:-1] + held_out[-1], y)[0, 1])
-            weights.append(tuple(float(f"{weight:.6g}") for row in rows for weight in row))
-            text.progress((number + 1) / len(text.groups))
-        correlation = round(float(np.mean(correlations)), 3) if correlations else None
-        return ScoreWeights(weights=tuple(weights), correlation=correlation)
+    def calibrate(self, model: ModelFacts, text: CalibrationText) -> Settings | None:
+        return None if self.reads_again else fit_predictor(model, text, self.sinks)
 
     def group_inputs(
         self, model: ModelFacts, profile: BudgetProfile, settings: Settings | None
     ) -> dict[str, tuple[Any, ...]]:
-        """Adds each group's weights.
+        """Adds each group's weights, or whether its attention counts.
 
         Without a score (in a layer with a sliding window, or uncalibrated) all slots are equal, and the newest stay.
         """
+        given = super().group_inputs(model, profile, settings)
+        windowed = [bool(model.windows[group.layer]) for group in profile.groups]
+        if self.reads_again:
+            return {**given, "scored": tuple(0.0 if window else 1.0 for window in windowed)}
         weights = []
         for number, group in enumerate(profile.groups):
-            if isinstance(settings, ScoreWeights) and not model.windows[group.layer]:
+            if isinstance(settings, ScoreWeights) and not windowed[number]:
                 weights.append(settings.weights[number])
             else:
                 weights.append((0.0,) * (len(group.heads) * (feature_count(model) + 1)))
-        return {**super().group_inputs(model, profile, settings), "weights": tuple(weights)}
+        return {**given, "weights": tuple(weights)}
+
+    def behaviours(self, model: ModelFacts, profile: BudgetProfile, settings: Settings | None) -> list[Behaviour]:
+        behaviours = super().behaviours(model, profile, settings)
+        if behaviours and self.reads_again:
+            again = ReadAgain(
+                program=DECODE,
+                input=RECORD.name,
+                when=self.compress_at,
+                piece=profile.prefill_chunk,
+                reserve=profile.reserve,
+            )
+            return [again, *behaviours]
+        return behaviours
 
     def reference(self, program: str) -> Callable[..., State]:
         return {COMPRESS: _compress}[program]
 
 
-def feature_count(model: ModelFacts) -> int:
-    """Features of a slot in one head: key and value, and their squares."""
-    return 4 * model.head_dim
-
-
-def slot_features(model: ModelFacts, key: Tensor, value: Tensor, position: Tensor) -> Tensor:
-    """`[...,n,F]` of keys and values `[...,n,D]` of the positions `[...,n]`."""
-    import torch
-
-    if rotation.can_unrotate(model):
-        assert model.rotary is not None
-        key = model.rotary.rotate(key, -position)
-    plain = torch.cat([key, value], -1)
-    return torch.cat([plain, plain * plain], -1)
-
-
-def _pairs(
-    model: ModelFacts, reading: Reading, layer: int, head: int, sinks: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Features `[n,F]` and the log of attention `[n]` of one head's slots behind the sinks."""
-    import torch
-
-    key, value = (torch.from_numpy(part[layer][head, sinks:]).double() for part in (reading.keys, reading.values))
-    features = slot_features(model, key, value, torch.arange(sinks, sinks + len(key)))
-    attention = reading.attention[layer][head, sinks:].astype(np.float64)
-    return features.numpy(), np.log(np.maximum(attention, LEAST_ATTENTION))
-
-
-def fit(features: list[NDArray[np.float64]], wanted: list[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """`[F+1]` weights and constant of a ridge regression on standardised features."""
-    x, y = np.concatenate(features), np.concatenate(wanted)
-    mean, deviation = x.mean(0), x.std(0) + 1e-6
-    z = (x - mean) / deviation
-    gram = z.T @ z
-    gram[np.diag_indices_from(gram)] += RIDGE * len(z)
-    weights = np.linalg.solve(gram, z.T @ (y - y.mean())) / deviation
-    return np.append(weights, y.mean() - mean @ weights)
-
-
 def _compress(
-    model: ModelFacts, state: State, *, target: Tensor, sinks: int, recent: Tensor, weights: Tensor, **_: Any
+    model: ModelFacts,
+    state: State,
+    *,
+    target: Tensor,
+    sinks: int,
+    recent: Tensor,
+    weights: Tensor | None = None,
+    scored: float = 1.0,
+    **_: Any,
 ) -> State:
+    import torch
+
+    score = _recorded(state, scored) if weights is None else _predicted(model, state, weights)
+    keep = keep_highest(score, state["length"], target, sinks, recent)
+    key, value, bias, length = compact_cache.reference(
+        state["key_cache"], state["value_cache"], state["slot_bias"], keep
+    )
+    moved: State = {
+        name: state[name].gather(2, keep.clamp_min(0)).masked_fill(keep < 0, 0)
+        for name in ("slot_position", "slot_chunk", "slot_attention")
+        if name in state
+    }
+    excess = state["length"] - target
+    after: State = {"key_cache": key, "value_cache": value, "slot_bias": bias, "length": length, **moved}
+    return {**after, "level": torch.where(excess > 0, 0, -1), "evicted": excess.clamp_min(0)}
+
+
+def _recorded(state: State, scored: float) -> Tensor:
+    """The log of the attention that was recorded, `[B,H,C]`."""
+    return state["slot_attention"].clamp_min(LEAST_ATTENTION).log() * scored
+
+
+def _predicted(model: ModelFacts, state: State, weights: Tensor) -> Tensor:
+    """The log of the attention that is predicted, `[B,H,C]`."""
     import torch
 
     batch, heads = state["slot_chunk"].shape[:2]
@@ -210,14 +240,4 @@ def _compress(
         for h in range(heads):
             key, value = (state[name][b, h].float() for name in ("key_cache", "value_cache"))
             score[b, h] = slot_features(model, key, value, state["slot_position"][b, h]) @ factor[h] + constant[h]
-    keep = keep_highest(score, state["length"], target, sinks, recent)
-    key, value, bias, length = compact_cache.reference(
-        state["key_cache"], state["value_cache"], state["slot_bias"], keep
-    )
-    moved = {
-        name: state[name].gather(2, keep.clamp_min(0)).masked_fill(keep < 0, 0)
-        for name in ("slot_position", "slot_chunk")
-    }
-    excess = state["length"] - target
-    after: State = {"key_cache": key, "value_cache": value, "slot_bias": bias, "length": length, **moved}
-    return {**after, "level": torch.where(excess > 0, 0, -1), "evicted": excess.clamp_min(0)}
+    return score

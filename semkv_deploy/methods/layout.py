@@ -38,6 +38,11 @@ class Buffer(BaseModel):
     shape: str
     dtype: str
 
+    @property
+    def of_slots(self) -> bool:
+        """Whether it says something of each slot, 0 of a dead one; keys and values of dead slots mean nothing."""
+        return self.dtype == "float32" and self.shape.endswith(",C")
+
     def sizes(self, group: CacheGroup, *, batch: int, head_dim: int) -> tuple[int, ...]:
         """The shape in numbers, for one group."""
         known = {"B": batch, "Hkv": len(group.heads), "C": group.capacity, "D": head_dim}
@@ -58,7 +63,8 @@ class CacheLayout(BaseModel):
         groups: cache groups, in the order of their numbers.
         buffers: memory of every group, on the device.
         slot_columns: int64 for every slot, kept by the host; they move with the slots through every program.
-        step_inputs: decoder inputs beyond ids, positions, logits_index and length.
+        step_inputs: decoder inputs beyond ids, positions, logits_index and length: int64 of one dimension, 0 in every
+            run for which no behaviour says otherwise.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -23,6 +23,9 @@ DECODER_OUTPUT = {"key": "present.{group}.key", "value": "present.{group}.value"
 
 SLOT_BIAS = "slot_bias"
 
+SLOT_ATTENTION = "slot_attention"
+"""What a decoder that records attention raises: `slot_attention.NN` in, `slot_attention_out.NN` out."""
+
 
 def number_tag(number: int, count: int) -> str:
     """The digits of one number of `count`: as many as the last one has, two at least.
@@ -71,3 +74,9 @@ def is_slot_bias(name: str | None) -> bool:
 def past_of(output: str) -> str:
     """The cache input that a cache output appends to."""
     return output.replace("present.", "past_key_values.", 1)
+
+
+def raised_by(output: str) -> str | None:
+    """The input whose values an output raises, in the same buffer; None for any other output."""
+    before, tag = f"{SLOT_ATTENTION}_out.", output.rpartition(".")[2]
+    return f"{SLOT_ATTENTION}.{tag}" if output == before + tag else None

@@ -15,9 +15,9 @@ import numpy as np
 import onnx_ir as ir
 
 from semkv_deploy.graph.editing import GraphEditor, attribute, replace, sole, static
+from semkv_deploy.methods.attention_nodes import capacity_of, drop_slot_biases, require_plain, required_attention_nodes
 from semkv_deploy.methods.base import BiasMode
 from semkv_deploy.ops import DOMAIN
-from semkv_deploy.passes.attention_nodes import capacity_of, drop_slot_biases, require_plain, required_attention_nodes
 
 _HEADS_LAST = [0, 2, 1, 3]
 

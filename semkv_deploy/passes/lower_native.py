@@ -22,10 +22,10 @@ import onnx_ir as ir
 
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.graph.editing import GraphEditor, attribute, replace, static
+from semkv_deploy.methods.attention_nodes import capacity_of, drop_slot_biases, require_plain, required_attention_nodes
 from semkv_deploy.methods.base import BiasMode
 from semkv_deploy.model import names
 from semkv_deploy.ops import DOMAIN
-from semkv_deploy.passes.attention_nodes import capacity_of, drop_slot_biases, require_plain, required_attention_nodes
 
 FOLDED_ROWS = "cache_rows_"
 """Begins the symbol of a folded cache's first axis; the number of KV heads follows."""

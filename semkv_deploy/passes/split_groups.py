@@ -14,9 +14,9 @@ import onnx_ir.passes.common as common_passes
 
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.graph.editing import GraphEditor, static
+from semkv_deploy.methods.attention_nodes import attention_nodes, require_plain
 from semkv_deploy.model import names
 from semkv_deploy.model.cache_groups import CacheGroup
-from semkv_deploy.passes.attention_nodes import attention_nodes, require_plain
 
 _HEADS = 1
 """Axis of the heads in `[B,H,S,D]`."""

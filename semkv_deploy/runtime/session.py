@@ -57,6 +57,7 @@ class Session:
         self._capacity = np.array([group.capacity for group in self.contract.cache.groups])[:, None]
         self._broken = np.zeros(engine.batch, bool)
         self._every_row = np.ones(engine.batch, bool)
+        self._step_inputs = {each.name: np.zeros(int(each.shape), np.int64) for each in self.contract.cache.step_inputs}
         self._first_rows = np.zeros((engine.batch, 1), np.int64)
 
     @property
@@ -97,7 +98,7 @@ class Session:
     @property
     def stats(self) -> CompressionStats:
         """What compression did since the conversation began."""
-        return self.behaviours[0].stats if self.behaviours else CompressionStats()
+        return next((each.stats for each in self.behaviours if each.makes_room), CompressionStats())
 
     def reset(self, row: int | None = None) -> None:
         """Starts a new conversation in the same buffers, in one row or in all."""
@@ -393,6 +394,7 @@ class Session:
         """Logits `[n,R,V]` of tokens `[n,S]` at the rows' positions."""
         count = ids.shape[1]
         feeds = {
+            **self._step_inputs,
             "input_ids": ids,
             "position_ids": self.position[rows, None] + np.arange(count),
             "logits_index": logits_index,

@@ -109,7 +109,8 @@ def load_session(session: Session, path: Path, row: int | None = None) -> None:
             session.engine.write(buffer.name, group, whole)
     for number, behaviour in enumerate(session.behaviours):
         prefix = f"behaviour.{number}."
-        behaviour.restore({name.removeprefix(prefix): a for name, a in tensors.items() if name.startswith(prefix)})
+        state = {name.removeprefix(prefix): a for name, a in tensors.items() if name.startswith(prefix)}
+        behaviour.restore(state, rows)
 
 
 def _identity(session: Session) -> dict[str, str]:
@@ -140,7 +141,7 @@ def _tensors(session: Session, rows: slice, *, content: bool = True) -> dict[str
             array = session.engine.read(buffer.name, group)[rows]
             tensors[f"buffer.{buffer.name}.{tag}"] = array[_live(buffer, live)] if content else array
     for number, behaviour in enumerate(session.behaviours):
-        tensors |= {f"behaviour.{number}.{name}": array for name, array in behaviour.state().items()}
+        tensors |= {f"behaviour.{number}.{name}": array for name, array in behaviour.state(rows).items()}
     return {name: np.ascontiguousarray(array) if content else array for name, array in tensors.items()}
 
 

@@ -64,7 +64,7 @@ class Engine(Protocol):
         """Fills a group's buffer from an array of its shape."""
 
     def reset(self, row: int | None = None) -> None:
-        """Clears what a new conversation needs cleared (slot biases), of one row or of all."""
+        """Clears what a new conversation needs cleared (what is said of slots), of one row or of all."""
 
     def cache_bytes(self) -> int:
         """Bytes of all buffers, spare ones included."""

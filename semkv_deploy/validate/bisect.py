@@ -9,7 +9,7 @@ appended to the caches and what comes out; of a compression, the outputs of ever
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -128,7 +128,7 @@ class _Probe:
         rows = slice(None) if row is None else slice(row, row + 1)
         groups = contract.cache.groups
         caches = [
-            tuple(engine.read(name, number)[rows] for name in ("key", "value", "slot_bias"))
+            {buffer.name: engine.read(buffer.name, number)[rows] for buffer in contract.cache.buffers}
             for number in range(len(groups))
         ]
         ours, theirs = (graph.run(feeds, caches) for graph in decoders)
@@ -159,11 +159,8 @@ class _Probe:
         engine, groups = self._runner.engine, self._reference.opened.contract.cache.groups
         ours_of, theirs_of = (_compressors(graphs) for graphs in (self._reference, self._candidate))
         for number, given in feeds.items():
-            state = {
-                "key_cache": engine.read("key", number),
-                "value_cache": engine.read("value", number),
-                "slot_bias": engine.read("slot_bias", number),
-            }
+            buffers = engine.contract.compressed_buffers()
+            state = {name: engine.read(buffer, number) for buffer, name in buffers.items()}
             ours, theirs = (run_compressor(of[number], {**state, **given}) for of in (ours_of, theirs_of))
             live = np.arange(groups[number].capacity) < ours["length_out"][:, None]
             for what, name, limit in _COMPRESSED:
@@ -230,8 +227,8 @@ class _Exposed:
         exposed = ModifyOutputs(model, self._outputs, copy=True)()
         self._session = _session(exposed.SerializeToString(), folder)
 
-    def run(self, small: Feeds, caches: Sequence[tuple[NDArray[Any], ...]]) -> dict[str, NDArray[Any]]:
-        """All outputs, for caches `(key, value, bias)` by layer, which are copied."""
+    def run(self, small: Feeds, caches: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
+        """All outputs, for buffers of every group by name, which are copied."""
         ort = onnxruntime()
         binding = self._session.io_binding()
         held: dict[str, Any] = {}
@@ -252,13 +249,12 @@ class _Exposed:
         return {name: np.array(value.numpy()) for name, value in zip(self._outputs, binding.get_outputs(), strict=True)}
 
 
-def _cache(value: Any, caches: Sequence[tuple[NDArray[Any], ...]]) -> NDArray[Any]:
-    """The cache that a decoder input named `past_key_values.NN.part` or `slot_bias.NN` takes, in its type and shape."""
-    _, number, *part = value.name.removeprefix("past_").split(".")
-    key, content, bias = caches[int(number)]
-    if names.is_slot_bias(value.name):
-        return bias
-    array = key if part == ["key"] else content
+def _cache(value: Any, caches: Sequence[Mapping[str, NDArray[Any]]]) -> NDArray[Any]:
+    """The buffer that a decoder input such as `past_key_values.NN.part` takes, in its type and shape."""
+    name, number, *part = value.name.split(".")
+    if not names.is_cache_input(value.name):
+        return caches[int(number)][name]
+    array = caches[int(number)][part[0]]
     if value.shape[1] == 1 != array.shape[1]:
         array = array.reshape(-1, 1, *array.shape[2:])
     return array.astype(np.float16) if value.type == "tensor(float16)" else array

@@ -144,6 +144,7 @@ class CompareState(BaseCompareFunc):
             "key": self.tolerance.cache,
             "value": self.tolerance.cache,
             "slot_bias": self.tolerance.bias,
+            "slot_attention": self.tolerance.cache,
         }
         limit = limits.get(kind, 0.0 if self.tolerance.exact_slots else None)
         if limit is None and not self.compressed:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from semkv_deploy.model.names import cache_names, present_names
+from semkv_deploy.methods.record_attention import RECORD, Look
+from semkv_deploy.model.names import SLOT_ATTENTION, cache_names, decoder_input, present_names
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from semkv_deploy.targets.engine import Array, Feeds
 
 _INPUT = {"key": "key_cache", "value": "value_cache", "slot_bias": "slot_bias"}
+"""Buffers that every method has, and what compressors call them."""
 
 
 class ReferenceEngine:
@@ -35,7 +37,8 @@ class ReferenceEngine:
 
         self.opened, self.facts, self.method, self.batch = opened, facts, method, batch
         layers = facts.layers
-        self._decoder = ReferenceDecoder(model)
+        self._looks: list[Look] = []
+        self._decoder = ReferenceDecoder(model, watch=lambda *look: self._looks.append(Look(*look)))
         self._names = [(cache_names(layer, layers), present_names(layer, layers)) for layer in range(layers)]
         self.reset()
 
@@ -44,6 +47,8 @@ class ReferenceEngine:
         return self.opened.contract
 
     def _tensor(self, buffer: str, group: int) -> str:
+        if buffer == SLOT_ATTENTION:
+            return decoder_input(buffer, group, len(self._names))
         return self._names[group][0][list(_INPUT).index(buffer)]
 
     def read(self, buffer: str, group: int) -> Array:
@@ -58,12 +63,20 @@ class ReferenceEngine:
     def cache_bytes(self) -> int:
         return sum(cache.nbytes for cache in self._caches.values())
 
+    @property
+    def _records(self) -> bool:
+        return any(buffer.name == SLOT_ATTENTION for buffer in self.contract.cache.buffers)
+
     def reset(self, row: int | None = None) -> None:
+        import torch
+
         empty = self._decoder.empty_caches(self.batch, self.contract.capacity)
         # One capacity for all layers while they are made; then each group's own.
         for group, of in enumerate(self.contract.cache.groups):
             for name in self._names[group][0]:
                 empty[name] = empty[name][:, :, : of.capacity]
+            if self._records:
+                empty[self._tensor(SLOT_ATTENTION, group)] = torch.zeros(self.batch, len(of.heads), of.capacity)
         if row is None:
             self._caches: dict[str, Tensor] = empty
         else:
@@ -76,7 +89,12 @@ class ReferenceEngine:
         rows = slice(None) if row is None else slice(row, row + 1)
         inputs: dict[str, Tensor] = {name: cache[rows] for name, cache in self._caches.items()}
         inputs.update({name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in feeds.items()})
+        self._looks.clear()
         outputs = self._decoder(inputs)
+        if self._records and feeds[RECORD.name].any():
+            for group, look in enumerate(self._looks):
+                name = self._tensor(SLOT_ATTENTION, group)
+                self._caches[name][rows] = torch.maximum(self._caches[name][rows], look.largest())
         for (key, value, _), (new_key, new_value) in self._names:
             self._caches[key][rows], self._caches[value][rows] = outputs[new_key], outputs[new_value]
         return {"logits": outputs["logits"].float().numpy()}
@@ -87,7 +105,8 @@ class ReferenceEngine:
     def _run_group(self, program: str, group: int, feeds: Feeds) -> dict[str, Array]:
         import torch
 
-        state = {name: self._caches[self._tensor(buffer, group)] for buffer, name in _INPUT.items()}
+        buffers = {**_INPUT, **({SLOT_ATTENTION: SLOT_ATTENTION} if self._records else {})}
+        state = {name: self._caches[self._tensor(buffer, group)] for buffer, name in buffers.items()}
         inputs: dict[str, Any] = {}
         for name, array in feeds.items():
             if name in ("length", "slot_position", "slot_chunk"):
@@ -95,9 +114,9 @@ class ReferenceEngine:
             elif name == "thresholds":
                 inputs[name] = array.tolist()
             else:
-                inputs[name] = int(array) if array.ndim == 0 else torch.from_numpy(array.copy())
+                inputs[name] = array.item() if array.ndim == 0 else torch.from_numpy(array.copy())
         after = self.method.reference(program)(self.facts, state, **inputs)
-        for buffer, name in _INPUT.items():
+        for buffer, name in buffers.items():
             self._caches[self._tensor(buffer, group)] = after[name]
         small = {f"{name}_out": after[name] for name in ("length", "slot_position", "slot_chunk")}
         return {name: tensor.numpy() for name, tensor in (small | {k: after[k] for k in ("level", "evicted")}).items()}

@@ -124,7 +124,7 @@ class StatefulRunner(BaseRunner):
     | length | `[N,B]` | live slots |
     | compressions, level, evicted | `[]`, `[N,B]`, `[N,B]` | of this event; the last compression's levels |
     | slot_position.NN, slot_chunk.NN | `[B,G,C]` | which token a slot stands for; `NO_SLOT` where dead |
-    | slot_bias.NN | `[B,H,C]` | 0 where dead |
+    | slot_bias.NN, slot_attention.NN | `[B,H,C]` | where there is such a buffer; 0 where dead |
     | key.NN, value.NN | `[B,H,C,D]` | live rows; 0 where dead |
     | inner_logits | `[runs,2,V]` | of a prefill: the first and the middle row of every run |
     | logits | `[B,V]` | after each row's last token; 0 for a row that had none |
@@ -245,9 +245,11 @@ class StatefulRunner(BaseRunner):
             live = np.arange(of.capacity) < length[:, None]
             for name in ("slot_position", "slot_chunk"):
                 outputs[f"{name}.{tag}"] = np.where(live[:, None], getattr(session, name)[number], NO_SLOT)
-            biases = self.engine.read("slot_bias", number)
-            biases = np.where(np.isneginf(biases), np.float32(MINUS_INFINITY), biases)
-            outputs[f"slot_bias.{tag}"] = np.where(live[:, None], biases, np.float32(0))
+            for buffer in session.contract.cache.buffers:
+                if buffer.of_slots:
+                    said = self.engine.read(buffer.name, number)
+                    said = np.where(np.isneginf(said), np.float32(MINUS_INFINITY), said)
+                    outputs[f"{buffer.name}.{tag}"] = np.where(live[:, None], said, np.float32(0))
             for name in ("key", "value"):
                 outputs[f"{name}.{tag}"] = live_rows(self.engine.read(name, number), length)
         if self.engine.inner_logits:

@@ -93,7 +93,7 @@ def _inputs(contract: Contract, graph: GraphContract) -> list[str]:
             "slot_chunk": (0, capacity),
             "target": (keep, keep),
             "sinks": (sinks, sinks),
-            "recent": (int(room.recent_share * keep),) * 2,
+            "recent": (max(int(room.recent_share * keep), room.recent_least),) * 2,
         }
     given = [f"{name}:{_shape(shape)}" for name, shape in shapes.items()]
     bounds = [f"{name}:[{low},{high}]" for name, (low, high) in ranges.items() if name in shapes]

@@ -39,7 +39,8 @@ def before(engine: Engine, feeds: Mapping[int, Feeds]) -> Before:
         copy = {name: given[name].copy() for name in STATE if name in given}
         for part in ("key", "value"):
             copy[f"{part}_cache"] = live_rows(engine.read(part, group), given["length"])
-        copy["slot_bias"] = engine.read("slot_bias", group).copy()
+        for buffer, name in engine.contract.compressed_buffers(moved=True).items():
+            copy[name] = engine.read(buffer, group).copy()
         state[group] = copy
         inputs[group] = {name: array for name, array in given.items() if name not in STATE}
     return Before(state, inputs)
@@ -87,7 +88,7 @@ class Ties:
                 continue
             if not self._same(self._compress(group, theirs, target.inputs[group]), got):
                 continue
-            for buffer, name in _BUFFERS.items():
+            for buffer, name in engine.contract.compressed_buffers().items():
                 engine.write(buffer, group, expected[f"{name}_out"])
             settled[group].update({name: expected[name] for name in done[group]})
             self.settled += 1
@@ -100,11 +101,12 @@ class Ties:
         """Whether two states of a group hold the same tokens in the same slots, and numbers within tolerance."""
         if not np.array_equal(expected["length_out"], got["length_out"]):
             return False
-        limits = {"key_cache_out": self._tolerance.cache, "value_cache_out": self._tolerance.cache}
+        limits = {f"{name}_out": self._tolerance.cache for name in ("key_cache", "value_cache", "slot_attention")}
+        limits["slot_bias_out"] = self._tolerance.bias
         for name, first in expected.items():
             if name not in got:
                 continue
-            second, limit = got[name], limits.get(name, self._tolerance.bias if name == "slot_bias_out" else 0.0)
+            second, limit = got[name], limits.get(name, 0.0)
             if first.ndim > 1:
                 live = np.arange(first.shape[2]) < expected["length_out"][:, None, None]
                 live = live[..., None] if first.ndim == 4 else live
@@ -114,12 +116,8 @@ class Ties:
         return True
 
 
-_BUFFERS = {"key": "key_cache", "value": "value_cache", "slot_bias": "slot_bias"}
-"""Buffers, and what a compressor calls them."""
-
-
 def _buffers(engine: Engine, group: int) -> dict[str, Array]:
-    return {f"{name}_out": engine.read(buffer, group) for buffer, name in _BUFFERS.items()}
+    return {f"{name}_out": engine.read(buffer, group) for buffer, name in engine.contract.compressed_buffers().items()}
 
 
 def _as_outcome(state: dict[str, Array]) -> dict[str, Array]:

@@ -16,7 +16,7 @@ from semkv_deploy.compiler.pipeline import build_bundle
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.methods import Importance, Method, SemantiCache
 from semkv_deploy.methods.calibration import Reading
-from semkv_deploy.methods.importance import ScoreWeights
+from semkv_deploy.methods.importance_prediction import ScoreWeights
 from semkv_deploy.runtime.open import open_session
 from semkv_deploy.targets.tensorrt.build import TensorRTOptions
 
@@ -41,7 +41,7 @@ def uneven(monkeypatch: pytest.MonkeyPatch) -> None:
 def built(export: Path, out: Path, **options: Any) -> Bundle:
     given: dict[str, Any] = {
         "budgets": [0.25, 0.5],
-        "method": Importance(),
+        "method": Importance(queries="predicted"),
         "budget_by": "head",
         "weights": "fp32",
         "target": ["onnxruntime-cpu", "tensorrt-rtx"],
@@ -51,7 +51,9 @@ def built(export: Path, out: Path, **options: Any) -> Bundle:
 
 
 @pytest.mark.parametrize(
-    "method, by", [(Importance(), "head"), (SemantiCache(), "layer")], ids=["importance-head", "semanticache-layer"]
+    "method, by",
+    [(Importance(queries="predicted"), "head"), (SemantiCache(), "layer")],
+    ids=["importance-head", "semanticache-layer"],
 )
 def test_capacities_differ_and_the_sum_is_the_budget(method: Method, by: Any, tiny_export: Path, tmp_path: Path):
     """What is looked at most has most, on every target."""

@@ -27,13 +27,13 @@ def facts(positions: int) -> Any:
 
 
 def test_a_text_is_read_again_as_transformers_reads_it(tiny_checkpoint: Path, tiny_export: Path, tmp_path: Path):
-    """The second reading lies behind the first one and the request, in pieces that each see the first one alone."""
+    """The second reading lies behind the first one, in pieces that each see the first one alone."""
     import torch
     from transformers import AutoModelForCausalLM, DynamicCache
 
     model = ModelFacts.read(tiny_export / "model.json")
-    ask, (tokens, *_) = reading_tokens(Letters(), model, "It was the best of times, it was the worst. " * 4)
-    (found,) = read_again(tiny_export / "decoder.onnx", tmp_path, model, ask, [tokens])
+    tokens, *_ = reading_tokens(Letters(), model, "It was the best of times, it was the worst. " * 4)
+    (found,) = read_again(tiny_export / "decoder.onnx", tmp_path, model, [tokens])
     assert not list(tmp_path.iterdir()) and len(tokens) > PIECE
 
     reference = AutoModelForCausalLM.from_pretrained(tiny_checkpoint, dtype="float32", attn_implementation="eager")
@@ -41,26 +41,25 @@ def test_a_text_is_read_again_as_transformers_reads_it(tiny_checkpoint: Path, ti
     with torch.no_grad():
         for start in range(0, len(tokens), PIECE):
             cache = DynamicCache()
-            text = torch.tensor([[*tokens, *ask]])
-            reference(text, past_key_values=cache)
+            reference(torch.tensor([tokens]), past_key_values=cache)
             if not start:
                 keys = [layer.keys[0].numpy() for layer in cache.layers]
             piece = torch.tensor([tokens[start : start + PIECE]])
             weights = reference(piece, past_key_values=cache, output_attentions=True).attentions
             for layer, each in enumerate(weights):
-                # Of all attention, what the first reading and the request get.
-                old = each[0, :, :, : text.shape[1]]
+                # Of all attention, what the first reading gets.
+                old = each[0, :, :, : len(tokens)]
                 share = (old / old.sum(-1, keepdim=True)).numpy()
-                by_head = share.reshape(model.kv_heads, -1, text.shape[1]).max(1)
-                expected[layer] = np.maximum(expected[layer], by_head[:, : len(tokens)])
+                by_head = share.reshape(model.kv_heads, -1, len(tokens)).max(1)
+                expected[layer] = np.maximum(expected[layer], by_head)
     for layer in range(model.layers):
-        np.testing.assert_allclose(found.keys[layer], keys[layer][:, : len(tokens)], atol=1e-4)
+        np.testing.assert_allclose(found.keys[layer], keys[layer], atol=1e-4)
         np.testing.assert_allclose(found.attention[layer], expected[layer], atol=1e-4)
 
 
 def test_a_long_text_is_read_in_pieces_that_leave_room_for_the_repetition():
-    ask, pieces = reading_tokens(Letters(), facts(512), "abc " * 500)
-    assert len(pieces) == 6 and {len(piece) for piece in pieces} == {512 - len(ask) - PIECE}
+    pieces = reading_tokens(Letters(), facts(512), "abc " * 500)
+    assert len(pieces) == 6 and {len(piece) for piece in pieces} == {512 - PIECE}
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,11 @@ FORMS: dict[str, Method] = {
     "semanticache, as cached, by head": SemantiCache(merge_keys="cached", cluster_by="head", span=32),
     "semanticache, the paper's form": SemantiCache(form="paper"),
     "importance": Importance(),
-    "importance, at turns, no sinks": Importance(compress_at="turn", sinks=0, recent=0.5),
+    "importance, at turns": Importance(compress_at="turn", sinks=2),
+    "importance, predicted": Importance(queries="predicted"),
+    "importance, predicted, at turns, no sinks": Importance(
+        queries="predicted", compress_at="turn", sinks=0, recent=0.5
+    ),
     "full": Full(),
 }
 

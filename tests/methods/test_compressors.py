@@ -11,7 +11,7 @@ from semkv_deploy.budget import budget_profile
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.methods import Full, SemantiCache, method_from_options
 from semkv_deploy.methods.base import STATE, Method
-from semkv_deploy.methods.importance import feature_count
+from semkv_deploy.methods.importance_prediction import feature_count
 from semkv_deploy.methods.layout import COMPRESS
 from semkv_deploy.model.cache_groups import one_a_layer
 from semkv_deploy.model.config import ModelFacts, Rotary
@@ -56,6 +56,8 @@ def example(method: Method, batch: int, seed: int = 0) -> dict[str, np.ndarray]:
     slot = np.arange(CAPACITY)
     sizes[np.broadcast_to(slot, sizes.shape) >= length[:, None, None]] = 0
     chunk = 2 * (slot // 9) + (slot % 9 == 8)
+    # Some attention is below the least that counts, so that there are ties.
+    attention = np.exp(random.uniform(-16, 0, (batch, HEADS, CAPACITY))).astype(np.float32)
     return {
         "key_cache": key.astype(np.float32),
         "value_cache": random.standard_normal(key.shape).astype(np.float32),
@@ -63,6 +65,7 @@ def example(method: Method, batch: int, seed: int = 0) -> dict[str, np.ndarray]:
         "length": length,
         "slot_position": np.broadcast_to(3 * slot, (batch, groups, CAPACITY)).astype(np.int64).copy(),
         "slot_chunk": np.broadcast_to(chunk, (batch, groups, CAPACITY)).astype(np.int64).copy(),
+        **({"slot_attention": attention} if method.reads_again else {}),
     }
 
 
@@ -86,6 +89,7 @@ def run(
         "recent": np.array(recent, np.int64),
         "sinks": np.array(method.sinks, np.int64),
         "weights": score_weights(),
+        "scored": np.array(1, np.float32),
     }
     outputs = session.run(None, {value.name: feed[value.name] for value in session.get_inputs()})
     names = [value.name.removesuffix("_out") for value in session.get_outputs()]

@@ -10,7 +10,7 @@ import pytest
 from semkv_deploy.budget import budget_profile
 from semkv_deploy.methods import Importance, StreamingLLM
 from semkv_deploy.methods.calibration import CalibrationText, Reading
-from semkv_deploy.methods.importance import ScoreWeights, feature_count, fit
+from semkv_deploy.methods.importance_prediction import ScoreWeights, feature_count, fit
 from semkv_deploy.model.cache_groups import CacheGroup, one_a_head, one_a_layer
 
 from .test_compressors import CAPACITY, DIM, HEADS, example, facts, run, score_weights
@@ -22,7 +22,7 @@ def kept_positions(result: dict[str, np.ndarray], head: int) -> list[int]:
 
 def test_each_head_keeps_sinks_window_and_its_highest_scores():
     """Position 0 features: a key rotated back by hand, so that the score of every slot is known."""
-    state = example(Importance(), batch=1)
+    state = example(Importance(queries="predicted"), batch=1)
     # Every slot at position 0 has the key that it would be rotated back to.
     positions = state["slot_position"].copy()
     state["slot_position"][:] = 0
@@ -31,7 +31,7 @@ def test_each_head_keeps_sinks_window_and_its_highest_scores():
     table = score_weights().reshape(HEADS, -1)
     score = np.einsum("hcf,hf->hc", features, table[:, :-1]) + table[:, -1:]
     state["slot_chunk"] = positions
-    result = run(Importance(), state, [], [50], [10])
+    result = run(Importance(queries="predicted"), state, [], [50], [10])
     assert result["length"].tolist() == [50] and result["evicted"].tolist() == [CAPACITY - 50]
     kept = [(result["slot_chunk"][0, head, :50] // 3).tolist() for head in range(HEADS)]
     for head in range(HEADS):
@@ -44,13 +44,13 @@ def test_a_key_counts_the_same_wherever_it_stands():
     """Rotating all keys by as many positions as their slots' positions grow changes nothing in what is kept."""
     import torch
 
-    state = example(Importance(), batch=1)
+    state = example(Importance(queries="predicted"), batch=1)
     moved = {name: array.copy() for name, array in state.items()}
     rotary = facts().rotary
     assert rotary is not None
     turned = rotary.rotate(torch.from_numpy(state["key_cache"]), torch.full((1, HEADS, CAPACITY), 700))
     moved["key_cache"], moved["slot_position"] = turned.numpy(), state["slot_position"] + 700
-    first, second = (run(Importance(), each, [], [40], [8]) for each in (state, moved))
+    first, second = (run(Importance(queries="predicted"), each, [], [40], [8]) for each in (state, moved))
     np.testing.assert_array_equal(second["slot_position"][0, :, :40] - 700, first["slot_position"][0, :, :40])
 
 
@@ -60,13 +60,13 @@ def test_without_scores_the_newest_slots_stay(case: str):
     model = facts(windows=(64 if case == "window" else 0,))
     profile = budget_profile(0.5, 2 * CAPACITY, bytes_per_slot=1, groups=one_a_layer(1, HEADS))
     settings = ScoreWeights(weights=(tuple(score_weights().tolist()),), correlation=None) if case == "window" else None
-    given = Importance().group_inputs(model, profile, settings)
+    given = Importance(queries="predicted").group_inputs(model, profile, settings)
     assert set(given["weights"][0]) == {0.0} and given["sinks"] == ((0,) if case == "window" else (4,))
     import onnxruntime as ort
 
-    state = example(Importance(), batch=1)
+    state = example(Importance(queries="predicted"), batch=1)
     found = []
-    for method in (Importance(), StreamingLLM()):
+    for method in (Importance(queries="predicted"), StreamingLLM()):
         if isinstance(method, StreamingLLM):
             state = {**state, **{name: state[name][:, :1] for name in ("slot_position", "slot_chunk")}}
         session = ort.InferenceSession(method.compressor(model).SerializeToString(), providers=["CPUExecutionProvider"])
@@ -109,7 +109,7 @@ def text(readings: list[Reading], groups: tuple[CacheGroup, ...]) -> Calibration
 def test_calibration_finds_what_attention_depends_on():
     model = facts(layers=2, windows=(0, 0))
     groups = budget_profile(0.5, 1024, bytes_per_slot=1, groups=one_a_head(2, HEADS)).groups
-    settings = Importance().calibrate(model, text([reading(0), reading(1), reading(2)], groups))
+    settings = Importance(queries="predicted").calibrate(model, text([reading(0), reading(1), reading(2)], groups))
     assert settings.correlation is not None and settings.correlation > 0.97
     assert len(settings.weights) == 4 and {len(row) for row in settings.weights} == {feature_count(model) + 1}
     # Head 0 looks at channel 0 of the key, head 1 at channel 2 with the other sign.
@@ -117,9 +117,9 @@ def test_calibration_finds_what_attention_depends_on():
     assert first[0] == pytest.approx(1, abs=0.05) and first[DIM + 3] == pytest.approx(-0.7, abs=0.05)
     assert second[2] == pytest.approx(-2, abs=0.1) and abs(second[0]) < 0.05
     together = budget_profile(0.5, 1024, bytes_per_slot=1, groups=one_a_layer(2, HEADS)).groups
-    joined = Importance().calibrate(model, text([reading(0), reading(1), reading(2)], together))
+    joined = Importance(queries="predicted").calibrate(model, text([reading(0), reading(1), reading(2)], together))
     assert joined.weights[0] == first + second
-    assert Importance().calibrate(model, text([reading(0)], groups)).correlation is None
+    assert Importance(queries="predicted").calibrate(model, text([reading(0)], groups)).correlation is None
 
 
 def test_a_feature_that_never_varies_has_no_say():

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from semkv_deploy.bundle import Bundle
 from semkv_deploy.compiler.pipeline import build_bundle
 from semkv_deploy.errors import SemkvError
-from semkv_deploy.methods import StreamingLLM
+from semkv_deploy.methods import Importance, StreamingLLM
 from semkv_deploy.runtime.open import open_session
 from semkv_deploy.runtime.session import Session
 
@@ -28,10 +28,14 @@ AT_TURNS = StreamingLLM(compress_at="turn")
 
 @pytest.fixture(scope="module")
 def bundles(bundle: Bundle, tiny_export: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Bundle]:
-    """Merging when the cache is full, and evicting at every turn's end."""
-    out = tmp_path_factory.mktemp("at_turns") / "bundle"
-    options: dict[str, Any] = {"budgets": [0.25, 0.5, 1.0], "method": AT_TURNS, "weights": "fp32", "max_context": 512}
-    return [bundle, build_bundle(tiny_export / "decoder.onnx", out, **options)]
+    """Merging when the cache is full; evicting at every turn's end; reading again and evicting when it is full."""
+    out = tmp_path_factory.mktemp("bundles")
+    options: dict[str, Any] = {"budgets": [0.25, 0.5, 1.0], "weights": "fp32", "max_context": 512}
+    built = [
+        build_bundle(tiny_export / "decoder.onnx", out / name, method=method, **options)
+        for name, method in (("at_turns", AT_TURNS), ("importance", Importance()))
+    ]
+    return [bundle, *built]
 
 
 def text(seed: int, count: int) -> list[int]:
@@ -48,7 +52,7 @@ def snapshot(session: Session) -> dict[str, Any]:
         for row, live in enumerate(lengths):
             for name, columns in session.slots.columns.items():
                 found[f"{name}.{group}.{row}"] = columns[group][row, :, :live].copy()
-            for name in ("key", "value", "slot_bias"):
+            for name in [buffer.name for buffer in session.contract.cache.buffers]:
                 found[f"{name}.{group}.{row}"] = session.engine.read(name, group)[row, :, :live].copy()
     return found
 
@@ -230,7 +234,7 @@ Action = st.one_of(
     actions=st.lists(Action, min_size=3, max_size=12),
     seed=st.integers(0, 50),
     budget=st.sampled_from([0.25, 0.5, 1.0]),
-    method=st.sampled_from([0, 1]),
+    method=st.sampled_from([0, 1, 2]),
 )
 def test_any_order_of_calls_leaves_rows_as_they_are_alone(
     actions: list[Any], seed: int, budget: float, method: int, bundles: list[Bundle]

@@ -14,7 +14,7 @@ from semkv_deploy.bundle import Bundle
 from semkv_deploy.compiler.calibrate import mean_kl
 from semkv_deploy.compiler.pipeline import build_bundle
 from semkv_deploy.errors import SemkvError
-from semkv_deploy.methods import Full, SemantiCache, StreamingLLM
+from semkv_deploy.methods import Full, Importance, SemantiCache, StreamingLLM
 from semkv_deploy.runtime.open import open_session
 from semkv_deploy.runtime.session import Session
 from semkv_deploy.validate.reference import ReferenceEngine
@@ -59,7 +59,7 @@ def same_cache(session: Session, reference: Session, atol: float) -> None:
                 (session.slot_chunk, reference.slot_chunk),
             ):
                 np.testing.assert_array_equal(ours[layer][row, :, :live], theirs[layer][row, :, :live])
-            for name in ("key", "value", "slot_bias"):
+            for name in [buffer.name for buffer in session.contract.cache.buffers]:
                 mine, other = (each.engine.read(name, layer)[row, :, :live] for each in (session, reference))
                 np.testing.assert_allclose(mine, other, atol=atol)
 
@@ -86,6 +86,9 @@ def test_three_turns_with_compression_match_the_reference(bundle: Bundle, model:
         SemantiCache(cluster_by="head"),
         SemantiCache(merge_keys="cached", ladder="paper", recent=0, sinks=0, threshold=0.6),
         SemantiCache(compress_at="turn"),
+        Importance(),
+        Importance(compress_at="turn", sinks=0),
+        Importance(queries="predicted"),
     ],
     ids=lambda method: method.model_dump_json(exclude_defaults=True),
 )

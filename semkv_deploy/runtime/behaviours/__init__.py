@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from semkv_deploy.runtime.behaviours.base import Interpreter
 from semkv_deploy.runtime.behaviours.make_room import RoomMaker
+from semkv_deploy.runtime.behaviours.read_again import Rereader
 
 if TYPE_CHECKING:
     from semkv_deploy.methods.behaviours import Behaviour
     from semkv_deploy.runtime.slots import Slots
     from semkv_deploy.targets.engine import Engine
 
-_BY_KIND = {"make_room": RoomMaker}
+_BY_KIND: dict[str, Callable[[Any, Engine, Slots], Interpreter]] = {"make_room": RoomMaker, "read_again": Rereader}
 
 
 def interpreter(behaviour: Behaviour, engine: Engine, slots: Slots) -> Interpreter:

@@ -63,8 +63,8 @@ class Interpreter(Protocol):
     def reset(self, rows: NDArray[np.bool_]) -> None:
         """Forgets what belongs to the conversations of these rows."""
 
-    def state(self) -> dict[str, NDArray[np.int64]]:
-        """What a saved session must hold of the behaviour, by name."""
+    def state(self, rows: slice) -> dict[str, NDArray[np.int64]]:
+        """What a saved session must hold of these rows beyond their slots, by name."""
 
-    def restore(self, state: dict[str, NDArray[np.int64]]) -> None:
+    def restore(self, state: dict[str, NDArray[np.int64]], rows: slice) -> None:
         """Takes over what `state` gave."""

@@ -36,7 +36,7 @@ class RoomMaker:
         return {}
 
     def before_append(self, count: NDArray[np.int64]) -> None:
-        full = self._slots.length + count > self._capacity[:, None]
+        full = self._slots.length + count > self._capacity[:, None] - self.behaviour.reserve
         if full.any():
             self._compress(np.where(full, self._keep[:, None], self._capacity[:, None]), np.asarray(full.any(1)))
 
@@ -57,10 +57,10 @@ class RoomMaker:
         if rows.all():
             self.stats = CompressionStats()
 
-    def state(self) -> dict[str, NDArray[np.int64]]:
+    def state(self, rows: slice) -> dict[str, NDArray[np.int64]]:
         return {}
 
-    def restore(self, state: dict[str, NDArray[np.int64]]) -> None:
+    def restore(self, state: dict[str, NDArray[np.int64]], rows: slice) -> None:
         """Takes over nothing: slots are the session's."""
 
     def _compress(self, target: NDArray[np.int64], wanted: NDArray[np.bool_]) -> None:
@@ -79,7 +79,9 @@ class RoomMaker:
                 **{name: column[group] for name, column in slots.columns.items()},
                 "length": slots.length[group],
                 "target": target[group],
-                "recent": (self.behaviour.recent_share * target[group]).astype(np.int64),
+                "recent": np.maximum(
+                    (self.behaviour.recent_share * target[group]).astype(np.int64), self.behaviour.recent_least
+                ),
             }
             for group in np.flatnonzero(wanted)
         }

@@ -161,9 +161,10 @@ class OnnxRuntimeEngine:
         return sum(array.nbytes for arrays in (*self._buffers.values(), spare) for array in arrays)
 
     def reset(self, row: int | None = None) -> None:
-        # What dead slots hold changes nothing, biases excepted.
-        for bias in self._buffers.get("slot_bias", []):
-            bias[slice(None) if row is None else row] = 0
+        # What dead slots hold changes nothing, but what is said of slots is said of the next that lie there.
+        for buffer in self.contract.cache.buffers:
+            for array in self._buffers[buffer.name] if buffer.of_slots else []:
+                array[slice(None) if row is None else row] = 0
 
     def run(self, program: str, feeds: Feeds, *, row: int | None = None) -> dict[str, Array]:
         if row is None and self._step is not None and program == DECODE and self._step.fits(feeds):

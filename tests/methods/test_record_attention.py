@@ -10,13 +10,15 @@ import onnx_ir as ir
 import pytest
 
 from semkv_deploy.errors import SemkvError
+from semkv_deploy.methods.record_attention import record_attention
 from semkv_deploy.passes.lower_gqa import lower_to_gqa
-from semkv_deploy.passes.record_attention import record_attention
 
 LAYERS, HEADS, DIM, ROWS, LIVE, CAPACITY = 2, 2, 16, 5, 10, 24
 
 
-def run(export: Path, lowering: str, before: float) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+def run(
+    export: Path, lowering: str, before: float, record: int = 1
+) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
     import onnxruntime as ort
 
     model = ir.load(export / "decoder.onnx")
@@ -35,6 +37,7 @@ def run(export: Path, lowering: str, before: float) -> tuple[dict[str, Any], dic
         "position_ids": np.arange(ROWS)[None] + 30,
         "logits_index": np.array([[ROWS - 1]]),
         "length": np.full((LAYERS, 1), LIVE),
+        "record": np.array([record]),
     }
     for layer in range(LAYERS):
         for name in ("key", "value"):
@@ -61,6 +64,22 @@ def test_the_largest_weight_that_any_row_gives_a_slot_is_kept(lowering: str, bef
         expected[0, :, :LIVE] = np.maximum(expected[0, :, :LIVE], weights)
         # What the run itself appended, and dead slots, get no weight.
         np.testing.assert_allclose(found[f"slot_attention_out.{layer:02d}"], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("lowering", ["none", "gqa"])
+def test_a_run_that_is_not_recorded_raises_nothing(lowering: str, tiny_export: Path):
+    recorded, silent = (run(tiny_export, lowering, 0.2, record)[1] for record in (1, 0))
+    for layer in range(LAYERS):
+        name = f"slot_attention_out.{layer:02d}"
+        assert (silent[name] == np.float32(0.2)).all() and (recorded[name] != silent[name]).any()
+    np.testing.assert_array_equal(recorded["logits"], silent["logits"])
+
+
+def test_a_decoder_records_once(tiny_export: Path):
+    model = ir.load(tiny_export / "decoder.onnx")
+    record_attention(model)
+    with pytest.raises(SemkvError, match="records attention already"):
+        record_attention(model)
 
 
 def test_a_graph_without_attention_is_refused():

@@ -1,0 +1,166 @@
+"""Lets a portable decoder write down how much its queries look at each slot, in the runs that ask for it.
+
+The graph gets an input `record` `[1]` int64, and for every cache group a buffer more: `slot_attention` `[B,Hkv,C]`
+float32, in and out. A run with `record` 1 raises the value of each live slot to the largest softmax weight that any of
+the run's rows, in any query head of the slot's KV head, gives it. The softmax is over the slots below `length` alone:
+what the run appends takes no part. (KVzip's score, arXiv 2505.23416, when the rows are those of a text that the cache
+already holds.) A run with `record` 0 costs what it did: all of this is one `If` at the graph's end.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import onnx_ir as ir
+
+from semkv_deploy.errors import SemkvError
+from semkv_deploy.graph.editing import GraphEditor, attribute, static
+from semkv_deploy.methods.attention_nodes import require_plain, required_attention_nodes
+from semkv_deploy.methods.layout import Binding, Buffer
+from semkv_deploy.model import names
+from semkv_deploy.model.names import TAG, number_tag
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SLOT_ATTENTION = Buffer(name=names.SLOT_ATTENTION, shape="B,Hkv,C", dtype="float32")
+
+RECORD = Buffer(name="record", shape="1", dtype="int64")
+"""The decoder's input that says whether a run is recorded."""
+
+BINDING = Binding(input=f"{SLOT_ATTENTION.name}.{TAG}", output=f"{SLOT_ATTENTION.name}_out.{TAG}")
+"""The buffer's names in the decoder."""
+
+
+class Look(NamedTuple):
+    """What the reference sees of one attention: the slow statement of what is recorded.
+
+    Attributes:
+        query: `[B,Hq,S,D]`.
+        keys: `[B,Hkv,C,D]`, of live slots and of what the run appended.
+        length: `[B]`, before the run.
+        scale, softcap: of the attention; 0: 1/sqrt(D), none.
+    """
+
+    query: Tensor
+    keys: Tensor
+    length: Tensor
+    scale: float
+    softcap: float
+
+    def largest(self) -> Tensor:
+        """`[B,Hkv,C]`: the largest weight that a row of the run gives each slot, 0 at and above the length."""
+        import torch
+
+        batch, heads, slots, dim = self.keys.shape
+        result = torch.zeros(batch, heads, slots)
+        for b in range(batch):
+            live = int(self.length[b])
+            for h in range(heads if live else 0):
+                rows = self.query[b].reshape(heads, -1, dim)[h].float()
+                logits = rows @ self.keys[b, h, :live].float().T * (self.scale or dim**-0.5)
+                if self.softcap:
+                    logits = self.softcap * torch.tanh(logits / self.softcap)
+                result[b, h, :live] = torch.softmax(logits, -1).amax(0)
+        return result
+
+
+class _Recorded(NamedTuple):
+    """What one `NexusAttention` reads and appends to, and the names and shape of its group's buffer."""
+
+    node: ir.Node
+    before: ir.Value
+    after: ir.Value
+
+
+def record_attention(model: ir.Model) -> None:
+    """Adds `record`, and a `slot_attention` input and output for every cache group, in place.
+
+    Args:
+        model: a portable decoder. Windows are ignored: in such layers what is recorded means nothing.
+
+    Raises:
+        SemkvError: when it has no `NexusAttention`, or one with options, or records already.
+    """
+    graph = model.graph
+    nodes = required_attention_nodes(graph)
+    if any(value.name == RECORD.name for value in graph.inputs):
+        raise SemkvError("the decoder records attention already", where=graph.name)
+    groups = []
+    for number, node in enumerate(nodes):
+        require_plain(node)
+        groups.append(_group(node, number_tag(number, len(nodes))))
+    record = ir.Value(name=RECORD.name, shape=ir.Shape([1]), type=ir.TensorType(ir.DataType.INT64))
+    then = ir.Graph([], [], nodes=[], name="recorded")
+    edit = GraphEditor(then, "record")
+    then.outputs.extend(_raised(group, edit) for group in groups)
+    otherwise = ir.Graph([], [], nodes=[], name="not_recorded")
+    edit = GraphEditor(otherwise, "record.not")
+    otherwise.outputs.extend(_typed(edit.node(None, "Identity", [group.before])[0], group.after) for group in groups)
+    outer = GraphEditor(graph, "record.whether")
+    (flag,) = outer.node(None, "Squeeze", [record, outer.constant([0], np.int64)])
+    (wanted,) = outer.node(None, "Cast", [flag], to=int(ir.DataType.BOOL))
+    results = outer.node(
+        None,
+        "If",
+        [wanted],
+        outputs=len(groups),
+        then_branch=ir.AttrGraph("then_branch", then),
+        else_branch=ir.AttrGraph("else_branch", otherwise),
+    )
+    for group, result in zip(groups, results, strict=True):
+        result.name, result.shape, result.type = group.after.name, group.after.shape, group.after.type
+    graph.inputs.extend([record, *(group.before for group in groups)])
+    graph.outputs.extend(results)
+
+
+def _group(node: ir.Node, tag: str) -> _Recorded:
+    cache = node.inputs[3]
+    assert cache is not None and cache.shape is not None
+    shape = ir.Shape([cache.shape[0], static(cache, 1), cache.shape[2]])
+    before, after = (
+        ir.Value(name=str(name).replace(TAG, tag), shape=shape, type=ir.TensorType(ir.DataType.FLOAT))
+        for name in (BINDING.input, BINDING.output)
+    )
+    return _Recorded(node, before, after)
+
+
+def _typed(value: ir.Value, like: ir.Value) -> ir.Value:
+    value.shape, value.type = like.shape, like.type
+    return value
+
+
+def _raised(group: _Recorded, edit: GraphEditor) -> ir.Value:
+    """The buffer with what the run's rows look at."""
+    node = group.node
+    query, length, cache = node.inputs[0], node.inputs[6], node.inputs[3]
+    # What was appended is in the output; the input may be the same memory, and written by then.
+    keys = node.outputs[1]
+    assert query is not None and length is not None and cache is not None
+    kv_heads, head_dim = static(cache, 1), static(cache, 3)
+
+    def add(op_type: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
+        return edit.node(None, op_type, list(inputs), **attributes)[0]
+
+    def ints(*values: int) -> ir.Value:
+        return edit.constant(values, np.int64)
+
+    float32 = int(ir.DataType.FLOAT)
+    # Rows of all query heads of a KV head in one axis: [B,Hkv,G*S,D].
+    rows = add("Reshape", add("Cast", query, to=float32), ints(0, kv_heads, -1, head_dim))
+    scale = attribute(node, "scale", 0.0) or 1 / math.sqrt(head_dim)
+    rows = add("Mul", rows, edit.constant(scale, np.float32))
+    logits = add("MatMul", rows, add("Transpose", add("Cast", keys, to=float32), perm=[0, 1, 3, 2]))
+    softcap = attribute(node, "softcap", 0.0)
+    if softcap > 0:
+        cap = edit.constant(softcap, np.float32)
+        logits = add("Mul", add("Tanh", add("Div", logits, cap)), cap)
+    capacity = add("Squeeze", edit.node(None, "Shape", [keys], start=2, end=3)[0])
+    slot = add("Range", edit.constant(0, np.int64), capacity, edit.constant(1, np.int64))
+    live = add("Less", slot, add("Unsqueeze", length, ints(1, 2, 3)))
+    # Finite, so that a run on an empty cache gives equal weights and no NaN.
+    weights = add("Softmax", add("Where", live, logits, edit.constant(-1e30, np.float32)), axis=-1)
+    largest = edit.node(None, "ReduceMax", [weights, ints(2)], keepdims=0)[0]
+    return _typed(add("Max", group.before, largest), group.after)
