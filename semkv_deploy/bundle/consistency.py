@@ -98,6 +98,9 @@ def _groups(contract: Contract) -> Iterator[Contradiction]:
         fine = [size in ("B", "Hkv", "C", "D") or (size.isdecimal() and 0 < int(size) <= _MOST) for size in sizes]
         if not all(fine) or buffer.dtype not in ("T", "float32", "int64"):
             yield f"cache, buffer {buffer.name}", "sizes B, Hkv, C, D or numbers", f"{buffer.shape} {buffer.dtype}"
+    for buffer in contract.cache.step_inputs:
+        if not buffer.shape.isdecimal() or buffer.dtype != "int64":
+            yield f"cache.step_inputs, {buffer.name}", "int64 of one dimension", f"{buffer.shape} {buffer.dtype}"
     names = [buffer.name for buffer in contract.cache.buffers]
     if len(set(names)) < len(names) or not {*_REQUIRED} <= set(names):
         yield "cache.buffers", "key and value, each buffer once", names
@@ -176,10 +179,6 @@ def _reading(contract: Contract, behaviour: ReadAgain, field: str) -> Iterator[C
     if behaviour.piece > min(contract.prefill_chunk, behaviour.reserve):
         most = min(contract.prefill_chunk, behaviour.reserve)
         yield f"{field}.piece", f"at most {most} tokens: a prompt's piece, and what is free", behaviour.piece
-    for number, group in enumerate(contract.cache.groups):
-        if group.keep_slots + contract.prefill_chunk + behaviour.reserve > group.capacity:
-            most = group.capacity - group.keep_slots - contract.prefill_chunk
-            yield f"{field}.reserve", f"at most {most} slots: room in group {number}", behaviour.reserve
     rooms = [each for each in contract.behaviours[contract.behaviours.index(behaviour) :] if isinstance(each, MakeRoom)]
     if not any(room.reserve >= behaviour.reserve for room in rooms):
         yield field, "before a behaviour that makes room and keeps the reserve free", [each.kind for each in rooms]
@@ -203,6 +202,9 @@ def _behaviours(contract: Contract) -> Iterator[Contradiction]:
                 yield f"{field}.{name}", "numbers of a sensible size", "others"
             if len({len(value) if isinstance(value, tuple) else -1 for value in values}) > 1:
                 yield f"{field}.{name}", "as many numbers for each group", "other counts"
-        rooms = zip(behaviour.keep_slots, contract.cache.groups, strict=False)
+        rooms = list(zip(behaviour.keep_slots, contract.cache.groups, strict=False))
+        most = min((group.capacity - keep for keep, group in rooms), default=0) - contract.prefill_chunk
+        if behaviour.reserve > max(most, 0):
+            yield f"{field}.reserve", f"at most {most} slots: room beside a prompt's piece", behaviour.reserve
         if any(not 0 < keep <= group.capacity for keep, group in rooms):
             yield f"{field}.keep_slots", "at most each group's capacity", behaviour.keep_slots

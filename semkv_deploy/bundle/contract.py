@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from semkv_deploy.methods.calibration import Settings
     from semkv_deploy.model.config import ModelFacts
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 Phase = Literal["decoder", "prefill", "decode", "compressor"]
 """What a graph of a program is for: prompts and steps, prompts, steps; or a group's compression."""

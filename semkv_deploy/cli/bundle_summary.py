@@ -11,6 +11,7 @@ from rich.text import Text
 from semkv_deploy.budget import label
 from semkv_deploy.bundle import OnnxRuntimeRecord, TensorRTRecord
 from semkv_deploy.cli.console import number_table
+from semkv_deploy.model import names
 from semkv_deploy.terminal import printable, show_table
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def summary(bundle: Bundle) -> None:
             console.print(
                 f"{name}: {kept / MIB:.1f} MiB of them in float32: scales, norms, what has no kernel of 8 bits"
             )
-        aliases = record.budgets[0].contract.decoders[0].aliases
+        aliases = [name for name in record.budgets[0].contract.decoders[0].aliases if names.is_cache_input(name)]
         console.print(f"{name}: {len(aliases)} caches appended in place")
         for finding in record.lint:
             console.print(f"{name}: {printable(finding)}")

@@ -103,16 +103,21 @@ class Need(NamedTuple):
         return 2 * self.entries * self.shape.head_dim * element
 
     @property
+    def said_of_slots(self) -> int:
+        """Numbers kept of each slot and head: its bias, and how much it is looked at."""
+        return 2 if self.method.reads_again else 1
+
+    @property
     def bias(self) -> int:
-        """Slot biases of all groups."""
-        return self.entries * FLOAT
+        """What is kept of slots, of all groups."""
+        return self.entries * self.said_of_slots * FLOAT
 
     def spare(self, element: int, sets: int) -> int:
         """Spare buffers: `sets` for each shape that groups have, no more than there are groups of it."""
         if not self.compresses:
             return 0
         kinds = Counter((len(group.heads), group.capacity) for group in self.profile.groups)
-        entry = 2 * self.shape.head_dim * element + FLOAT
+        entry = 2 * self.shape.head_dim * element + self.said_of_slots * FLOAT
         return sum(min(sets, count) * self.batch * heads * slots * entry for (heads, slots), count in kinds.items())
 
     @property
@@ -170,6 +175,8 @@ def onnxruntime_bytes(need: Need, weights: WeightFormat, workers: int) -> Bytes:
     def activation(rows: int) -> int:
         live = rows * FLOAT * (shape.mlp_width + 3 * shape.hidden_size)
         live += 2 * rows * profile.capacity * FLOAT * mask_heads
+        # A run that is recorded has the weights of a layer's query heads, before and after softmax (counted).
+        live += 2 * rows * profile.capacity * FLOAT * shape.query_heads * need.method.reads_again
         # The arena grows by whole regions, the first of 1 MiB (measured).
         return live + min(live, MIB)
 

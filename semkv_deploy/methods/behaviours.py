@@ -67,9 +67,9 @@ READ_RULE = (
     "unread[row] are the tokens appended since the row was last read again; before a run for which a group has to make "
     "room (full_rule), and with when = turn at a turn's end, each row that has to, or whose turn it is, is read again: "
     "its unread tokens in pieces of piece tokens, one row and one run at a time as a prompt is, each appended behind "
-    "the row's live slots, in the place of the one before it, with positions from min(position, max_context - piece) on; "
-    "the input is 1 in these runs and 0 in all others; neither length, position nor slot columns change, and logits "
-    "mean nothing; then unread[row] is empty"
+    "the row's live slots, in the place of the one before it, with positions from min(position, max_context - piece) "
+    "on; the input is 1 in these runs and 0 in all others; neither length, position nor slot columns change, and "
+    "logits mean nothing; then unread[row] is empty"
 )
 
 

@@ -84,12 +84,13 @@ class Importance(Method):
     Attributes:
         queries: whose attention counts: "repeat", the context's own when it is read again; "predicted", what a
             regression on keys and values says of it.
-        recent: share of the target that is a recent window, 32 slots at least, kept whatever its score.
+        recent: share of the target that is a recent window, 32 slots at least, kept whatever its score. While a text is
+            read in a small cache, tokens need what stands just before them.
     """
 
     kind: Literal["importance"] = "importance"
     queries: Literal["repeat", "predicted"] = "repeat"
-    recent: float = Field(default=0.2, ge=0, lt=1)
+    recent: float = Field(default=0.5, ge=0, lt=1)
 
     recent_least: ClassVar[int] = 32
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -98,7 +99,8 @@ class Session:
     @property
     def stats(self) -> CompressionStats:
         """What compression did since the conversation began."""
-        return next((each.stats for each in self.behaviours if each.makes_room), CompressionStats())
+        stats = next((each.stats for each in self.behaviours if each.makes_room), CompressionStats())
+        return replace(stats, seconds=sum(each.stats.seconds for each in self.behaviours))
 
     def reset(self, row: int | None = None) -> None:
         """Starts a new conversation in the same buffers, in one row or in all."""

@@ -10,6 +10,16 @@ from typing import Any
 import pytest
 
 
+@pytest.fixture(scope="session")
+def reading_bundle(tiny_export: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle whose host reads again what was appended: 128 slots, pieces of 16 tokens."""
+    from semkv_deploy.compiler.pipeline import build_bundle
+    from semkv_deploy.methods import Importance
+
+    out = tmp_path_factory.mktemp("reading") / "bundle"
+    return build_bundle(tiny_export / "decoder.onnx", out, budgets=[0.25], method=Importance(), weights="fp32").root
+
+
 @pytest.fixture
 def moved(tiny_bundle: Path, tmp_path: Path) -> Path:
     """A copy of the tiny bundle that a test may break."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,35 @@ def put(raw: Any, path: str, value: Any) -> None:
 )
 def test_contradictions_are_named(path: str, value: Any, words: str, moved: Path, edit: Edit):
     edit(lambda raw: put(raw, path, value))
+    with pytest.raises(SemkvError, match=words):
+        Bundle.open(moved)
+
+
+READS, ROOM = f"{CONTRACT}.behaviours.0", f"{CONTRACT}.behaviours.1"
+
+
+@pytest.mark.parametrize(
+    "path, value, words",
+    [
+        (f"{READS}.program", "nothing", "program contradicts"),
+        (f"{READS}.input", "nothing", "one of cache.step_inputs"),
+        (f"{READS}.piece", 17, "at most 16 tokens"),
+        (f"{READS}.reserve", 200, "makes room and keeps the reserve free"),
+        (f"{ROOM}.reserve", 0, "makes room and keeps the reserve free"),
+        (f"{ROOM}.reserve", 33, "at most 16 slots"),
+        (f"{CONTRACT}.cache.step_inputs.0.shape", "B", "int64 of one dimension"),
+        (f"{CONTRACT}.cache.step_inputs.0.dtype", "float32", "int64 of one dimension"),
+        (f"{CONTRACT}.cache.step_inputs", [], "known by name|step_inputs"),
+    ],
+)
+def test_contradictions_of_reading_again_are_named(
+    path: str, value: Any, words: str, reading_bundle: Path, tmp_path: Path
+):
+    moved = tmp_path / "moved"
+    shutil.copytree(reading_bundle, moved)
+    raw = json.loads((moved / "bundle.json").read_text())
+    put(raw, path, value)
+    (moved / "bundle.json").write_text(json.dumps(raw))
     with pytest.raises(SemkvError, match=words):
         Bundle.open(moved)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contract_tables
 
 from semkv_deploy.bundle.contract import Contract, GraphContract, ProfileContract, ProgramContract, TensorContract
-from semkv_deploy.methods.behaviours import MakeRoom
+from semkv_deploy.methods.behaviours import MakeRoom, ReadAgain
 from semkv_deploy.methods.layout import Binding, Buffer, CacheLayout
 from semkv_deploy.model.cache_groups import CacheGroup
 
@@ -22,6 +22,7 @@ MODELS = (
     TensorContract,
     ProfileContract,
     MakeRoom,
+    ReadAgain,
 )
 
 

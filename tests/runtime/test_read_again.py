@@ -74,7 +74,7 @@ def test_every_token_is_read_again_once_and_in_order(bundle: Bundle):
 
 
 def test_only_attention_is_written_down(bundle: Bundle):
-    """Keys, values, lengths, positions and columns of what is live are as before; attention rises, and stays below 1."""
+    """Keys, values, lengths, positions and columns of what is live are as before; attention rises, up to 1."""
     session = open_session(bundle, budget=0.25)
     session.prefill(text(3, 90))
     before = snapshot(session)

@@ -19,7 +19,7 @@ class CompressionStats:
 
     Attributes:
         runs: how often groups were compressed (those of one time count as one).
-        seconds: time spent in it.
+        seconds: time spent in it, and in what has to happen before.
         levels: how many rows of a group took each level of their ladder (-1: the row was left alone).
         evicted: slots dropped because no level met the target, summed over groups and rows.
     """
