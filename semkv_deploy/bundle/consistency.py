@@ -200,8 +200,11 @@ def _behaviours(contract: Contract) -> Iterator[Contradiction]:
             flat = [each for value in values for each in (value if isinstance(value, tuple) else (value,))]
             if not all(abs(each) <= _MOST for each in flat):
                 yield f"{field}.{name}", "numbers of a sensible size", "others"
-            if len({len(value) if isinstance(value, tuple) else -1 for value in values}) > 1:
-                yield f"{field}.{name}", "as many numbers for each group", "other counts"
+            # A program is for groups with the same number of heads.
+            counts = [len(value) if isinstance(value, tuple) else -1 for value in values]
+            kinds = {(len(group.heads), count) for group, count in zip(contract.cache.groups, counts, strict=False)}
+            if len(kinds) > len({heads for heads, _ in kinds}):
+                yield f"{field}.{name}", "as many numbers for each group with as many heads", "other counts"
         rooms = list(zip(behaviour.keep_slots, contract.cache.groups, strict=False))
         most = min((group.capacity - keep for keep, group in rooms), default=0) - contract.prefill_chunk
         if behaviour.reserve > max(most, 0):

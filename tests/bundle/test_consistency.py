@@ -62,7 +62,7 @@ def put(raw: Any, path: str, value: Any) -> None:
         (f"{CONTRACT}.behaviours.0.program", "nothing", "program contradicts"),
         (f"{CONTRACT}.behaviours.0.keep_slots", [1], "2 values, one a group"),
         (f"{CONTRACT}.behaviours.0.keep_slots", [96, 1000], "at most each group's capacity"),
-        (f"{CONTRACT}.behaviours.0.by_group.thresholds", [[0.5], [0.5, 0.4]], "as many numbers for each group"),
+        (f"{CONTRACT}.behaviours.0.by_group.thresholds", [[0.5], [0.5, 0.4]], "as many numbers for each group with"),
         (f"{CONTRACT}.behaviours.0.by_group.thresholds", [[float("nan")], [0.5]], "numbers of a sensible size"),
         ("method.kind", [], "unknown method"),
         ("method.kind", "lru", "unknown method .*expected semanticache or"),
