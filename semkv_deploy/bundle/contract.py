@@ -255,8 +255,9 @@ def make_contract(
     dtype: str,
     engine_layout: EngineLayout | None,
     graphs: Mapping[str, Sequence[GraphContract]],
+    appends_only: bool = False,
 ) -> Contract:
-    """The contract of a profile and the graphs written for it, by program."""
+    """The contract of a profile and the graphs written for it, by program; `appends_only`: without behaviours."""
     layout = method.layout(model, profile.groups)
     programs = {}
     for name, of_program in graphs.items():
@@ -280,7 +281,7 @@ def make_contract(
         delimiters=DELIMITERS,
         cache=layout,
         programs=programs,
-        behaviours=tuple(method.behaviours(model, profile, settings)),
+        behaviours=() if appends_only else tuple(method.behaviours(model, profile, settings)),
     )
 
 

@@ -95,6 +95,7 @@ def decoder_engine(
         dtype="float32",
         engine_layout=None,
         graphs={DECODE: [graph]},
+        appends_only=True,
     )
     return OnnxRuntimeEngine(OpenedBudget(decoder.parent, contract))
 
