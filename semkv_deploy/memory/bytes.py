@@ -330,4 +330,5 @@ def _tensorrt_compressor(need: Need) -> int:
     # A block of span / 2 slots is compared with itself and the span before it; twice: once moved, once compared.
     window = 3 * need.method.merge_span // 2
     levels = need.method.ladder_levels
-    return _TRT_WORKSPACE + 8 * need.keys + 2 * need.slots * need.cluster_groups * levels * window * FLOAT
+    copies = 8 if need.method.merges_keys else 4.5
+    return _TRT_WORKSPACE + int(copies * need.keys) + 2 * need.slots * need.cluster_groups * levels * window * FLOAT

@@ -197,6 +197,11 @@ class Method(BaseModel):
         return False
 
     @property
+    def merges_keys(self) -> bool:
+        """Whether merged slots get a key of their own."""
+        return False
+
+    @property
     def merge_span(self) -> int:
         """Slots further apart than this never merge; 0 where nothing does."""
         return 0

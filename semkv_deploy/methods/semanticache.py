@@ -122,6 +122,10 @@ class SemantiCache(Method):
         return self.merge_keys != "cached"
 
     @property
+    def merges_keys(self) -> bool:
+        return self.merge == "keys_and_values"
+
+    @property
     def merge_span(self) -> int:
         return self.span
 

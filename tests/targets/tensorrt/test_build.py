@@ -142,7 +142,9 @@ def test_engines_of_cache_groups(groups: str, tiny_export: Path, tmp_path: Path)
 @RTX
 def test_engines_of_selection_by_importance(tiny_export: Path, tmp_path: Path):
     """Selection finds a threshold by its digits: nothing in it needs sorting, or a plugin."""
-    record = build(tiny_export, tmp_path / "b", Importance(queries="predicted"), engines=True, compute_capabilities="86")
+    record = build(
+        tiny_export, tmp_path / "b", Importance(queries="predicted"), engines=True, compute_capabilities="86"
+    )
     decoder, compressor = record.budgets[0].engines
     assert decoder.layers == {"ATTENTION_INPUT": 2, "KV_CACHE_UPDATE": 4} and compressor.bytes > 0
     graph = onnx.load(tmp_path / "b" / record.budgets[0].contract.compressors[0].onnx)
