@@ -6,7 +6,6 @@ Nothing of semkv_deploy is imported. Graphs are float32. `host_without_semkv.py`
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -114,14 +113,14 @@ class Host:
             if behaviour["when"] != "turn":
                 continue
             if behaviour["kind"] == "read_again":
-                self._read_again(behaviour, range(self.batch))
+                self._read_again(behaviour, list(range(self.batch)))
             else:
                 for group, keep in enumerate(behaviour["keep_slots"]):
                     target = np.ceil(behaviour["turn_share"][group] * self.position).astype(np.int64)
                     self._compress(behaviour, group, np.clip(target, behaviour["least"], keep))
                 self.compressions += 1
 
-    def _read_again(self, behaviour: dict[str, Any], rows: Iterable[int]) -> None:
+    def _read_again(self, behaviour: dict[str, Any], rows: list[int]) -> None:
         for row in rows:
             first = min(int(self.position[row]), self.contract["max_context"] - behaviour["piece"])
             for start in range(0, len(self.unread[row]), behaviour["piece"]):

@@ -18,7 +18,8 @@ from semkv_deploy.errors import SemkvError
 from semkv_deploy.methods.calibration import Reading
 from semkv_deploy.methods.full import Full
 from semkv_deploy.methods.layout import DECODE, Binding, CacheLayout, Scope
-from semkv_deploy.methods.record_attention import BINDING, RECORD, SLOT_ATTENTION, record_attention
+from semkv_deploy.methods.record_attention import record_attention
+from semkv_deploy.methods.slot_attention import BINDING, RECORD, SLOT_ATTENTION
 from semkv_deploy.model.cache_groups import one_a_layer
 from semkv_deploy.targets.onnxruntime.build import lower_decoder, save_decoder
 

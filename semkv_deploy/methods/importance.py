@@ -28,8 +28,8 @@ from semkv_deploy.methods.importance_prediction import (
     slot_features,
 )
 from semkv_deploy.methods.layout import COMPRESS, DECODE
-from semkv_deploy.methods.record_attention import BINDING, RECORD, SLOT_ATTENTION, record_attention
 from semkv_deploy.methods.selection import KEEP_HIGHEST, keep_highest
+from semkv_deploy.methods.slot_attention import BINDING, RECORD, SLOT_ATTENTION
 from semkv_deploy.ops import compact_cache
 
 if TYPE_CHECKING:
@@ -118,6 +118,8 @@ class Importance(Method):
 
     def rewrite_decoder(self, decoder: ir.Model, layout: CacheLayout) -> None:
         if self.reads_again:
+            from semkv_deploy.methods.record_attention import record_attention
+
             record_attention(decoder)
 
     def bindings(self, program: str, layout: CacheLayout) -> tuple[Scope, dict[str, Binding]]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from semkv_deploy.methods.record_attention import RECORD, Look
+from semkv_deploy.methods.slot_attention import RECORD, Look
 from semkv_deploy.model.names import SLOT_ATTENTION, cache_names, decoder_input, present_names
 
 if TYPE_CHECKING:

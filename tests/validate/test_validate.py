@@ -345,7 +345,9 @@ def test_only_a_proved_tie_is_settled(both_targets: Path):
             "slot_bias": outcome["slot_bias_out"].copy(),
         }
         engine: Any = SimpleNamespace(
-            read=lambda name, group: buffers[name], write=lambda name, group, array: buffers.update({name: array})
+            contract=opened.contract,
+            read=lambda name, group: buffers[name],
+            write=lambda name, group, array: buffers.update({name: array}),
         )
         names = ("length_out", "slot_position_out", "slot_chunk_out", "level", "evicted")
         done = {0: {name: outcome[name] for name in names}}

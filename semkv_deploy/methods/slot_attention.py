@@ -1,0 +1,53 @@
+"""How much each slot is looked at, as a decoder writes it down: the buffer, its names, and the slow statement of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from semkv_deploy.methods.layout import Binding, Buffer
+from semkv_deploy.model import names
+from semkv_deploy.model.names import TAG
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SLOT_ATTENTION = Buffer(name=names.SLOT_ATTENTION, shape="B,Hkv,C", dtype="float32")
+
+RECORD = Buffer(name="record", shape="1", dtype="int64")
+"""The decoder's input that says whether a run is recorded."""
+
+BINDING = Binding(input=f"{SLOT_ATTENTION.name}.{TAG}", output=f"{SLOT_ATTENTION.name}_out.{TAG}")
+"""The buffer's names in the decoder."""
+
+
+class Look(NamedTuple):
+    """What the reference sees of one attention: the slow statement of what is recorded.
+
+    Attributes:
+        query: `[B,Hq,S,D]`.
+        keys: `[B,Hkv,C,D]`, of live slots and of what the run appended.
+        length: `[B]`, before the run.
+        scale, softcap: of the attention; 0: 1/sqrt(D), none.
+    """
+
+    query: Tensor
+    keys: Tensor
+    length: Tensor
+    scale: float
+    softcap: float
+
+    def largest(self) -> Tensor:
+        """`[B,Hkv,C]`: the largest weight that a row of the run gives each slot, 0 at and above the length."""
+        import torch
+
+        batch, heads, slots, dim = self.keys.shape
+        result = torch.zeros(batch, heads, slots)
+        for b in range(batch):
+            live = int(self.length[b])
+            for h in range(heads if live else 0):
+                rows = self.query[b].reshape(heads, -1, dim)[h].float()
+                logits = rows @ self.keys[b, h, :live].float().T * (self.scale or dim**-0.5)
+                if self.softcap:
+                    logits = self.softcap * torch.tanh(logits / self.softcap)
+                result[b, h, :live] = torch.softmax(logits, -1).amax(0)
+        return result
