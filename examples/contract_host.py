@@ -177,7 +177,7 @@ class Host:
             self.position[row] += 1
 
     def _make_room(self, appended: Ids) -> None:
-        reserve = max((each["reserve"] for each in self.contract["behaviours"]), default=0)
+        reserve = max((each.get("reserve", 0) for each in self.contract["behaviours"]), default=0)
         full = [(self.length[group] + appended > of["capacity"] - reserve) for group, of in enumerate(self.groups)]
         if not np.any(full):
             return

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from semkv_deploy.budget_units import MIN_CAPACITY, SLOT_MULTIPLE, Budget, BudgetLike, parse_budget
 from semkv_deploy.errors import SemkvError
-from semkv_deploy.model.cache_groups import CacheGroup, GroupShare, one_a_layer, symbols
+from semkv_deploy.model.cache_groups import CacheGroup, GroupShare, symbols
 
 
 class BudgetProfile(BaseModel):
@@ -23,7 +23,6 @@ class BudgetProfile(BaseModel):
         budget: share of cache entries kept, over all groups.
         prefill_chunk: rows a prompt is cut into; bounds the activations, so that memory is bounded by the capacity.
         cache_bytes: key and value bytes of all groups for one batch row.
-        reserve: slots of every group that stay free between runs, for what is read again.
         groups: capacities by cache group.
     """
 
@@ -33,7 +32,6 @@ class BudgetProfile(BaseModel):
     prefill_chunk: int
     cache_bytes: int
     groups: tuple[CacheGroup, ...]
-    reserve: int = 0
 
     @property
     def capacity(self) -> int:
@@ -113,7 +111,6 @@ def budget_profile(
     # Where tokens are read again, two pieces have room in the quarter that a compression frees: what comes next, and
     # what is read again before it comes.
     chunk = min(prefill_chunk, min(capacities) // (8 if reads_again else 4))
-    reserve = chunk if reads_again and budget < 1 else 0
     heads = sum(len(group.heads) for group in groups)
     slots = sum(len(group.heads) * capacity for group, capacity in zip(groups, capacities, strict=True))
     return BudgetProfile(
@@ -132,7 +129,6 @@ def budget_profile(
             )
             for group, capacity, symbol in zip(groups, capacities, names or symbols(groups), strict=True)
         ),
-        reserve=reserve,
     )
 
 
@@ -177,17 +173,3 @@ def _give_rest(sizes: list[int], heads: list[int], shares: list[float], total: i
             for number in alike:
                 sizes[number] += 1
         above = sizes[alike[0]]
-
-
-def static_profile(
-    budget: BudgetLike, max_context: int, *, bytes_per_slot: int, prefill_chunk: int = 128, reads_again: bool = False
-) -> BudgetProfile:
-    """The profile of one cache group: what every layer gets where all have one share."""
-    return budget_profile(
-        budget,
-        max_context,
-        bytes_per_slot=bytes_per_slot,
-        groups=one_a_layer(1, 1),
-        prefill_chunk=prefill_chunk,
-        reads_again=reads_again,
-    )

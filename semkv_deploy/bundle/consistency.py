@@ -176,12 +176,15 @@ def _fits(tensor: TensorContract, expected: list[int | str]) -> bool:
 def _reading(contract: Contract, behaviour: ReadAgain, field: str) -> Iterator[Contradiction]:
     if behaviour.input not in [buffer.name for buffer in contract.cache.step_inputs]:
         yield f"{field}.input", "one of cache.step_inputs", behaviour.input
-    if behaviour.piece > min(contract.prefill_chunk, behaviour.reserve):
-        most = min(contract.prefill_chunk, behaviour.reserve)
-        yield f"{field}.piece", f"at most {most} tokens: a prompt's piece, and what is free", behaviour.piece
+    if behaviour.piece > contract.prefill_chunk:
+        yield f"{field}.piece", f"at most {contract.prefill_chunk} tokens, a prompt's piece", behaviour.piece
     rooms = [each for each in contract.behaviours[contract.behaviours.index(behaviour) :] if isinstance(each, MakeRoom)]
-    if not any(room.reserve >= behaviour.reserve for room in rooms):
-        yield field, "before a behaviour that makes room and keeps the reserve free", [each.kind for each in rooms]
+    if not any(room.reserve == behaviour.piece for room in rooms):
+        yield (
+            field,
+            "before one that makes room and keeps a reserve of its piece",
+            [each.kind for each in rooms],
+        )
 
 
 def _behaviours(contract: Contract) -> Iterator[Contradiction]:

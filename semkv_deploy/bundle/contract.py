@@ -8,7 +8,7 @@ by the names that the programs give, gives both names of an alias pair one buffe
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -86,14 +86,14 @@ class TensorContract(BaseModel):
 
     Attributes:
         name: in the graph.
-        dtype: float32, float16, bfloat16 or int64.
+        dtype: element type.
         shape: numbers where it is static, names where it is not.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
-    dtype: str
+    dtype: Literal["float32", "float16", "bfloat16", "int64"]
     shape: tuple[int | str, ...]
 
 
@@ -222,13 +222,13 @@ class Contract(BaseModel):
         """The behaviour that compresses; None where nothing is compressed."""
         return next((behaviour for behaviour in self.behaviours if isinstance(behaviour, MakeRoom)), None)
 
-    def compressed_buffers(self, *, moved: bool = False) -> dict[str, str]:
-        """Buffers of a group that "compress" takes, and what it calls them; `moved`: only what is said of slots."""
+    def compressed_buffers(self, *, of_slots: bool = False) -> dict[str, str]:
+        """Buffers of a group that "compress" takes, and what it calls them; `of_slots`: only what is said of slots."""
         if COMPRESS not in self.programs:
             return {}
-        of_slots = {buffer.name for buffer in self.cache.buffers if buffer.of_slots}
+        wanted = {buffer.name for buffer in self.cache.buffers if buffer.of_slots or not of_slots}
         bindings = self.programs[COMPRESS].buffers.items()
-        return {name: each.input for name, each in bindings if each.input and (name in of_slots or not moved)}
+        return {name: each.input for name, each in bindings if each.input and name in wanted}
 
     def cache_bytes(self, batch: int | None = None) -> int:
         """Bytes of all groups' key and value caches, for so many rows (None: the contract's, or one)."""
@@ -310,7 +310,7 @@ def graph_contract(
     )
 
 
-_ELEMENT = {"FLOAT": "float32", "FLOAT16": "float16", "BFLOAT16": "bfloat16", "INT64": "int64"}
+_ELEMENT: dict[str, Any] = {"FLOAT": "float32", "FLOAT16": "float16", "BFLOAT16": "bfloat16", "INT64": "int64"}
 
 
 def _tensor(value: onnx.ValueInfoProto) -> TensorContract:

@@ -101,17 +101,22 @@ def decoder_engine(
 
 
 def append(
-    engine: OnnxRuntimeEngine, tokens: Sequence[int], length: int, *, logits: bool = False, **given: NDArray[Any]
+    engine: OnnxRuntimeEngine,
+    tokens: Sequence[int],
+    length: int,
+    *,
+    logits: bool = False,
+    given: Mapping[str, NDArray[Any]] | None = None,
 ) -> NDArray[np.float32]:
     """Runs tokens at `length`, which is their first position too; logits `[n,V]`, or those of the last `[1,V]`.
 
     Args:
-        given: inputs that the layout has beyond a decoder's own; 0 where they are not given.
+        given: step inputs of the layout; 0 where they are not given.
     """
     within = np.arange(len(tokens))[None]
     feeds = {
         **{each.name: np.zeros(int(each.shape), np.int64) for each in engine.contract.cache.step_inputs},
-        **given,
+        **(given or {}),
         "input_ids": np.array([tokens], np.int64),
         "position_ids": length + within,
         "logits_index": within if logits else within[:, -1:],

@@ -17,13 +17,13 @@ from semkv_deploy.compiler.calibrate import MIN_TOKENS, append, calibration_text
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.methods.calibration import Reading
 from semkv_deploy.methods.full import Full
-from semkv_deploy.methods.layout import DECODE, Binding, CacheLayout, Scope
 from semkv_deploy.methods.record_attention import record_attention
-from semkv_deploy.methods.slot_attention import BINDING, RECORD, SLOT_ATTENTION
+from semkv_deploy.methods.slot_attention import RECORD, SLOT_ATTENTION, with_slot_attention
 from semkv_deploy.model.cache_groups import one_a_layer
 from semkv_deploy.targets.onnxruntime.build import lower_decoder, save_decoder
 
 if TYPE_CHECKING:
+    from semkv_deploy.methods.layout import CacheLayout
     from semkv_deploy.model.cache_groups import CacheGroup
     from semkv_deploy.model.config import ModelFacts
     from semkv_deploy.targets.onnxruntime.engine import OnnxRuntimeEngine
@@ -35,24 +35,15 @@ MAX_PIECES = 12
 """Pieces at most: reading a piece twice takes SmolLM2-135M some five seconds."""
 
 PIECE = 128
-"""Tokens that are read again at a time: each piece sees the context and itself, as KVzip's chunks do.
-
-Nothing asks for a repetition, and pieces of 32 or 128 tokens are as good as the whole (SmolLM2-135M, 700 tokens, kept
-by what each found: the same passkeys, KL within a tenth)."""
+"""Tokens that are read again at a time: each piece sees the context and itself, as KVzip's chunks do. Nothing
+asks for a repetition."""
 
 
 class _Recorded(Full):
     """An uncompressed cache with one buffer more, in which the decoder records attention."""
 
     def layout(self, model: ModelFacts, groups: Sequence[CacheGroup]) -> CacheLayout:
-        layout = super().layout(model, groups)
-        buffers = (*layout.buffers, SLOT_ATTENTION)
-        return layout.model_copy(update={"buffers": buffers, "step_inputs": (RECORD,)})
-
-    def bindings(self, program: str, layout: CacheLayout) -> tuple[Scope, dict[str, Binding]]:
-        scope, bindings = super().bindings(program, layout)
-        assert program == DECODE
-        return scope, {**bindings, SLOT_ATTENTION.name: BINDING}
+        return with_slot_attention(super().layout(model, groups))
 
 
 def reading_tokens(tokenizer: Any, model: ModelFacts, text: str | None) -> list[list[int]]:
@@ -110,6 +101,6 @@ def _read(engine: OnnxRuntimeEngine, tokens: list[int]) -> Reading:
     engine.reset()
     for start in range(0, count, PIECE):
         # Every piece in the place of the one before it.
-        append(engine, tokens[start : start + PIECE], count, record=np.ones(1, np.int64))
+        append(engine, tokens[start : start + PIECE], count, given={RECORD.name: np.ones(1, np.int64)})
     attention = [engine.read(SLOT_ATTENTION.name, layer)[0, :, :count].copy() for layer in layers]
     return Reading(keys, values, attention)

@@ -242,7 +242,7 @@ class Method(BaseModel):
                 least=self.sinks + 1,
                 recent_share=self.recent_share,
                 recent_least=self.recent_least,
-                reserve=profile.reserve,
+                reserve=profile.prefill_chunk if self.reads_again else 0,
                 by_group=self.group_inputs(model, profile, settings),
             )
         ]

@@ -85,8 +85,7 @@ class ReadAgain(BaseModel):
     program: str = Field(description="the decoder")
     input: str = Field(description="of the program, int64 [1]: whether a run is recorded")
     when: Literal["full", "turn"] = Field(description="as the behaviour that makes room")
-    piece: int = Field(description="most tokens that are read again in one run", ge=1)
-    reserve: int = Field(description="slots of every group that are free between runs: a piece fits", ge=1)
+    piece: int = Field(description="most tokens that are read again in one run; reserve keeps room for them", ge=1)
     read_rule: str = READ_RULE
 
 

@@ -29,7 +29,7 @@ from semkv_deploy.methods.importance_prediction import (
 )
 from semkv_deploy.methods.layout import COMPRESS, DECODE
 from semkv_deploy.methods.selection import KEEP_HIGHEST, keep_highest
-from semkv_deploy.methods.slot_attention import BINDING, RECORD, SLOT_ATTENTION
+from semkv_deploy.methods.slot_attention import RECORD, with_slot_attention
 from semkv_deploy.ops import compact_cache
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from semkv_deploy.budget import BudgetProfile
     from semkv_deploy.methods.behaviours import Behaviour
     from semkv_deploy.methods.calibration import CalibrationText, Settings
-    from semkv_deploy.methods.layout import Binding, CacheLayout, Scope
+    from semkv_deploy.methods.layout import CacheLayout
     from semkv_deploy.model.cache_groups import CacheGroup
     from semkv_deploy.model.config import ModelFacts
 
@@ -112,21 +112,13 @@ class Importance(Method):
 
     def layout(self, model: ModelFacts, groups: Sequence[CacheGroup]) -> CacheLayout:
         layout = super().layout(model, groups)
-        if not self.reads_again:
-            return layout
-        return layout.model_copy(update={"buffers": (*layout.buffers, SLOT_ATTENTION), "step_inputs": (RECORD,)})
+        return with_slot_attention(layout) if self.reads_again else layout
 
     def rewrite_decoder(self, decoder: ir.Model, layout: CacheLayout) -> None:
         if self.reads_again:
             from semkv_deploy.methods.record_attention import record_attention
 
             record_attention(decoder)
-
-    def bindings(self, program: str, layout: CacheLayout) -> tuple[Scope, dict[str, Binding]]:
-        scope, bindings = super().bindings(program, layout)
-        if program == DECODE and self.reads_again:
-            bindings[SLOT_ATTENTION.name] = BINDING
-        return scope, bindings
 
     def compressor(self, model: ModelFacts) -> onnx.ModelProto:
         heads, features = model.kv_heads, feature_count(model)
@@ -190,7 +182,6 @@ class Importance(Method):
                 input=RECORD.name,
                 when=self.compress_at,
                 piece=profile.prefill_chunk,
-                reserve=profile.reserve,
             )
             return [again, *behaviours]
         return behaviours

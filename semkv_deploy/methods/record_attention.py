@@ -18,8 +18,8 @@ import onnx_ir as ir
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.graph.editing import GraphEditor, attribute, static
 from semkv_deploy.methods.attention_nodes import require_plain, required_attention_nodes
-from semkv_deploy.methods.slot_attention import BINDING, RECORD
-from semkv_deploy.model.names import TAG, number_tag
+from semkv_deploy.methods.slot_attention import RECORD
+from semkv_deploy.model.names import SLOT_ATTENTION, decoder_input, decoder_output
 
 
 class _Recorded(NamedTuple):
@@ -46,7 +46,7 @@ def record_attention(model: ir.Model) -> None:
     groups = []
     for number, node in enumerate(nodes):
         require_plain(node)
-        groups.append(_group(node, number_tag(number, len(nodes))))
+        groups.append(_group(node, number, len(nodes)))
     record = ir.Value(name=RECORD.name, shape=ir.Shape([1]), type=ir.TensorType(ir.DataType.INT64))
     then = ir.Graph([], [], nodes=[], name="recorded")
     edit = GraphEditor(then, "record")
@@ -71,13 +71,13 @@ def record_attention(model: ir.Model) -> None:
     graph.outputs.extend(results)
 
 
-def _group(node: ir.Node, tag: str) -> _Recorded:
+def _group(node: ir.Node, number: int, count: int) -> _Recorded:
     cache = node.inputs[3]
     assert cache is not None and cache.shape is not None
     shape = ir.Shape([cache.shape[0], static(cache, 1), cache.shape[2]])
     before, after = (
-        ir.Value(name=str(name).replace(TAG, tag), shape=shape, type=ir.TensorType(ir.DataType.FLOAT))
-        for name in (BINDING.input, BINDING.output)
+        ir.Value(name=name(SLOT_ATTENTION, number, count), shape=shape, type=ir.TensorType(ir.DataType.FLOAT))
+        for name in (decoder_input, decoder_output)
     )
     return _Recorded(node, before, after)
 

@@ -1,12 +1,11 @@
-"""How much each slot is looked at, as a decoder writes it down: the buffer, its names, and the slow statement of it."""
+"""How much each slot is looked at, as a decoder writes it down: the buffer, and the slow statement of what is in it."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from semkv_deploy.methods.layout import Binding, Buffer
+from semkv_deploy.methods.layout import Buffer, CacheLayout
 from semkv_deploy.model import names
-from semkv_deploy.model.names import TAG
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,8 +15,10 @@ SLOT_ATTENTION = Buffer(name=names.SLOT_ATTENTION, shape="B,Hkv,C", dtype="float
 RECORD = Buffer(name="record", shape="1", dtype="int64")
 """The decoder's input that says whether a run is recorded."""
 
-BINDING = Binding(input=f"{SLOT_ATTENTION.name}.{TAG}", output=f"{SLOT_ATTENTION.name}_out.{TAG}")
-"""The buffer's names in the decoder."""
+
+def with_slot_attention(layout: CacheLayout) -> CacheLayout:
+    """A layout whose decoder records attention."""
+    return layout.model_copy(update={"buffers": (*layout.buffers, SLOT_ATTENTION), "step_inputs": (RECORD,)})
 
 
 class Look(NamedTuple):

@@ -18,13 +18,17 @@ TAG = "{group}"
 DECODER_INPUT = {"key": "past_key_values.{group}.key", "value": "past_key_values.{group}.value"}
 """Patterns of a buffer's decoder input; a buffer that is not here has the pattern `<buffer>.{group}`."""
 
-DECODER_OUTPUT = {"key": "present.{group}.key", "value": "present.{group}.value"}
+SLOT_ATTENTION = "slot_attention"
+"""What a decoder that records attention raises: `slot_attention.NN` in, `slot_attention_out.NN` out."""
+
+DECODER_OUTPUT = {
+    "key": "present.{group}.key",
+    "value": "present.{group}.value",
+    SLOT_ATTENTION: f"{SLOT_ATTENTION}_out.{TAG}",
+}
 """Patterns of a buffer's decoder output; buffers that are not here are only read."""
 
 SLOT_BIAS = "slot_bias"
-
-SLOT_ATTENTION = "slot_attention"
-"""What a decoder that records attention raises: `slot_attention.NN` in, `slot_attention_out.NN` out."""
 
 
 def number_tag(number: int, count: int) -> str:

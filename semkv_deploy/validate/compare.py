@@ -25,7 +25,7 @@ class Tolerance(BaseModel):
         logits: largest absolute difference of a logit; None: not compared one by one once something is compressed.
         cache: largest absolute difference of a live slot's key or value; None: caches and slots are not compared once
             something is compressed.
-        bias: the same of a slot's bias.
+        bias: the same of what is said of a slot: its bias, and how much it is looked at.
         relative: where those are None, the largest difference of a logit, key or value until something is compressed,
             as a share of the largest of its tensor; lengths and slots are exact until then.
         first_kl: largest mean KL (nats) of the next-token distribution until something is compressed; None: not
@@ -144,7 +144,7 @@ class CompareState(BaseCompareFunc):
             "key": self.tolerance.cache,
             "value": self.tolerance.cache,
             "slot_bias": self.tolerance.bias,
-            "slot_attention": self.tolerance.cache,
+            "slot_attention": self.tolerance.bias,
         }
         limit = limits.get(kind, 0.0 if self.tolerance.exact_slots else None)
         if limit is None and not self.compressed:

@@ -39,7 +39,7 @@ def before(engine: Engine, feeds: Mapping[int, Feeds]) -> Before:
         copy = {name: given[name].copy() for name in STATE if name in given}
         for part in ("key", "value"):
             copy[f"{part}_cache"] = live_rows(engine.read(part, group), given["length"])
-        for buffer, name in engine.contract.compressed_buffers(moved=True).items():
+        for buffer, name in engine.contract.compressed_buffers(of_slots=True).items():
             copy[name] = engine.read(buffer, group).copy()
         state[group] = copy
         inputs[group] = {name: array for name, array in given.items() if name not in STATE}
@@ -101,8 +101,8 @@ class Ties:
         """Whether two states of a group hold the same tokens in the same slots, and numbers within tolerance."""
         if not np.array_equal(expected["length_out"], got["length_out"]):
             return False
-        limits = {f"{name}_out": self._tolerance.cache for name in ("key_cache", "value_cache", "slot_attention")}
-        limits["slot_bias_out"] = self._tolerance.bias
+        limits = {f"{name}_out": self._tolerance.cache for name in ("key_cache", "value_cache")}
+        limits |= {f"{name}_out": self._tolerance.bias for name in ("slot_bias", "slot_attention")}
         for name, first in expected.items():
             if name not in got:
                 continue

@@ -59,9 +59,10 @@ def same_cache(session: Session, reference: Session, atol: float) -> None:
                 (session.slot_chunk, reference.slot_chunk),
             ):
                 np.testing.assert_array_equal(ours[layer][row, :, :live], theirs[layer][row, :, :live])
-            for name in [buffer.name for buffer in session.contract.cache.buffers]:
-                mine, other = (each.engine.read(name, layer)[row, :, :live] for each in (session, reference))
-                np.testing.assert_allclose(mine, other, atol=atol)
+            for buffer in session.contract.cache.buffers:
+                mine, other = (each.engine.read(buffer.name, layer)[row, :, :live] for each in (session, reference))
+                # Attention is small where slots are many: a tolerance of keys would hide that none was recorded.
+                np.testing.assert_allclose(mine, other, atol=min(atol, 1e-4) if buffer.of_slots else atol)
 
 
 def test_three_turns_with_compression_match_the_reference(bundle: Bundle, model: Any):

@@ -36,7 +36,7 @@ class Rereader:
         return {}
 
     def before_append(self, count: NDArray[np.int64]) -> None:
-        most = self._capacity[:, None] - self.behaviour.reserve
+        most = self._capacity[:, None] - self.behaviour.piece
         self._read(np.asarray((self._slots.length + count > most).any(0)))
 
     def appended(self, row: int, ids: NDArray[np.int64]) -> None:
