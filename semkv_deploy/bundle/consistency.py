@@ -26,6 +26,7 @@ Contradiction = tuple[str, object, object]
 _MODEL_FACTS = ("layers", "kv_heads", "query_heads", "head_dim", "vocab_size", "windows")
 _STEP_INPUTS = ("input_ids", "position_ids", "logits_index", "length")
 _REQUIRED = ("key", "value")
+_COUNTED = ("length", "target", "recent")
 _MOST = 1 << 24
 
 
@@ -187,6 +188,26 @@ def _reading(contract: Contract, behaviour: ReadAgain, field: str) -> Iterator[C
         )
 
 
+def _inputs(contract: Contract, behaviour: MakeRoom, field: str) -> Iterator[Contradiction]:
+    """A program's inputs are buffers, what a host counts, or given by group, in the graph's type."""
+    program = contract.programs.get(behaviour.program)
+    if program is None:
+        return
+    for graph in program.graphs:
+        for group in graph.groups:
+            bound = {binding.names(group, len(contract.cache.groups))[0] for binding in program.buffers.values()}
+            counted = {*_COUNTED, *(column.name for column in contract.cache.slot_columns), *bound}
+            for tensor in graph.inputs:
+                if tensor.name in counted:
+                    continue
+                if len(behaviour.by_group.get(tensor.name, ())) <= group:
+                    yield f"{field}.by_group", f"a value of {tensor.name} for group {group}", "none"
+                    return
+                value = behaviour.by_group[tensor.name][group]
+                if tensor.dtype != ("int64" if isinstance(value, int) else "float32"):
+                    yield f"{field}.by_group.{tensor.name}", tensor.dtype, repr(value)
+
+
 def _behaviours(contract: Contract) -> Iterator[Contradiction]:
     groups = len(contract.cache.groups)
     for number, behaviour in enumerate(contract.behaviours):
@@ -196,6 +217,7 @@ def _behaviours(contract: Contract) -> Iterator[Contradiction]:
         if isinstance(behaviour, ReadAgain):
             yield from _reading(contract, behaviour, field)
             continue
+        yield from _inputs(contract, behaviour, field)
         lists = {"keep_slots": behaviour.keep_slots, "turn_share": behaviour.turn_share, **behaviour.by_group}
         for name, values in lists.items():
             if len(values) != groups:
