@@ -3,7 +3,8 @@
 #
 #   scripts/build_native.sh [--out DIR] [--sanitize LIST] [--jobs N] [--no-werror] [--print-headers]
 #
-#   --out DIR        build folder (default build/native)
+#   --out DIR        build there, and nothing more (default: build/native, and the library is put into semkv_deploy/native,
+#                    where builds and sessions look for it)
 #   --sanitize LIST  sanitizers, e.g. address,undefined or thread; builds semkv_native_check only, a program that runs the
 #                    kernels without ONNX Runtime
 #   --jobs N         parallel compilations (default 1)
@@ -110,7 +111,11 @@ for tool in cmake "${CXX:-c++}"; do
     exit 1
   fi
 done
-out="${out:-$root/build/native}"
+install=0
+if [ -z "$out" ]; then
+  out="$root/build/native"
+  [ -n "$sanitize" ] || install=1
+fi
 options=(-DCMAKE_BUILD_TYPE=Release "-DSEMKV_WERROR=$werror" "-DSEMKV_SANITIZE=$sanitize"
   "-DSEMKV_ONNXRUNTIME_INCLUDE=$onnxruntime" "-DSEMKV_HIGHWAY_INCLUDE=$highway")
 command -v ninja >/dev/null && options+=(-G Ninja)
@@ -119,4 +124,12 @@ echo '*' >"$out/.gitignore"
 cmake -S "$root/plugins/onnxruntime" -B "$out" "${options[@]}" >"$out/configure.log" 2>&1 || {
   cat "$out/configure.log" >&2; exit 1; }
 cmake --build "$out" -j "$jobs" >"$out/build.log" 2>&1 || { cat "$out/build.log" >&2; exit 1; }
-echo "build_native: done, $out"
+if [ "$install" = 1 ]; then
+  # Moved into place: sessions may have the one before mapped.
+  mkdir -p "$root/semkv_deploy/native"
+  cp "$out/libsemkv_onnxruntime.so" "$root/semkv_deploy/native/.libsemkv_onnxruntime.so.$$"
+  mv -f "$root/semkv_deploy/native/.libsemkv_onnxruntime.so.$$" "$root/semkv_deploy/native/libsemkv_onnxruntime.so"
+  echo "build_native: done, semkv_deploy/native/libsemkv_onnxruntime.so"
+else
+  echo "build_native: done, $out"
+fi

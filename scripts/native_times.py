@@ -2,7 +2,7 @@
 
 python scripts/native_times.py LIBRARY [--slots 2048 8192] [--rows 1] [--heads 9 3] [--head-size 64] [--layers 30]
 
-Each subject is one graph of that many layers, each with caches of its own, so that a step reads all of them from memory.
+Each subject is one graph of that many layers, each with caches of its own, so that a step reads them all from memory.
 Subjects are measured in turn, and the copy with them: what disturbs the machine hits all alike. Medians; GB/s are the
 live bytes of keys, values and scales read by a step; for a copy, bytes read and bytes written.
 """

@@ -98,8 +98,9 @@ def _groups(contract: Contract) -> Iterator[Contradiction]:
         if not all(fine) or buffer.dtype not in ("T", "float32", "int64"):
             yield f"cache, buffer {buffer.name}", "sizes B, Hkv, C, D or numbers", f"{buffer.shape} {buffer.dtype}"
     names = [buffer.name for buffer in contract.cache.buffers]
-    if len(set(names)) < len(names) or not {*_REQUIRED} <= set(names):
-        yield "cache.buffers", "key and value, each buffer once", names
+    required = [*_REQUIRED, *(("key_scale", "value_scale") if contract.dtype == "int8" else ())]
+    if len(set(names)) < len(names) or not {*required} <= set(names):
+        yield "cache.buffers", f"{' and '.join(required)}, each buffer once", names
 
 
 def _programs(contract: Contract) -> Iterator[Contradiction]:

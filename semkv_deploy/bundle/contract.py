@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from semkv_deploy.choices import DType, EngineLayout
+from semkv_deploy.choices import CacheType, EngineLayout
 from semkv_deploy.methods.behaviours import Behaviour, MakeRoom
-from semkv_deploy.methods.layout import COMPRESS, DECODE, Binding, CacheLayout, Scope
+from semkv_deploy.methods.layout import COMPRESS, DECODE, Binding, CacheLayout, Scope, with_scales
+from semkv_deploy.sizes import row_bytes
 
 if TYPE_CHECKING:
     import onnx
@@ -86,7 +87,7 @@ class TensorContract(BaseModel):
 
     Attributes:
         name: in the graph.
-        dtype: float32, float16, bfloat16 or int64.
+        dtype: float32, float16, bfloat16, int8 or int64.
         shape: numbers where it is static, names where it is not.
     """
 
@@ -169,7 +170,14 @@ class Contract(BaseModel):
     batch: int | None = Field(description="rows; null: the host chooses, buffers and graphs take any number", ge=1)
     max_context: int = Field(description="most tokens a row may have", ge=1, lt=1 << 31)
     prefill_chunk: int = Field(description="most rows of one prefill run", ge=1, lt=1 << 31)
-    dtype: DType = Field(description="element type T of the caches")
+    dtype: CacheType = Field(
+        description="element type T of the caches; int8: a slot's codes times its key_scale or value_scale are the row"
+    )
+    native: int | None = Field(
+        default=None,
+        description="version of libsemkv_onnxruntime, whose operators the graphs have; null: they need no library",
+        ge=1,
+    )
     engine_layout: EngineLayout | None = Field(description="of TensorRT targets; null elsewhere")
     layers: int = Field(description="decoder layers", ge=1, lt=1 << 16)
     kv_heads: int = Field(description="KV heads of a layer, over all of its groups", ge=1, lt=1 << 16)
@@ -223,10 +231,9 @@ class Contract(BaseModel):
         return next((behaviour for behaviour in self.behaviours if isinstance(behaviour, MakeRoom)), None)
 
     def cache_bytes(self, batch: int | None = None) -> int:
-        """Bytes of all groups' key and value caches, for so many rows (None: the contract's, or one)."""
+        """Bytes of all groups' keys and values with their scales, for so many rows (None: the contract's, or one)."""
         slots = sum(len(group.heads) * group.capacity for group in self.cache.groups)
-        element = 4 if self.dtype == "float32" else 2
-        return 2 * (batch or self.batch or 1) * slots * self.head_dim * element
+        return 2 * (batch or self.batch or 1) * slots * row_bytes(self.dtype, self.head_dim)
 
     def with_graphs(self, program: str, graphs: Sequence[GraphContract]) -> Contract:
         """The same contract with other graphs of one program."""
@@ -247,9 +254,12 @@ def make_contract(
     dtype: str,
     engine_layout: EngineLayout | None,
     graphs: Mapping[str, Sequence[GraphContract]],
+    native: int | None = None,
 ) -> Contract:
     """The contract of a profile and the graphs written for it, by program."""
     layout = method.layout(model, profile.groups)
+    if dtype == "int8":
+        layout = with_scales(layout)
     programs = {}
     for name, of_program in graphs.items():
         scope, bindings = method.bindings(name, layout)
@@ -261,6 +271,7 @@ def make_contract(
         max_context=max_context,
         prefill_chunk=profile.prefill_chunk,
         dtype=dtype,  # type: ignore[arg-type]  # pydantic checks it
+        native=native,
         engine_layout=engine_layout,
         layers=model.layers,
         kv_heads=model.kv_heads,
@@ -301,7 +312,7 @@ def graph_contract(
     )
 
 
-_ELEMENT = {"FLOAT": "float32", "FLOAT16": "float16", "BFLOAT16": "bfloat16", "INT64": "int64"}
+_ELEMENT = {"FLOAT": "float32", "FLOAT16": "float16", "BFLOAT16": "bfloat16", "INT8": "int8", "INT64": "int64"}
 
 
 def _tensor(value: onnx.ValueInfoProto) -> TensorContract:

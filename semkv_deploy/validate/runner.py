@@ -249,7 +249,10 @@ class StatefulRunner(BaseRunner):
             biases = np.where(np.isneginf(biases), np.float32(MINUS_INFINITY), biases)
             outputs[f"slot_bias.{tag}"] = np.where(live[:, None], biases, np.float32(0))
             for name in ("key", "value"):
-                outputs[f"{name}.{tag}"] = live_rows(self.engine.read(name, number), length)
+                rows = self.engine.read(name, number)
+                if session.contract.dtype == "int8":
+                    rows = rows * self.engine.read(f"{name}_scale", number)[..., None]
+                outputs[f"{name}.{tag}"] = live_rows(rows, length)
         if self.engine.inner_logits:
             outputs["inner_logits"] = np.concatenate(self.engine.inner_logits)
         if logits is not None:

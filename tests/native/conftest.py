@@ -1,4 +1,4 @@
-"""The native library and its check under sanitizers, built once a session in build/ (incremental: later runs are quick)."""
+"""The native library and its check under sanitizers, built once a session in build/: later runs are quick."""
 
 from __future__ import annotations
 
