@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from contract_host import Host
 from numpy.typing import NDArray
 
 from semkv_deploy import open_bundle, open_session
@@ -161,6 +162,25 @@ def test_without_its_library_a_bundle_does_not_open(bundles: dict[str, Path], mo
     assert "the bundle's graphs have native operators" in message
     assert "libsemkv_onnxruntime.so of version 1" in message and "build the bundle with --native off" in message
     opened(bundles["off"])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
+def test_a_host_of_the_contract_alone_does_the_same(bundles: dict[str, Path], dtype: str, native_library: Path) -> None:
+    session, host = opened(bundles[dtype]), Host(bundles[dtype], TARGET, batch=2, library=native_library)
+    rng = np.random.default_rng(1)
+    for _ in range(3):
+        prompts = [rng.integers(2, 500, count).tolist() for count in (70, 45)]
+        expected = session.prefill(prompts)
+        logits = np.stack([host.prompt(row, ids) for row, ids in enumerate(prompts)])
+        for _ in range(3):
+            np.testing.assert_array_equal(logits, expected)
+            tokens = expected.argmax(-1)
+            expected, logits = session.step(tokens).copy(), host.step(tokens, [True, True])
+        session.end_turn()
+        host.end_turn()
+    assert host.compressions == session.stats.runs > 1
+    with pytest.raises(ValueError, match=r"libsemkv_onnxruntime\.so of version 1"):
+        Host(bundles[dtype], TARGET)
 
 
 def test_lint_takes_native_nodes_where_they_are_meant(bundles: dict[str, Path]) -> None:
