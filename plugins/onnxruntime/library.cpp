@@ -1,7 +1,11 @@
 // What ONNX Runtime calls when it loads the library.
+#include "compact_cache/operator.h"
 #include "nexus_attention/nexus_attention.h"
 #include "nexus_attention/operator.h"
 #include "ort/api.h"
+#include "semantic_cluster/operator.h"
+
+#include <iterator>
 
 #define SEMKV_EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -12,7 +16,15 @@ using namespace semkv::native;
 std::vector<std::unique_ptr<Operator>>& operators()
 {
     // Never freed: sessions may outlive static objects.
-    static auto* all = new std::vector<std::unique_ptr<Operator>>(nexusAttentionOperators());
+    static auto* all = [] {
+        auto* made = new std::vector<std::unique_ptr<Operator>>(nexusAttentionOperators());
+        for (auto&& more : {compactCacheOperators, semanticClusterOperators})
+        {
+            auto some = more();
+            std::move(some.begin(), some.end(), std::back_inserter(*made));
+        }
+        return made;
+    }();
     return *all;
 }
 } // namespace

@@ -26,6 +26,7 @@ _MODEL_FACTS = ("layers", "kv_heads", "query_heads", "head_dim", "vocab_size", "
 _STEP_INPUTS = ("input_ids", "position_ids", "logits_index", "length")
 _REQUIRED = ("key", "value")
 _MOST = 1 << 24
+ELEMENT_TYPES = ("float32", "float16", "bfloat16", "int8", "int64")
 
 
 def check_manifest(manifest: Manifest, path: Path) -> None:
@@ -113,6 +114,10 @@ def _programs(contract: Contract) -> Iterator[Contradiction]:
             yield f"programs.{name}.buffers", f"of {sorted(buffers)}", sorted(program.buffers)
             return
         for graph in program.graphs:
+            unknown = [tensor for tensor in (*graph.inputs, *graph.outputs) if tensor.dtype not in ELEMENT_TYPES]
+            if unknown:
+                yield f"graph {graph.name}, {unknown[0].name}", f"a type of {ELEMENT_TYPES}", repr(unknown[0].dtype)
+                return
             if not set(graph.groups) <= set(range(len(contract.cache.groups))):
                 yield f"graph {graph.name}", f"groups below {len(contract.cache.groups)}", graph.groups
                 return

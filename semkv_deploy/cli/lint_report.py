@@ -78,7 +78,7 @@ def lint_bundle(root: Path) -> list[LintedGraph]:
                         target,
                         plugins=record.plugin_operators,
                         profiles=bool(graph.profiles),
-                        native=built.contract.native if graph.phase != "compressor" else None,
+                        native=built.contract.native,
                     )
     return list(linted.values())
 

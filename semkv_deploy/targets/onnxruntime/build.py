@@ -13,7 +13,7 @@ from semkv_deploy.errors import SemkvError
 from semkv_deploy.lint.aliases import alias_map, check_alias_safety
 from semkv_deploy.lint.onnxruntime import lint_onnxruntime
 from semkv_deploy.methods.layout import DECODE
-from semkv_deploy.targets.onnxruntime.native import VERSION
+from semkv_deploy.targets.onnxruntime.native import NATIVE_PROGRAMS, VERSION
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -159,9 +159,14 @@ def build_onnxruntime(
 
     graphs = {DECODE: [contract(decoder, "decoder", range(len(inputs.groups)), built.aliases)]}
     for program in inputs.programs:
-        # ONNX Runtime inlines the portable graph's functions itself.
+        # ONNX Runtime inlines the portable graph's functions itself, where they are not native operators.
         written = folder / Path(program.file).name
         narrowed = narrow_caches(onnx.load(inputs.root / program.file), cache_dtype)
+        if choice.on:
+            # With a body beside it a node would run where the library is not, slowly and without a word.
+            kept = [function for function in narrowed.functions if function.name not in NATIVE_PROGRAMS]
+            del narrowed.functions[:]
+            narrowed.functions.extend(kept)
         written.write_bytes(narrowed.SerializeToString(deterministic=True))
         graph = contract(written, "compressor", program.groups, {})
         graphs.setdefault(program.name, []).append(graph)

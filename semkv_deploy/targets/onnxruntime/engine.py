@@ -131,7 +131,7 @@ class OnnxRuntimeEngine:
             graph.name: inference_session(
                 opened.graph(graph.onnx),
                 threads=threads if program.scope == "cache" else 1,
-                native=contract.native if program.scope == "cache" else None,
+                native=contract.native,
             )
             for program in contract.programs.values()
             for graph in program.graphs

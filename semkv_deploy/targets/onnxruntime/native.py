@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 VERSION = 1
 """Of the library's operators, as graphs name them; the library says its own (`semkv_onnxruntime_version`)."""
 
+NATIVE_PROGRAMS = ("CompactCache", "SemanticCluster")
+"""Operators of programs beside the decoder that the library has."""
+
 LIBRARY = Path(__file__).resolve().parents[2] / "native" / "libsemkv_onnxruntime.so"
 
 _BUILD = "build it with scripts/build_native.sh"
