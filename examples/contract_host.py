@@ -1,6 +1,8 @@
 """A host of a bundle written from bundle.json alone, as one in C++ would be: numpy, and ONNX Runtime for every target.
 
-Nothing of semkv_deploy is imported. Graphs are float32. `host_without_semkv.py` is a program on top of it.
+Nothing of semkv_deploy is imported. TensorRT's graphs are float32. Where the contract's `native` is a number, graphs
+have operators of libsemkv_onnxruntime.so, which ONNX Runtime is told to load. `host_without_semkv.py` is a program on
+top of it.
 """
 
 from __future__ import annotations
@@ -17,12 +19,19 @@ Ids = NDArray[np.int64]
 Arrays = dict[str, NDArray[Any]]
 
 
+TYPES = {"float32": np.float32, "float16": np.float16, "int8": np.int8}
+
+
 class _Graph:
     """A graph whose inputs and outputs are bound to buffers by name."""
 
-    def __init__(self, root: Path, contract: dict[str, Any]) -> None:
+    def __init__(self, root: Path, contract: dict[str, Any], library: Path | None) -> None:
         self.contract = contract
-        self.session = onnxruntime.InferenceSession(str(root / contract["onnx"]), providers=["CPUExecutionProvider"])
+        options = onnxruntime.SessionOptions()
+        if library is not None:
+            options.register_custom_ops_library(str(library))
+        providers = ["CPUExecutionProvider"]
+        self.session = onnxruntime.InferenceSession(str(root / contract["onnx"]), options, providers=providers)
         self.inputs = {tensor["name"]: tensor for tensor in contract["inputs"]}
         self.outputs = {tensor["name"]: tensor for tensor in contract["outputs"]}
 
@@ -40,17 +49,22 @@ class _Graph:
 class Host:
     """A conversation in every row of one budget."""
 
-    def __init__(self, root: Path, target: str, budget: int = 0, batch: int = 1) -> None:
+    def __init__(
+        self, root: Path, target: str, budget: int = 0, batch: int = 1, *, library: Path | None = None
+    ) -> None:
         manifest = json.loads((root / "bundle.json").read_text(encoding="utf-8"))
         self.contract = contract = manifest["targets"][target]["budgets"][budget]["contract"]
+        if contract["native"] is not None and library is None:
+            raise ValueError(f"the graphs need libsemkv_onnxruntime.so of version {contract['native']}")
         self.batch = contract["batch"] or batch
         self.groups = contract["cache"]["groups"]
         self.graphs = {
-            name: [_Graph(root, graph) for graph in program["graphs"]] for name, program in contract["programs"].items()
+            name: [_Graph(root, graph, library) for graph in program["graphs"]]
+            for name, program in contract["programs"].items()
         }
         buffers = contract["cache"]["buffers"]
         self.buffers: dict[str, list[NDArray[Any]]] = {
-            buffer["name"]: [np.full(self._shape(buffer, group), 7, np.float32) for group in self.groups]
+            buffer["name"]: [np.full(self._shape(buffer, group), 7, self._type(buffer)) for group in self.groups]
             for buffer in buffers
         }
         self.spare: Arrays = {}
@@ -61,6 +75,9 @@ class Host:
         self.delimiters = set(json.loads((root / contract["delimiters"]).read_text(encoding="utf-8"))["token_ids"])
         self.compressions = 0
         self.new_conversation()
+
+    def _type(self, buffer: dict[str, Any]) -> Any:
+        return TYPES[self.contract["dtype"] if buffer["dtype"] == "T" else buffer["dtype"]]
 
     def _shape(self, buffer: dict[str, Any], group: dict[str, Any]) -> list[int]:
         sizes = {

@@ -23,9 +23,10 @@ def main() -> None:
     parser.add_argument("--target", default="onnxruntime-cpu")
     parser.add_argument("--budget", type=int, default=0, help="number of the budget in bundle.json")
     parser.add_argument("--max-new-tokens", type=int, default=20)
+    parser.add_argument("--library", type=Path, help="libsemkv_onnxruntime.so, for a bundle with native operators")
     args = parser.parse_args()
 
-    host = Host(args.bundle, args.target, budget=args.budget)
+    host = Host(args.bundle, args.target, budget=args.budget, library=args.library)
     logits = host.prompt(0, [int(token) for token in args.ids.split(",")])
     reply: list[int] = []
     while len(reply) < args.max_new_tokens:

@@ -13,6 +13,12 @@ TensorRTTarget = Literal["tensorrt", "tensorrt-rtx"]
 WeightFormat = Literal["fp32", "int8", "int4"]
 """How `onnxruntime-*` targets store weights."""
 
+CacheType = Literal["float32", "float16", "bfloat16", "int8"]
+"""Types of caches that `onnxruntime-cpu` has; all but float32 take native operators."""
+
+Native = Literal["auto", "on", "off"]
+"""Whether `onnxruntime-cpu` has native operators: where their library is, for certain, or never."""
+
 DType = Literal["float16", "bfloat16", "float32"]
 """Types of weights and caches that `tensorrt*` targets have."""
 

@@ -53,3 +53,10 @@ def exact_size(count: int) -> str:
             whole, decimals = divmod(count * 10_000 // 1024**power, 10_000)
             return f"{whole}.{decimals:04d}".rstrip("0").rstrip(".") + unit
     return f"{count}B"
+
+
+def row_bytes(dtype: str, head_dim: int) -> int:
+    """Bytes of a key or a value of one head in a cache of this type; int8 rows have a float32 scale each."""
+    if dtype == "int8":
+        return head_dim + 4
+    return head_dim * {"float32": 4, "float16": 2, "bfloat16": 2}[dtype]

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from semkv_deploy.bench import memory
+from semkv_deploy.sizes import row_bytes
 
 
 def prompt_tokens(encode: Any, count: int) -> list[int]:
@@ -55,9 +56,8 @@ def measure_bundle(
             logits = session.step(logits.argmax(-1))
             times.append((time.perf_counter() - started) * 1e3)
     contract, memory_is_ours = session.contract, not bundle.target(target).on_gpu
-    element = 4 if contract.dtype == "float32" else 2
     heads = np.array([len(group.heads) for group in contract.cache.groups])
-    read = float((heads * session.length.mean(1)).sum()) * 2 * contract.head_dim * element
+    read = float((heads * session.length.mean(1)).sum()) * 2 * row_bytes(contract.dtype, contract.head_dim)
     kept = float(session.length.mean())
     return {
         "prefill_s": prefill,

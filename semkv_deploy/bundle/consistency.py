@@ -28,6 +28,7 @@ _STEP_INPUTS = ("input_ids", "position_ids", "logits_index", "length")
 _REQUIRED = ("key", "value")
 _COUNTED = ("length", "target", "recent")
 _MOST = 1 << 24
+ELEMENT_TYPES = ("float32", "float16", "bfloat16", "int8", "int64")
 
 
 def check_manifest(manifest: Manifest, path: Path) -> None:
@@ -103,8 +104,9 @@ def _groups(contract: Contract) -> Iterator[Contradiction]:
         if not buffer.shape.isdecimal() or buffer.dtype != "int64":
             yield f"cache.step_inputs, {buffer.name}", "int64 of one dimension", f"{buffer.shape} {buffer.dtype}"
     names = [buffer.name for buffer in contract.cache.buffers]
-    if len(set(names)) < len(names) or not {*_REQUIRED} <= set(names):
-        yield "cache.buffers", "key and value, each buffer once", names
+    required = [*_REQUIRED, *(("key_scale", "value_scale") if contract.dtype == "int8" else ())]
+    if len(set(names)) < len(names) or not {*required} <= set(names):
+        yield "cache.buffers", f"{' and '.join(required)}, each buffer once", names
 
 
 def _programs(contract: Contract) -> Iterator[Contradiction]:
@@ -117,6 +119,10 @@ def _programs(contract: Contract) -> Iterator[Contradiction]:
             yield f"programs.{name}.buffers", f"of {sorted(buffers)}", sorted(program.buffers)
             return
         for graph in program.graphs:
+            unknown = [tensor for tensor in (*graph.inputs, *graph.outputs) if tensor.dtype not in ELEMENT_TYPES]
+            if unknown:
+                yield f"graph {graph.name}, {unknown[0].name}", f"a type of {ELEMENT_TYPES}", repr(unknown[0].dtype)
+                return
             if not set(graph.groups) <= set(range(len(contract.cache.groups))):
                 yield f"graph {graph.name}", f"groups below {len(contract.cache.groups)}", graph.groups
                 return

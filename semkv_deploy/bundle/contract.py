@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from semkv_deploy.choices import DType, EngineLayout
+from semkv_deploy.choices import CacheType, EngineLayout
 from semkv_deploy.methods.behaviours import Behaviour, MakeRoom
-from semkv_deploy.methods.layout import COMPRESS, DECODE, Binding, CacheLayout, Scope
+from semkv_deploy.methods.layout import COMPRESS, DECODE, Binding, CacheLayout, Scope, with_scales
+from semkv_deploy.sizes import row_bytes
 
 if TYPE_CHECKING:
     import onnx
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from semkv_deploy.methods.calibration import Settings
     from semkv_deploy.model.config import ModelFacts
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 Phase = Literal["decoder", "prefill", "decode", "compressor"]
 """What a graph of a program is for: prompts and steps, prompts, steps; or a group's compression."""
@@ -93,7 +94,7 @@ class TensorContract(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
-    dtype: Literal["float32", "float16", "bfloat16", "int64"]
+    dtype: Literal["float32", "float16", "bfloat16", "int8", "int64"]
     shape: tuple[int | str, ...]
 
 
@@ -169,7 +170,14 @@ class Contract(BaseModel):
     batch: int | None = Field(description="rows; null: the host chooses, buffers and graphs take any number", ge=1)
     max_context: int = Field(description="most tokens a row may have", ge=1, lt=1 << 31)
     prefill_chunk: int = Field(description="most rows of one prefill run", ge=1, lt=1 << 31)
-    dtype: DType = Field(description="element type T of the caches")
+    dtype: CacheType = Field(
+        description="element type T of the caches; int8: a slot's codes times its key_scale or value_scale are the row"
+    )
+    native: int | None = Field(
+        default=None,
+        description="version of libsemkv_onnxruntime, whose operators the graphs have; null: they need no library",
+        ge=1,
+    )
     engine_layout: EngineLayout | None = Field(description="of TensorRT targets; null elsewhere")
     layers: int = Field(description="decoder layers", ge=1, lt=1 << 16)
     kv_heads: int = Field(description="KV heads of a layer, over all of its groups", ge=1, lt=1 << 16)
@@ -231,10 +239,9 @@ class Contract(BaseModel):
         return {name: each.input for name, each in bindings if each.input and name in wanted}
 
     def cache_bytes(self, batch: int | None = None) -> int:
-        """Bytes of all groups' key and value caches, for so many rows (None: the contract's, or one)."""
+        """Bytes of all groups' keys and values with their scales, for so many rows (None: the contract's, or one)."""
         slots = sum(len(group.heads) * group.capacity for group in self.cache.groups)
-        element = 4 if self.dtype == "float32" else 2
-        return 2 * (batch or self.batch or 1) * slots * self.head_dim * element
+        return 2 * (batch or self.batch or 1) * slots * row_bytes(self.dtype, self.head_dim)
 
     def with_graphs(self, program: str, graphs: Sequence[GraphContract]) -> Contract:
         """The same contract with other graphs of one program."""
@@ -256,9 +263,12 @@ def make_contract(
     engine_layout: EngineLayout | None,
     graphs: Mapping[str, Sequence[GraphContract]],
     appends_only: bool = False,
+    native: int | None = None,
 ) -> Contract:
     """The contract of a profile and the graphs written for it, by program; `appends_only`: without behaviours."""
     layout = method.layout(model, profile.groups)
+    if dtype == "int8":
+        layout = with_scales(layout)
     programs = {}
     for name, of_program in graphs.items():
         scope, bindings = method.bindings(name, layout)
@@ -270,6 +280,7 @@ def make_contract(
         max_context=max_context,
         prefill_chunk=profile.prefill_chunk,
         dtype=dtype,  # type: ignore[arg-type]  # pydantic checks it
+        native=native,
         engine_layout=engine_layout,
         layers=model.layers,
         kv_heads=model.kv_heads,
@@ -310,7 +321,13 @@ def graph_contract(
     )
 
 
-_ELEMENT: dict[str, Any] = {"FLOAT": "float32", "FLOAT16": "float16", "BFLOAT16": "bfloat16", "INT64": "int64"}
+_ELEMENT: dict[str, Any] = {
+    "FLOAT": "float32",
+    "FLOAT16": "float16",
+    "BFLOAT16": "bfloat16",
+    "INT8": "int8",
+    "INT64": "int64",
+}
 
 
 def _tensor(value: onnx.ValueInfoProto) -> TensorContract:

@@ -14,7 +14,7 @@ from semkv_deploy.choices import DType, EngineLayout, TensorRTTarget, WeightForm
 from semkv_deploy.methods import AnyMethod
 from semkv_deploy.model.config import ModelFacts
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 
 class EngineRecord(BaseModel):
@@ -101,13 +101,18 @@ class OnnxRuntimeRecord(TargetRecord):
     Attributes:
         weights: how weights are stored.
         weight_bytes: bytes of the decoder's weights.
-        weight_kl: mean KL (nats per token) that storing them so costs on the calibration text; None: not lossy.
+        weight_kl: mean KL (nats per token) that storing weights so costs on the calibration text, caches as they are
+            stored; None: weights are not lossy.
+        cache_kl: the same of the caches, with float32 weights; None: they are float32.
+        native: why the decoder has native operators, or why not.
     """
 
     kind: Literal["onnxruntime"] = "onnxruntime"
     weights: WeightFormat
     weight_bytes: int = Field(ge=0)
     weight_kl: FiniteFloat | None
+    cache_kl: FiniteFloat | None = None
+    native: str = ""
 
 
 class TensorRTRecord(TargetRecord):

@@ -13,10 +13,12 @@ from semkv_deploy.cli.options import (
     PATH,
     budget_by_option,
     budgets_option,
+    cache_dtype_option,
     cache_groups_option,
     force_option,
     max_context_option,
     method_options,
+    native_option,
     source_argument,
     targets_option,
     tensorrt_options,
@@ -58,6 +60,8 @@ def _read_recipe(ctx: click.Context, _: click.Parameter, path: Path | None) -> s
 @budget_by_option
 @targets_option(f"Runtime to build for: {', '.join(get_args(Target))}", default=["onnxruntime-cpu"])
 @weights_option
+@native_option
+@cache_dtype_option
 @tensorrt_options
 @click.option("--calibration-text", type=PATH, help="Text to calibrate on.  [default: one that ships here]")
 @click.option("--no-portable", is_flag=True, help="Leave out the float32 graphs, which validate needs.")
@@ -73,6 +77,8 @@ def build(
     budget_by: Any,
     targets: tuple[str, ...],
     weights: Any,
+    native: Any,
+    cache_dtype: Any,
     tensorrt: TensorRTOptions,
     calibration_text: Path | None,
     no_portable: bool,
@@ -103,6 +109,8 @@ def build(
             budget_by=budget_by,
             target=targets,
             weights=weights,
+            native=native,
+            cache_dtype=cache_dtype,
             tensorrt=tensorrt,
             family=family,
             calibration_text=text,

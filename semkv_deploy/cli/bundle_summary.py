@@ -66,6 +66,10 @@ def summary(bundle: Bundle) -> None:
             continue
         cost = "" if record.weight_kl is None else f", KL {record.weight_kl:.4f} against fp32 on the calibration text"
         console.print(f"{name}: {record.weights} weights, {record.weight_bytes / MIB:.0f} MiB{cost}")
+        contract = record.budgets[0].contract
+        lost = "" if record.cache_kl is None else f", KL {record.cache_kl:.4f} with fp32 weights"
+        kind = "no native operators" if contract.native is None else f"native operators {contract.native}"
+        console.print(f"{name}: {contract.dtype} caches{lost}; {kind}: {printable(record.native)}")
         if record.weights != "fp32":
             kept = float32_bytes(onnx.load_from_string(bundle.read(record.budgets[0].contract.decoders[0].onnx)))
             console.print(

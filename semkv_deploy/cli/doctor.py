@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 from pathlib import Path
 from typing import get_args
@@ -42,6 +41,7 @@ def findings(plugin_library: Path | None = None) -> dict[str, object]:
         SemkvError: when there is no such library.
     """
     from semkv_deploy.bundle import tool_versions
+    from semkv_deploy.targets.onnxruntime.threads import usable_cpus
     from semkv_deploy.targets.tensorrt.api import find_gpu
 
     gpu, no_gpu = find_gpu()
@@ -49,7 +49,7 @@ def findings(plugin_library: Path | None = None) -> dict[str, object]:
         "machine": {
             "system": platform.system(),
             "architecture": platform.machine(),
-            "cores": os.cpu_count(),
+            "cores": usable_cpus(),
             "gpu": gpu._asdict() if gpu else None,
             "no_gpu": no_gpu,
         },
@@ -76,8 +76,12 @@ def _target(name: str) -> dict[str, object]:
 
 
 def _notes(name: str) -> list[str]:
+    from semkv_deploy.targets.onnxruntime import native
     from semkv_deploy.targets.tensorrt.api import RTX_COMPUTE_CAPABILITIES, installed_version, rtx_library_folder
 
+    if name == "onnxruntime-cpu":
+        lacking = native.missing()
+        return [f"native operators: {lacking or f'version {native.VERSION}, on {native.simd()}'}"]
     if name == "tensorrt":
         return [f"TensorRT {installed_version('tensorrt')} builds for the GPU here"]
     if name != "tensorrt-rtx":

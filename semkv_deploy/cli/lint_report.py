@@ -30,8 +30,13 @@ class LintedGraph(NamedTuple):
     findings: list[Finding]
 
 
-def lint_file(path: Path, target: str, *, plugins: Collection[str] = (), profiles: bool = False) -> LintedGraph:
+def lint_file(
+    path: Path, target: str, *, plugins: Collection[str] = (), profiles: bool = False, native: int | None = None
+) -> LintedGraph:
     """Lints one ONNX file; looks at its external data without loading it.
+
+    Args:
+        native: version of the native operators that it is meant to have.
 
     Raises:
         SemkvError: when the file is missing, not ONNX or contradicts itself, or the target has no rules.
@@ -40,6 +45,7 @@ def lint_file(path: Path, target: str, *, plugins: Collection[str] = (), profile
     from semkv_deploy.lint.onnxruntime import lint_files, lint_onnxruntime
     from semkv_deploy.lint.structure import check_structure
     from semkv_deploy.lint.tensorrt.rules import lint_tensorrt
+    from semkv_deploy.targets.onnxruntime.native import required_library
 
     if target not in LINTED:
         raise SemkvError("no lint rules for it", where=f"--target {target}", expected=" or ".join(LINTED))
@@ -47,9 +53,9 @@ def lint_file(path: Path, target: str, *, plugins: Collection[str] = (), profile
     check_structure(model)
     if target.startswith("tensorrt"):
         return LintedGraph(path, target, lint_tensorrt(model, folder=path.parent, plugins=plugins, profiles=profiles))
-    findings = lint_files(model, path.parent) + lint_onnxruntime(model)
+    findings = lint_files(model, path.parent) + lint_onnxruntime(model, native=native is not None)
     if target == "onnxruntime-cpu" and not any(finding.fatal for finding in findings):
-        findings += load_check(path)
+        findings += load_check(path, None if native is None else required_library(native))
     return LintedGraph(path, target, findings)
 
 
@@ -68,7 +74,11 @@ def lint_bundle(root: Path) -> list[LintedGraph]:
                 # Budgets of ONNX Runtime share their graphs.
                 if (target, graph.onnx) not in linted:
                     linted[target, graph.onnx] = lint_file(
-                        root / graph.onnx, target, plugins=record.plugin_operators, profiles=bool(graph.profiles)
+                        root / graph.onnx,
+                        target,
+                        plugins=record.plugin_operators,
+                        profiles=bool(graph.profiles),
+                        native=built.contract.native,
                     )
     return list(linted.values())
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from semkv_deploy.choices import BudgetBy, DType, EngineLayout, WeightFormat
+from semkv_deploy.choices import BudgetBy, CacheType, DType, EngineLayout, Native, WeightFormat
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.sizes import parse_size
 
@@ -74,6 +74,22 @@ weights_option = click.option(
     default="int4",
     show_default=True,
     help="How ONNX Runtime targets store weights.",
+)
+
+
+native_option = click.option(
+    "--native",
+    type=click.Choice(get_args(Native)),
+    default="auto",
+    show_default=True,
+    help="ONNX Runtime: native operators where scripts/build_native.sh has built them, for certain, or never.",
+)
+cache_dtype_option = click.option(
+    "--cache-dtype",
+    type=click.Choice(get_args(CacheType)),
+    default="float32",
+    show_default=True,
+    help="ONNX Runtime: type of the caches; all but float32 take native operators.",
 )
 
 

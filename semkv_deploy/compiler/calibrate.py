@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import onnx
     from numpy.typing import NDArray
 
+    from semkv_deploy.choices import CacheType
     from semkv_deploy.methods import Method
     from semkv_deploy.methods.calibration import Reading, Settings
     from semkv_deploy.model.cache_groups import GroupShare
@@ -60,7 +61,14 @@ def calibration_tokens(tokenizer: Any, model: ModelFacts, text: str | None) -> l
 
 
 def decoder_engine(
-    decoder: Path, model: ModelFacts, groups: Sequence[GroupShare], tokens: int, method: Method | None = None
+    decoder: Path,
+    model: ModelFacts,
+    groups: Sequence[GroupShare],
+    tokens: int,
+    method: Method | None = None,
+    *,
+    cache_dtype: CacheType = "float32",
+    native: int | None = None,
 ) -> OnnxRuntimeEngine:
     """Empty caches for a text of so many tokens, and a decoder that appends to them.
 
@@ -68,6 +76,8 @@ def decoder_engine(
         decoder: lowered for ONNX Runtime.
         groups: that the decoder has.
         method: whose layout the decoder has; None: that of an uncompressed cache.
+        cache_dtype: type of its caches.
+        native: version of the native operators that it has.
     """
     import onnx
 
@@ -92,7 +102,8 @@ def decoder_engine(
         max_context=capacity,
         stop_ids=(),
         batch=None,
-        dtype="float32",
+        dtype=cache_dtype,
+        native=native,
         engine_layout=None,
         graphs={DECODE: [graph]},
         appends_only=True,
@@ -133,6 +144,9 @@ def read_text(
     tokens: list[int],
     take: Callable[[NDArray[np.float32]], None],
     method: Method | None = None,
+    *,
+    cache_dtype: CacheType = "float32",
+    native: int | None = None,
 ) -> OnnxRuntimeEngine:
     """Runs a text through a decoder; the caches of the engine that is returned hold its keys and values.
 
@@ -141,11 +155,12 @@ def read_text(
         groups: that the decoder has.
         take: gets the logits `[m,V]` of the text's pieces, one after the other: all of them are hundreds of megabytes.
         method: whose layout the decoder has; None: that of an uncompressed cache.
+        cache_dtype, native: see `decoder_engine`.
 
     Raises:
         SemkvError: when a logit is NaN or infinite.
     """
-    engine = decoder_engine(decoder, model, groups, len(tokens), method)
+    engine = decoder_engine(decoder, model, groups, len(tokens), method, cache_dtype=cache_dtype, native=native)
     for start in range(0, len(tokens), PREFILL_CHUNK):
         logits = append(engine, tokens[start : start + PREFILL_CHUNK], start, logits=True)
         check_finite(logits, decoder.name)
@@ -210,8 +225,11 @@ def weight_cost(
     tokens: list[int],
     reference: StoredLogits,
     method: Method,
+    *,
+    cache_dtype: CacheType = "float32",
+    native: int | None = None,
 ) -> float:
-    """Mean KL (nats per token) that a decoder's weights cost on a text whose exact logits are known."""
+    """Mean KL (nats per token) that a decoder's weights and caches cost on a text whose exact logits are known."""
     total, done = 0.0, 0
 
     def take(logits: NDArray[np.float32]) -> None:
@@ -219,7 +237,7 @@ def weight_cost(
         total += len(logits) * mean_kl(reference.rows(done, *logits.shape), logits)
         done += len(logits)
 
-    read_text(decoder, model, groups, tokens, take, method)
+    read_text(decoder, model, groups, tokens, take, method, cache_dtype=cache_dtype, native=native)
     return total / done
 
 

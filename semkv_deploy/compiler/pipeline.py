@@ -35,9 +35,10 @@ from semkv_deploy.runtime.tokens import load_tokenizer
 from semkv_deploy.targets import is_tensorrt, require_available
 from semkv_deploy.targets.build import Progress, TargetInputs, WrittenProgram, file_stem
 from semkv_deploy.targets.onnxruntime.build import BuiltDecoder, build_onnxruntime, lower_decoder, save_decoder
+from semkv_deploy.targets.onnxruntime.native import NativeChoice, choose_native
 
 if TYPE_CHECKING:
-    from semkv_deploy.choices import BudgetBy, WeightFormat
+    from semkv_deploy.choices import BudgetBy, CacheType, Native, WeightFormat
     from semkv_deploy.methods import Method
     from semkv_deploy.methods.calibration import Reading, Settings
     from semkv_deploy.model.config import ModelFacts
@@ -76,6 +77,8 @@ def build_bundle(
     budget_by: BudgetBy = "uniform",
     target: str | Sequence[str] = "onnxruntime-cpu",
     weights: WeightFormat = "int4",
+    native: Native = "auto",
+    cache_dtype: CacheType = "float32",
     tensorrt: TensorRTOptions | None = None,
     calibration_text: str | None = None,
     family: str | None = None,
@@ -94,6 +97,8 @@ def build_bundle(
         budget_by: "layer" or "head": calibrate how much of each budget a layer or KV head gets; in place of `groups`.
         target: one or several.
         weights: how `onnxruntime-*` targets store weights.
+        native: whether `onnxruntime-*` targets have native operators; "auto": where their library is here.
+        cache_dtype: type of the caches of `onnxruntime-*` targets; all but float32 take native operators.
         tensorrt: options of the `tensorrt*` targets; None: the defaults.
         calibration_text: None: the text that ships with the package.
         portable: keep the portable graphs and their float32 weights, which `validate` compares with.
@@ -108,6 +113,8 @@ def build_bundle(
     targets = [target] if isinstance(target, str) else list(dict.fromkeys(target))
     options = tensorrt or TensorRTOptions()
     check_targets(targets, options)
+    of_host = not all(map(is_tensorrt, targets))
+    choice = choose_native(native, cache_dtype) if of_host else NativeChoice(False, "float32", "")
     check_source_limits(source)
     sources = [Path(source).parent] if Path(source).suffix == ".onnx" else local_source(source)
     with new_directory(out, force=force, foreign=foreign, sources=sources) as root:
@@ -116,7 +123,7 @@ def build_bundle(
         context = choose_context(max_context, model.max_position)
         method = method.resolve(model)
         check_reading(method, targets)
-        cache_types = {options.dtype if is_tensorrt(name) else model.dtype for name in targets}
+        cache_types = {options.dtype if is_tensorrt(name) else cache_dtype for name in targets}
         resolved = resolve_budgets(budgets, context, slot_bytes(model, cache_types))
         given = cache_groups(groups, budget_by, model)
         readings: list[Reading] = []
@@ -156,8 +163,16 @@ def build_bundle(
                 weights,
                 reference.path,
                 reference.built,
-                cost=lambda decoder: calibrate.weight_cost(
-                    decoder, model, shares, reference.tokens, reference.logits, method
+                choice,
+                cost=lambda decoder, cache_dtype, native: calibrate.weight_cost(
+                    decoder,
+                    model,
+                    shares,
+                    reference.tokens,
+                    reference.logits,
+                    method,
+                    cache_dtype=cache_dtype,
+                    native=native,
                 ),
             )
             for name in targets

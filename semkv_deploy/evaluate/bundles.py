@@ -86,6 +86,8 @@ def built(
             method=entry.method(),
             max_context=longest,
             weights="fp32",
+            # What runs must not depend on the machine.
+            native="off",
             portable=False,
             progress=lambda what, share: progress(f"{entry.text}: {what}", share),
             **entry.build_options,

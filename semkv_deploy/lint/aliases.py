@@ -38,8 +38,9 @@ def appends(node: onnx.NodeProto) -> list[tuple[str, str]]:
         places = [(0, 0)]
     elif (node.domain, node.op_type) == ("com.microsoft", "GroupQueryAttention"):
         places = [(3, 1), (4, 2)]
-    elif (node.domain, node.op_type) == (DOMAIN, nexus.OP.name):
-        given = {attribute.name for attribute in node.attribute if attribute.i}
+    elif node.domain == DOMAIN and node.op_type.split("_")[0] == nexus.OP.name:
+        # Options are attributes, and part of the name of ONNX Runtime's native operators.
+        given = {attribute.name for attribute in node.attribute if attribute.i} | {*node.op_type.split("_")[1:]}
         spec = nexus.OP.with_options(*(option.name for option in nexus.OP.options if option.name in given))
         operands = [tensor.name for tensor in spec.inputs]
         results = [(index, tensor.name.removesuffix("_out")) for index, tensor in enumerate(spec.outputs)]

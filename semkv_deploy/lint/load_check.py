@@ -22,6 +22,8 @@ options = onnxruntime.SessionOptions()
 options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
 options.log_severity_level = 4
 options.add_session_config_entry("session.disable_prepacking", "1")
+if sys.argv[3]:
+    options.register_custom_ops_library(sys.argv[3])
 try:
     onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
 except Exception as error:
@@ -30,13 +32,17 @@ except Exception as error:
 """
 
 
-def load_check(path: Path) -> Iterator[Finding]:
-    """Loads the file as ONNX Runtime's CPU provider does, weights mapped and not packed; a refusal is a finding."""
+def load_check(path: Path, library: Path | None = None) -> Iterator[Finding]:
+    """Loads the file as ONNX Runtime's CPU provider does, weights mapped and not packed; a refusal is a finding.
+
+    Args:
+        library: of native operators that the graph has; None: it has none.
+    """
     if importlib.util.find_spec("onnxruntime") is None:
         what, fix = "ONNX Runtime is not installed here, so it was not asked", "pip install onnxruntime"
         yield Finding("model", what, fix, "unverified", "load")
         return
-    command = [sys.executable, "-I", "-c", _LOAD, str(path), json.dumps(sys.path)]
+    command = [sys.executable, "-I", "-c", _LOAD, str(path), json.dumps(sys.path), str(library or "")]
     try:
         done = subprocess.run(command, capture_output=True, timeout=SECONDS, check=False)
     except subprocess.TimeoutExpired:

@@ -53,6 +53,10 @@ KEY = Buffer(name="key", shape="B,Hkv,C,D", dtype="T")
 VALUE = Buffer(name="value", shape="B,Hkv,C,D", dtype="T")
 BIAS = Buffer(name="slot_bias", shape="B,Hkv,C", dtype="float32")
 
+KEY_SCALE = Buffer(name="key_scale", shape="B,Hkv,C", dtype="float32")
+VALUE_SCALE = Buffer(name="value_scale", shape="B,Hkv,C", dtype="float32")
+"""Of int8 caches: what a slot's codes are multiplied by."""
+
 POSITION, CHUNK = "slot_position", "slot_chunk"
 
 
@@ -73,6 +77,11 @@ class CacheLayout(BaseModel):
     buffers: tuple[Buffer, ...]
     slot_columns: tuple[Buffer, ...] = ()
     step_inputs: tuple[Buffer, ...] = ()
+
+
+def with_scales(layout: CacheLayout) -> CacheLayout:
+    """The layout of int8 caches: keys and values have scales."""
+    return layout.model_copy(update={"buffers": (*layout.buffers, KEY_SCALE, VALUE_SCALE)})
 
 
 class Binding(BaseModel):

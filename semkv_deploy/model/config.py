@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError,
 
 from semkv_deploy.budget_units import MAX_TOKENS
 from semkv_deploy.errors import SemkvError
+from semkv_deploy.sizes import row_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -121,7 +122,7 @@ class ModelFacts(BaseModel):
     @property
     def cache_bytes_per_token(self) -> int:
         """Bytes of key and value of one token, all layers."""
-        return 2 * self.layers * self.kv_heads * self.head_dim * {"float32": 4, "float16": 2, "bfloat16": 2}[self.dtype]
+        return 2 * self.layers * self.kv_heads * row_bytes(self.dtype, self.head_dim)
 
     def write(self, path: Path) -> None:
         """Write as JSON; the same facts give the same bytes."""

@@ -15,15 +15,19 @@ LOGITS = "logits"
 TAG = "{group}"
 """What stands for a group's number in a pattern."""
 
-DECODER_INPUT = {"key": "past_key_values.{group}.key", "value": "past_key_values.{group}.value"}
+DECODER_INPUT = {
+    "key": "past_key_values.{group}.key",
+    "value": "past_key_values.{group}.value",
+    "key_scale": "past_key_values.{group}.scale_of_key",
+    "value_scale": "past_key_values.{group}.scale_of_value",
+}
 """Patterns of a buffer's decoder input; a buffer that is not here has the pattern `<buffer>.{group}`."""
 
 SLOT_ATTENTION = "slot_attention"
 """What a decoder that records attention raises: `slot_attention.NN` in, `slot_attention_out.NN` out."""
 
 DECODER_OUTPUT = {
-    "key": "present.{group}.key",
-    "value": "present.{group}.value",
+    **{name: pattern.replace("past_key_values.", "present.") for name, pattern in DECODER_INPUT.items()},
     SLOT_ATTENTION: f"{SLOT_ATTENTION}_out.{TAG}",
 }
 """Patterns of a buffer's decoder output; buffers that are not here are only read."""

@@ -79,6 +79,7 @@ class TargetInputs:
         dtype: str,
         batch: int | None = None,
         engine_layout: EngineLayout | None = None,
+        native: int | None = None,
     ) -> Contract:
         """The contract of one budget; programs that none of its behaviours runs are left out."""
         wanted = {DECODE, *self.used_programs(profile)}
@@ -93,6 +94,7 @@ class TargetInputs:
             batch=batch,
             dtype=dtype,
             engine_layout=engine_layout,
+            native=native,
             graphs={name: of_program for name, of_program in graphs.items() if name in wanted},
         )
 

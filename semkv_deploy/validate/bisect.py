@@ -20,6 +20,7 @@ from semkv_deploy.methods.layout import DECODE
 from semkv_deploy.model import names
 from semkv_deploy.targets.engine import graph_for
 from semkv_deploy.targets.onnxruntime.engine import onnxruntime
+from semkv_deploy.targets.onnxruntime.native import required_library
 from semkv_deploy.validate.compare import Tolerance, difference, live_rows
 from semkv_deploy.validate.runner import StatefulRunner
 from semkv_deploy.validate.ties import run_compressor
@@ -218,14 +219,16 @@ class Place(NamedTuple):
 class _Exposed:
     """A decoder whose inner tensors are outputs, run with or without caches in place."""
 
-    def __init__(self, model: onnx.ModelProto, folder: Path, names: Sequence[str], in_place: bool) -> None:
+    def __init__(
+        self, model: onnx.ModelProto, folder: Path, names: Sequence[str], in_place: bool, native: int | None
+    ) -> None:
         from polygraphy.backend.onnx import ModifyOutputs
 
         self.graph, self._in_place = model.graph, in_place
         caches = [value.name for value in model.graph.output]
         self._outputs = list(dict.fromkeys([*caches, *names]))
         exposed = ModifyOutputs(model, self._outputs, copy=True)()
-        self._session = _session(exposed.SerializeToString(), folder)
+        self._session = _session(exposed.SerializeToString(), folder, native)
 
     def run(self, small: Feeds, caches: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
         """All outputs, for buffers of every group by name, which are copied."""
@@ -260,11 +263,13 @@ def _cache(value: Any, caches: Sequence[Mapping[str, NDArray[Any]]]) -> NDArray[
     return array.astype(np.float16) if value.type == "tensor(float16)" else array
 
 
-def _session(model: bytes, folder: Path) -> Any:
+def _session(model: bytes, folder: Path, native: int | None = None) -> Any:
     ort = onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    if native is not None:
+        options.register_custom_ops_library(str(required_library(native)))
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
@@ -279,7 +284,8 @@ def expose(reference: Graphs, candidate: Graphs, name: str) -> tuple[_Exposed, _
     made = []
     for model, path, graphs in zip(models, paths, (reference, candidate), strict=True):
         inside = [tensor for part in _parts(model.graph).values() for tensor in part.values()]
-        made.append(_Exposed(model, path.parent, [*common, *inside], graphs.in_place))
+        native = graphs.opened.contract.native
+        made.append(_Exposed(model, path.parent, [*common, *inside], graphs.in_place, native))
     return made[0], made[1]
 
 
@@ -325,7 +331,7 @@ def _parts(graph: onnx.GraphProto) -> dict[tuple[int, int | None], dict[str, str
         if match[3] != "attention":
             part = match[3].removesuffix("_append")
             parts[part], parts[f"cache append ({part})"] = node.input[1], node.output[0]
-        elif node.op_type in ("NexusAttention", "GroupQueryAttention"):
+        elif node.op_type.split("_")[0] in ("NexusAttention", "GroupQueryAttention"):
             parts.update(query=node.input[0], key=node.input[1], value=node.input[2])
             parts["cache append (key)"], parts["cache append (value)"] = node.output[1], node.output[2]
             parts["attention output"] = node.output[0]

@@ -251,7 +251,10 @@ class StatefulRunner(BaseRunner):
                     said = np.where(np.isneginf(said), np.float32(MINUS_INFINITY), said)
                     outputs[f"{buffer.name}.{tag}"] = np.where(live[:, None], said, np.float32(0))
             for name in ("key", "value"):
-                outputs[f"{name}.{tag}"] = live_rows(self.engine.read(name, number), length)
+                rows = self.engine.read(name, number)
+                if session.contract.dtype == "int8":
+                    rows = rows * self.engine.read(f"{name}_scale", number)[..., None]
+                outputs[f"{name}.{tag}"] = live_rows(rows, length)
         if self.engine.inner_logits:
             outputs["inner_logits"] = np.concatenate(self.engine.inner_logits)
         if logits is not None:

@@ -42,8 +42,8 @@ def commands(bundle: Bundle, budget: float) -> list[Command]:
     conversions = []
     for name, record in bundle.manifest.targets.items():
         contract = next((built.contract for built in record.budgets if built.contract.budget == budget), None)
-        # Plugin nodes have no body for ONNX Runtime, and bfloat16 has no kernels there.
-        if contract is None or record.plugin_operators:
+        # Plugin nodes have no body for ONNX Runtime, bfloat16 no kernels there; Polygraphy registers no library.
+        if contract is None or record.plugin_operators or contract.native is not None:
             continue
         if not record.on_gpu:
             graphs += [(contract, graph) for graph in contract.decoders]

@@ -2,7 +2,8 @@
 
 A bundle holds float32 weights in the portable decoder and rounded ones in a target. Three rewrites make them equal:
 the portable decoder with the target's weights (after each was shown to be the portable one rounded), the target with
-float32 activations, and a float16 or bfloat16 graph in float32. A fourth makes plugin nodes run anywhere.
+float32 activations, and a float16 or bfloat16 graph in float32. A fourth gives it float32 caches, a fifth makes plugin
+nodes run anywhere.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.graph.external import save_with_data
+from semkv_deploy.model import names
 from semkv_deploy.ops import DOMAIN, function_protos
 
 if TYPE_CHECKING:
@@ -125,19 +127,39 @@ def in_float32(path: Path, folder: Path) -> Path:
     return _save(model, folder, f"{path.stem}.float32.onnx")
 
 
+def with_float32_caches(target: Path, folder: Path) -> Path:
+    """A decoder of native operators whose caches are float32, without scales."""
+    import onnx
+    from onnx import TensorProto
+
+    model = onnx.load(target)
+    graph = model.graph
+    for values in (graph.input, graph.output):
+        for value in list(values):
+            if ".scale_of_" in value.name:
+                values.remove(value)
+            elif names.is_cache_input(value.name) or names.is_cache_output(value.name):
+                value.type.tensor_type.elem_type = TensorProto.FLOAT
+    for node in graph.node:
+        if node.domain == DOMAIN and node.op_type == "NexusAttention_int8":
+            node.op_type = "NexusAttention"
+            del node.input[7:], node.output[3:]
+    return _save(model, folder, "float32_caches.onnx")
+
+
 def with_function_bodies(path: Path, folder: Path) -> Path:
     """A graph whose plugin nodes are calls of their operators' portable bodies, as TensorRT falls back to them."""
     import onnx
 
     model = onnx.load(path)
-    names = set()
+    called = set()
     for node in model.graph.node:
         if node.domain == DOMAIN:
-            names.add(node.op_type)
+            called.add(node.op_type)
             kept = [attribute for attribute in node.attribute if not attribute.name.startswith("plugin_")]
             del node.attribute[:]
             node.attribute.extend(kept)
-    model.functions.extend(function for function in function_protos() if function.name in names)
+    model.functions.extend(function for function in function_protos() if function.name in called)
     return _save(model, folder, f"{path.stem}.bodies.onnx")
 
 

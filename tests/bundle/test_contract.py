@@ -19,6 +19,7 @@ from semkv_deploy.methods.behaviours import NO_MERGE
 from semkv_deploy.model.cache_groups import GroupShare, by_layer, one_a_head
 from semkv_deploy.runtime.session import Session
 from semkv_deploy.targets.onnxruntime.engine import OnnxRuntimeEngine
+from semkv_deploy.targets.onnxruntime.native import LIBRARY
 from semkv_deploy.targets.tensorrt.build import TensorRTOptions
 
 from ..methods.matrix import FORMS
@@ -87,6 +88,7 @@ def built(
         groups=groups,
         target=["onnxruntime-cpu", *([] if method.reads_again else ["tensorrt-rtx"])],
         weights="fp32",
+        native="off",
         tensorrt=TensorRTOptions(engines=False, dtype="float32", layout=layout, batch=batch),
     )
     return Bundle.open(out)
@@ -142,7 +144,9 @@ def test_a_host_of_the_contract_alone_is_a_session(
 
 def converse(bundle: Bundle, root: Path, target: str, batch: int, atol: float) -> None:
     """Compares a session of `bundle` with a host of the bundle at `root`."""
-    session, host = session_of(bundle, target, batch), Host(root, target, batch=batch)
+    session = session_of(bundle, target, batch)
+    library = None if session.contract.native is None else LIBRARY
+    host = Host(root, target, batch=batch, library=library)
     for conversation in range(3):
         for turn in range(3):
             prompts = [words(10 * turn + row + conversation, 90 + 17 * row) for row in range(batch)]

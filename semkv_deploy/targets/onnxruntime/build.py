@@ -13,14 +13,16 @@ from semkv_deploy.errors import SemkvError
 from semkv_deploy.lint.aliases import alias_map, check_alias_safety
 from semkv_deploy.lint.onnxruntime import lint_onnxruntime
 from semkv_deploy.methods.layout import DECODE
+from semkv_deploy.targets.onnxruntime.native import NATIVE_PROGRAMS, VERSION
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
     from semkv_deploy.bundle.contract import GraphContract, Phase
-    from semkv_deploy.choices import WeightFormat
+    from semkv_deploy.choices import CacheType, WeightFormat
     from semkv_deploy.methods.base import BiasMode
     from semkv_deploy.targets.build import TargetInputs
+    from semkv_deploy.targets.onnxruntime.native import NativeChoice
 
 DECODER = "decoder.onnx"
 
@@ -37,13 +39,19 @@ class BuiltDecoder(NamedTuple):
 
 
 def lower_decoder(
-    portable: Path, *, bias: BiasMode, groups: int, rewrite: Callable[[ir.Model], None] = lambda model: None
+    portable: Path,
+    *,
+    bias: BiasMode,
+    groups: int,
+    rewrite: Callable[[ir.Model], None] = lambda model: None,
+    native: CacheType | None = None,
 ) -> ir.Model:
     """The decoder for ONNX Runtime in float32; its weights stay in the portable decoder's file until it is saved.
 
     Args:
         groups: cache groups that the portable decoder has, a `NexusAttention` for each.
         rewrite: changes the portable graph first.
+        native: type of the caches of native operators; None: ONNX Runtime's own attention, caches in float32.
 
     Raises:
         SemkvError: when not every group's attention was lowered.
@@ -52,21 +60,28 @@ def lower_decoder(
     from onnxscript.optimizer import optimize
 
     from semkv_deploy.passes.fuse import fuse_for_onnxruntime
+    from semkv_deploy.passes.keep_native import keep_as_native
     from semkv_deploy.passes.lower_gqa import lower_to_gqa
 
     model = ir.load(portable)
     rewrite(model)
     fuse_for_onnxruntime(model)
-    lowered = lower_to_gqa(model, bias=bias)
+    if native is None:
+        kind, lowered = "GroupQueryAttention", lower_to_gqa(model, bias=bias)
+    else:
+        kind, lowered = "NexusAttention", keep_as_native(model, bias=bias, cache_dtype=native)
     optimize(model)
-    found = sum(node.op_type == "GroupQueryAttention" for node in model.graph)
+    found = sum(node.op_type.split("_")[0] == kind for node in model.graph)
     if not lowered == found == groups:
         raise SemkvError("attention was lost while lowering", where=portable.name, expected=groups, got=found)
     return model
 
 
-def save_decoder(model: ir.Model, path: Path) -> BuiltDecoder:
+def save_decoder(model: ir.Model, path: Path, *, native: bool = False) -> BuiltDecoder:
     """Writes a lowered decoder and one file of weights, to which `model` refers afterwards, and checks the graph.
+
+    Args:
+        native: the graph has native operators.
 
     Raises:
         SemkvError: when lint finds something that would make the target wrong, or an append in place is not safe.
@@ -78,7 +93,7 @@ def save_decoder(model: ir.Model, path: Path) -> BuiltDecoder:
     path.parent.mkdir(parents=True, exist_ok=True)
     data = write_model(model, path, alignment=DATA_ALIGNMENT)
     written = onnx.load(path, load_external_data=False)
-    findings = lint_onnxruntime(written)
+    findings = lint_onnxruntime(written, native=native)
     for finding in findings:
         if finding.fatal:
             raise SemkvError(finding.what, where=finding.node, fix=finding.fix)
@@ -93,34 +108,49 @@ def build_onnxruntime(
     weights: WeightFormat,
     reference: Path,
     built: BuiltDecoder,
+    choice: NativeChoice,
     *,
-    cost: Callable[[Path], float],
+    cost: Callable[[Path, CacheType, int | None], float],
 ) -> OnnxRuntimeRecord:
     """Everything of one ONNX Runtime target, written below `targets/<target>`.
 
     Args:
-        reference: the lowered float32 decoder; `built` is what writing it gave.
-        cost: measures the mean KL that the weights of a decoder on disk cost.
+        reference: the lowered float32 decoder without native operators; `built` is what writing it gave.
+        choice: whether the decoder has native operators, and the type of its caches.
+        cost: measures the mean KL of a decoder on disk, with caches of a type and native operators of a version.
 
     Raises:
         SemkvError: as `save_decoder`.
     """
     import onnx
 
+    from semkv_deploy.passes.narrow_caches import narrow_caches
     from semkv_deploy.passes.quantize import quantize_weights
 
     folder = inputs.root / "targets" / target
     folder.mkdir(parents=True)
     decoder = folder / DECODER
-    kl = None
+    native, cache_dtype = VERSION if choice.on else None, choice.cache_dtype
+    inputs.progress(f"{'native operators' if choice.on else 'no native operators'}: {choice.why}", None)
+    if choice.on:
+        reference = inputs.root / "work" / "native" / DECODER
+        bias, groups = inputs.method.bias_mode, len(inputs.groups)
+        lowered = lower_decoder(inputs.portable, bias=bias, groups=groups, native=cache_dtype)
+        built = save_decoder(lowered, reference, native=True)
+    kl = cache_kl = None
     if weights == "fp32":
         for file in (reference, reference.with_name(reference.name + ".data")):
             shutil.copyfile(file, folder / file.name)
     else:
         inputs.progress(f"quantising weights to {weights}", None)
-        built = save_decoder(quantize_weights(reference, weights), decoder)
+        built = save_decoder(quantize_weights(reference, weights), decoder, native=choice.on)
+    narrow = cache_dtype != "float32"
+    if narrow:
+        inputs.progress(f"measuring what {cache_dtype} caches cost", None)
+        cache_kl = round(cost(reference, cache_dtype, native), 4)
+    if weights != "fp32":
         inputs.progress(f"measuring what {weights} weights cost", None)
-        kl = round(cost(decoder), 4)
+        kl = round(cost(decoder, cache_dtype, native), 4)
 
     def contract(path: Path, phase: Phase, groups: Iterable[int], aliases: dict[str, str]) -> GraphContract:
         model = onnx.load(path, load_external_data=False)
@@ -129,16 +159,25 @@ def build_onnxruntime(
 
     graphs = {DECODE: [contract(decoder, "decoder", range(len(inputs.groups)), built.aliases)]}
     for program in inputs.programs:
-        # ONNX Runtime inlines the portable graph's functions itself.
-        shutil.copyfile(inputs.root / program.file, folder / Path(program.file).name)
-        graph = contract(folder / Path(program.file).name, "compressor", program.groups, {})
+        # ONNX Runtime inlines the portable graph's functions itself, where they are not native operators.
+        written = folder / Path(program.file).name
+        narrowed = narrow_caches(onnx.load(inputs.root / program.file), cache_dtype)
+        if choice.on:
+            # With a body beside it a node would run where the library is not, slowly and without a word.
+            kept = [function for function in narrowed.functions if function.name not in NATIVE_PROGRAMS]
+            del narrowed.functions[:]
+            narrowed.functions.extend(kept)
+        written.write_bytes(narrowed.SerializeToString(deterministic=True))
+        graph = contract(written, "compressor", program.groups, {})
         graphs.setdefault(program.name, []).append(graph)
     return OnnxRuntimeRecord(
         weights=weights,
         weight_bytes=built.weight_bytes,
         weight_kl=kl,
+        cache_kl=cache_kl,
+        native=choice.why,
         budgets=[
-            BudgetRecord(contract=inputs.contract(target, profile, graphs, dtype=inputs.model.dtype))
+            BudgetRecord(contract=inputs.contract(target, profile, graphs, dtype=cache_dtype, native=native))
             for profile in inputs.profiles
         ],
         lint=built.lint,

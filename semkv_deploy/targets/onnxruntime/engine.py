@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -16,11 +15,16 @@ from semkv_deploy.bundle.graphs import LoadedGraph
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.methods.layout import DECODE
 from semkv_deploy.targets.engine import NUMPY_TYPES, Array, Feeds, graph_for, run_sizes, shape_of
+from semkv_deploy.targets.onnxruntime.native import required_library
+from semkv_deploy.targets.onnxruntime.threads import usable_cpus
 
 if TYPE_CHECKING:
     from semkv_deploy.bundle.contract import Contract, GraphContract
     from semkv_deploy.bundle.opened import OpenedBudget
 
+
+BFLOAT16 = 16
+"""ONNX's number of the type."""
 
 GROUP_WORKERS = 2
 """Groups that a program runs for at the same time at most; each takes one set of spare buffers."""
@@ -44,21 +48,29 @@ def onnxruntime() -> Any:
 
 
 def inference_session(
-    graph: Path | LoadedGraph, *, threads: int | None = None, provider: str = "CPUExecutionProvider"
+    graph: Path | LoadedGraph,
+    *,
+    threads: int | None = None,
+    provider: str = "CPUExecutionProvider",
+    native: int | None = None,
 ) -> Any:
     """An `InferenceSession` with settings for cache graphs.
 
     Args:
         graph: a file, whose external data ONNX Runtime maps; or a bundle's graph, whose weights it reads where they
             lie: in a private copy that nobody can truncate.
+        threads: None: one for each CPU that this process may use.
+        native: version of the library whose operators the graph has; None: it has none of them.
 
     Raises:
-        SemkvError: when ONNX Runtime cannot load the graph.
+        SemkvError: when ONNX Runtime cannot load the graph, or there is no such library.
     """
     ort = onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    options.intra_op_num_threads = threads or os.cpu_count() or 1
+    options.intra_op_num_threads = threads or usable_cpus()
+    if native is not None:
+        options.register_custom_ops_library(str(required_library(native)))
     # Shapes differ from run to run, so a memory plan of the first run is only ballast.
     options.enable_mem_pattern = False
     try:
@@ -92,7 +104,7 @@ class OnnxRuntimeEngine:
         batch: rows of the buffers.
         in_place: bind each cache to the decoder's input and output alike; False keeps a second set of buffers and
             is there to check that both give the same.
-        threads: intra-op threads; None: all cores.
+        threads: intra-op threads; None: one for each CPU that this process may use.
 
     Raises:
         SemkvError: when the batch is not the contract's, or ONNX Runtime takes a graph or a cache type not.
@@ -104,20 +116,23 @@ class OnnxRuntimeEngine:
         contract = opened.contract
         if batch < 1 or batch != (contract.batch or batch):
             raise SemkvError("the graphs take another batch", where="batch", expected=contract.batch or 1, got=batch)
-        if contract.dtype not in NUMPY_TYPES:
+        if contract.dtype not in NUMPY_TYPES and contract.native is None:
             raise SemkvError(
-                "ONNX Runtime's CPU kernels do not take this cache type",
+                "ONNX Runtime's own CPU kernels do not take this cache type",
                 where="past_key_values.00.key",
-                expected="float32 or float16",
+                expected="float32, float16, or native operators",
                 got=contract.dtype,
             )
         self.opened, self.batch, self.in_place = opened, batch, in_place
-        self._ort = onnxruntime()
         # A group's program is many small operators: groups side by side on one thread each are nearly twice as fast as
         # one after the other on all threads.
-        self._workers = max(1, min(GROUP_WORKERS, threads or os.cpu_count() or 1))
+        self._workers = max(1, min(GROUP_WORKERS, threads or usable_cpus()))
         self._sessions = {
-            graph.name: inference_session(opened.graph(graph.onnx), threads=threads if program.scope == "cache" else 1)
+            graph.name: inference_session(
+                opened.graph(graph.onnx),
+                threads=threads if program.scope == "cache" else 1,
+                native=contract.native,
+            )
             for program in contract.programs.values()
             for graph in program.graphs
         }
@@ -145,13 +160,14 @@ class OnnxRuntimeEngine:
     def _new(self, name: str, group: int) -> Array:
         buffer = next(buffer for buffer in self.contract.cache.buffers if buffer.name == name)
         shape = buffer.sizes(self.contract.cache.groups[group], batch=self.batch, head_dim=self.contract.head_dim)
-        return np.zeros(shape, NUMPY_TYPES[self.contract.dtype if buffer.dtype == "T" else buffer.dtype])
+        return np.zeros(shape, _array_type(self.contract.dtype if buffer.dtype == "T" else buffer.dtype))
 
     def _new_set(self, group: int) -> dict[str, Array]:
         return {buffer.name: self._new(buffer.name, group) for buffer in self.contract.cache.buffers}
 
     def read(self, buffer: str, group: int) -> Array:
-        return self._buffers[buffer][group]
+        array = self._buffers[buffer][group]
+        return array.astype(np.float32) if array.dtype == _array_type("bfloat16") else array
 
     def write(self, buffer: str, group: int, array: Array) -> None:
         self._buffers[buffer][group][:] = array
@@ -203,11 +219,11 @@ class OnnxRuntimeEngine:
         run = session.io_binding()
         held = []
         for tensor in graph.inputs:
-            held.append(self._ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(given[tensor.name])))
+            held.append(_ort_value(np.ascontiguousarray(given[tensor.name])))
             run.bind_ortvalue_input(tensor.name, held[-1])
         for tensor in graph.outputs:
             if tensor.name in results:
-                held.append(self._ort.OrtValue.ortvalue_from_numpy(results[tensor.name]))
+                held.append(_ort_value(results[tensor.name]))
                 run.bind_ortvalue_output(tensor.name, held[-1])
             else:
                 run.bind_output(tensor.name)
@@ -225,7 +241,7 @@ class _Binding:
     def __init__(
         self, engine: OnnxRuntimeEngine, program: str, graph: GraphContract, rows: slice, feeds: Feeds
     ) -> None:
-        ort, contract = engine._ort, engine.contract
+        contract = engine.contract
         self._session = engine._sessions[graph.name]
         self._binding = self._session.io_binding()
         # An OrtValue over a numpy buffer shares it, and must outlive the binding.
@@ -234,7 +250,7 @@ class _Binding:
         bound: set[str] = set()
 
         def bind(name: str, array: Array, *, output: bool = False) -> None:
-            value = ort.OrtValue.ortvalue_from_numpy(array)
+            value = _ort_value(array)
             self._held.append(value)
             bound.add(name)
             (self._binding.bind_ortvalue_output if output else self._binding.bind_ortvalue_input)(name, value)
@@ -285,6 +301,23 @@ class _Binding:
         for buffer, appended in self._copies:
             buffer[:] = appended
         return self._results
+
+
+def _array_type(dtype: str) -> Any:
+    """NumPy's type of a buffer; bfloat16 is of the package that onnx uses."""
+    if dtype == "bfloat16":
+        import ml_dtypes
+
+        return ml_dtypes.bfloat16
+    return np.int8 if dtype == "int8" else NUMPY_TYPES[dtype]
+
+
+def _ort_value(array: Array) -> Any:
+    """An OrtValue over an array's memory."""
+    values = onnxruntime().OrtValue
+    if array.dtype != _array_type("bfloat16"):
+        return values.ortvalue_from_numpy(array)
+    return values.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), BFLOAT16)
 
 
 def _as_viewed(buffer: Array, shape: tuple[int | str, ...]) -> Array:

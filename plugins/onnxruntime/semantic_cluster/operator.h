@@ -1,0 +1,10 @@
+// SemanticCluster as operators of ONNX Runtime.
+#pragma once
+
+#include "../ort/api.h"
+
+namespace semkv::native
+{
+// One for each element type.
+std::vector<std::unique_ptr<Operator>> semanticClusterOperators();
+} // namespace semkv::native

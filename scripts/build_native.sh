@@ -1,0 +1,135 @@
+#!/usr/bin/env bash
+# Builds plugins/onnxruntime/: libsemkv_onnxruntime.so, native operators for ONNX Runtime on a CPU.
+#
+#   scripts/build_native.sh [--out DIR] [--sanitize LIST] [--jobs N] [--no-werror] [--print-headers]
+#
+#   --out DIR        build there, and nothing more (default: build/native, and the library is put into semkv_deploy/native,
+#                    where builds and sessions look for it)
+#   --sanitize LIST  sanitizers, e.g. address,undefined or thread; builds semkv_native_check only, a program that runs the
+#                    kernels without ONNX Runtime
+#   --jobs N         parallel compilations (default 1)
+#   --no-werror      warnings of a compiler nobody has tried do not stop the build
+#   --print-headers  print the folders of both sets of headers and build nothing
+#
+# Needs a C++17 compiler and cmake. ONNX Runtime's headers, first match: $ONNXRUNTIME_ROOT/include (or its subfolder
+# onnxruntime); /usr/include/onnxruntime; the npm package com.github.asus4.onnxruntime (MIT). Highway's headers (1.1 or
+# newer, Apache-2.0), first match: $HIGHWAY_ROOT/include; /usr/include; the npm package @img/sharp-libvips-dev. npm packages
+# are downloaded once, into the cache folder ${XDG_CACHE_HOME:-~/.cache}/semkv-deploy. Asks nothing; needs no network once
+# the headers are there.
+set -euo pipefail
+
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+out="" sanitize="" jobs=1 werror=ON print=0
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --out|--sanitize|--jobs)
+      if [ -z "${2:-}" ]; then echo "build_native: option $1: expected a value, got none; see --help" >&2; exit 2; fi
+      printf -v "${1#--}" %s "$2"; shift 2 ;;
+    --no-werror) werror=OFF; shift ;;
+    --print-headers) print=1; shift ;;
+    -h|--help) sed -n '2,/^set /s/^# \{0,1\}//p' "$0" | sed '$d'; exit 0 ;;
+    *) echo "build_native: unknown option '$1'; see --help" >&2; exit 2 ;;
+  esac
+done
+
+caches="${XDG_CACHE_HOME:-${HOME:+$HOME/.cache}}"
+cache="${caches:-${TMPDIR:-/tmp}}/semkv-deploy"
+
+# The folder $cache/$1 with what npm package $2 has in its folder $3, where the file $4 is.
+from_npm() {
+  local folder="$cache/$1" package="$2" inside="$3" file="$4" scratch
+  if [ -f "$folder/$file" ]; then echo "$folder"; return; fi
+  mkdir -p "$cache"
+  scratch="$(mktemp -d "$folder.XXXXXX")"
+  if ! { command -v npm >/dev/null && npm pack --silent --pack-destination "$scratch" "$package" >/dev/null; }; then
+    rm -rf "$scratch"
+    return 1
+  fi
+  mkdir "$scratch/unpacked"
+  tar -xzf "$scratch"/*.tgz -C "$scratch/unpacked" "$inside"
+  # Where another run was faster, its headers are as good and may be in use.
+  if ! mv -T "$scratch/unpacked/$inside" "$folder" 2>/dev/null && [ ! -f "$folder/$file" ]; then
+    rm -rf "$folder"
+    mv -T "$scratch/unpacked/$inside" "$folder"
+  fi
+  rm -rf "$scratch"
+  echo "$folder"
+}
+
+find_onnxruntime() {
+  local folder
+  if [ -n "${ONNXRUNTIME_ROOT:-}" ]; then
+    for folder in "$ONNXRUNTIME_ROOT/include" "$ONNXRUNTIME_ROOT/include/onnxruntime"; do
+      if [ -f "$folder/onnxruntime_c_api.h" ]; then echo "$folder"; return; fi
+    done
+    echo "build_native: ONNXRUNTIME_ROOT has no include/onnxruntime_c_api.h: expected the folder of a release of ONNX Runtime, got '$ONNXRUNTIME_ROOT'" >&2
+    return 1
+  fi
+  if [ -f /usr/include/onnxruntime/onnxruntime_c_api.h ]; then echo /usr/include/onnxruntime; return; fi
+  from_npm onnxruntime-headers-29 com.github.asus4.onnxruntime@0.4.9 \
+    'package/Plugins/iOS~/onnxruntime.xcframework/ios-arm64/onnxruntime.framework/Headers' onnxruntime_c_api.h || {
+    echo "build_native: no ONNX Runtime headers: set ONNXRUNTIME_ROOT to a release of ONNX Runtime, or make the npm package com.github.asus4.onnxruntime@0.4.9 reachable (npm and a network)" >&2
+    return 1
+  }
+}
+
+# Whether Highway in this folder is new enough.
+recent_highway() {
+  local base="$1/hwy/base.h" major minor
+  [ -f "$base" ] || return 1
+  major="$(sed -n 's/^#define HWY_MAJOR \([0-9]*\).*/\1/p' "$base")"
+  minor="$(sed -n 's/^#define HWY_MINOR \([0-9]*\).*/\1/p' "$base")"
+  [ "${major:-0}" -gt 1 ] || { [ "${major:-0}" -eq 1 ] && [ "${minor:-0}" -ge 1 ]; }
+}
+
+find_highway() {
+  if [ -n "${HIGHWAY_ROOT:-}" ]; then
+    if ! recent_highway "$HIGHWAY_ROOT/include"; then
+      echo "build_native: HIGHWAY_ROOT has no include/hwy/base.h of version 1.1 or newer: got '$HIGHWAY_ROOT'" >&2
+      return 1
+    fi
+    echo "$HIGHWAY_ROOT/include"
+    return
+  fi
+  if recent_highway /usr/include; then echo /usr/include; return; fi
+  # The folder is hwy's parent, so that its name stays in the include path.
+  from_npm highway-headers-1.4 @img/sharp-libvips-dev@1.3.4 package/include hwy/base.h || {
+    echo "build_native: no headers of Highway 1.1 or newer: set HIGHWAY_ROOT, or make the npm package @img/sharp-libvips-dev@1.3.4 reachable (npm and a network)" >&2
+    return 1
+  }
+}
+
+onnxruntime="$(find_onnxruntime)"
+highway="$(find_highway)"
+if [ "$print" = 1 ]; then
+  printf '%s\n' "$onnxruntime" "$highway"
+  exit
+fi
+for tool in cmake "${CXX:-c++}"; do
+  if ! command -v "$tool" >/dev/null; then
+    echo "build_native: no $tool: expected a C++17 compiler and cmake on PATH (Debian: apt-get install g++ cmake)" >&2
+    exit 1
+  fi
+done
+install=0
+if [ -z "$out" ]; then
+  out="$root/build/native"
+  [ -n "$sanitize" ] || install=1
+fi
+options=(-DCMAKE_BUILD_TYPE=Release "-DSEMKV_WERROR=$werror" "-DSEMKV_SANITIZE=$sanitize"
+  "-DSEMKV_ONNXRUNTIME_INCLUDE=$onnxruntime" "-DSEMKV_HIGHWAY_INCLUDE=$highway")
+command -v ninja >/dev/null && options+=(-G Ninja)
+mkdir -p "$out"
+echo '*' >"$out/.gitignore"
+cmake -S "$root/plugins/onnxruntime" -B "$out" "${options[@]}" >"$out/configure.log" 2>&1 || {
+  cat "$out/configure.log" >&2; exit 1; }
+cmake --build "$out" -j "$jobs" >"$out/build.log" 2>&1 || { cat "$out/build.log" >&2; exit 1; }
+if [ "$install" = 1 ]; then
+  # Moved into place: sessions may have the one before mapped.
+  mkdir -p "$root/semkv_deploy/native"
+  cp "$out/libsemkv_onnxruntime.so" "$root/semkv_deploy/native/.libsemkv_onnxruntime.so.$$"
+  mv -f "$root/semkv_deploy/native/.libsemkv_onnxruntime.so.$$" "$root/semkv_deploy/native/libsemkv_onnxruntime.so"
+  echo "build_native: done, semkv_deploy/native/libsemkv_onnxruntime.so"
+else
+  echo "build_native: done, $out"
+fi

@@ -1,0 +1,89 @@
+"""Times decode steps and a prompt of bundles that differ in how they were built: `step_times.py BUNDLE BUNDLE …`.
+
+All are opened at budget 1 and run in turn in one process: what disturbs the machine hits all alike. Caches are filled
+with numbers, not with a text, and only the decoder runs: what is timed is a step at a length. Medians, with the least.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from semkv_deploy import open_bundle, open_session
+from semkv_deploy.methods.layout import DECODE
+from semkv_deploy.targets.engine import Engine, Feeds
+
+
+def opened(root: Path) -> Engine:
+    """The bundle's engine, every slot holding something."""
+    engine = open_session(open_bundle(root), budget=1.0).engine
+    rng = np.random.default_rng(0)
+    for buffer in engine.contract.cache.buffers:
+        for group in range(len(engine.contract.cache.groups)):
+            held = engine.read(buffer.name, group)
+            if buffer.name in ("key", "value"):
+                numbers = rng.standard_normal(held.shape[-1])
+                held = np.broadcast_to(numbers * (30 if held.dtype == np.int8 else 1), held.shape)
+            elif buffer.name.endswith("_scale"):
+                held = np.full(held.shape, 0.03)
+            engine.write(buffer.name, group, held)
+    return engine
+
+
+def feeds(engine: Engine, length: int, rows: int) -> Feeds:
+    """Inputs of a run that appends `rows` tokens at `length`."""
+    return {
+        "input_ids": np.full((1, rows), 100, np.int64),
+        "position_ids": length + np.arange(rows)[None],
+        "logits_index": np.array([[rows - 1]]),
+        "length": np.full((len(engine.contract.cache.groups), 1), length, np.int64),
+    }
+
+
+def in_turn(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Milliseconds of each, three in a row once it is warm."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            time.sleep(0.02)  # until the threads of the one before have stopped spinning
+            for number in range(4):
+                start = time.perf_counter()
+                run()
+                if number:
+                    times[name].append((time.perf_counter() - start) * 1e3)
+    return times
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundles", type=Path, nargs="+")
+    parser.add_argument("--slots", type=int, nargs="+", default=[16, 1638, 8000])
+    parser.add_argument("--prompt", type=int, nargs=2, default=[2048, 512], help="slots before it, tokens")
+    parser.add_argument("--rounds", type=int, default=5)
+    args = parser.parse_args()
+    engines = {root.name: opened(root) for root in args.bundles}
+    for length in args.slots:
+        runs = {
+            name: functools.partial(engine.run, DECODE, feeds(engine, length, 1)) for name, engine in engines.items()
+        }
+        print(f"{length} slots, ms a step")
+        for name, times in in_turn(runs, args.rounds).items():
+            print(f"  {name:24} {statistics.median(times):8.2f} (least {min(times):.2f})")
+    length, rows = args.prompt
+    prompts = {
+        name: functools.partial(engine.run, DECODE, feeds(engine, length, rows), row=0)
+        for name, engine in engines.items()
+    }
+    print(f"{rows} tokens at {length}, tokens/s")
+    for name, times in in_turn(prompts, 1).items():
+        print(f"  {name:24} {rows / statistics.median(times) * 1e3:8.0f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""Keeps `semkv::NexusAttention` for the native operators of ONNX Runtime, with caches of the type that is wanted."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from semkv_deploy.errors import SemkvError
+from semkv_deploy.graph.editing import GraphEditor, attribute, replace
+from semkv_deploy.methods.base import BiasMode
+from semkv_deploy.model import names
+from semkv_deploy.ops import DOMAIN
+from semkv_deploy.ops.nexus_attention import OP
+from semkv_deploy.passes.attention_nodes import drop_slot_biases, require_plain, required_attention_nodes
+
+if TYPE_CHECKING:
+    from semkv_deploy.choices import CacheType
+
+CACHE_ELEMENT: dict[str, ir.DataType] = {
+    "float32": ir.DataType.FLOAT,
+    "float16": ir.DataType.FLOAT16,
+    "bfloat16": ir.DataType.BFLOAT16,
+    "int8": ir.DataType.INT8,
+}
+
+PARTS = ("key", "value")
+
+
+def keep_as_native(model: ir.Model, *, bias: BiasMode, cache_dtype: CacheType) -> int:
+    """Gives every `NexusAttention` its native form, in place; returns how many there were.
+
+    Queries and new rows stay float32: the operator rounds rows when it appends them. With int8 caches every group gets
+    two more inputs and outputs, its scales.
+
+    Args:
+        bias: what the method promises of slot biases; with "none" the `slot_bias` inputs go away.
+
+    Raises:
+        SemkvError: when the graph has none.
+    """
+    graph = model.graph
+    nodes = required_attention_nodes(graph)
+    edit = GraphEditor(graph, "native")
+    zeros: dict[object, ir.Value] = {}
+    for number, node in enumerate(nodes):
+        require_plain(node)
+        inputs = list(node.inputs)
+        if bias == "none":
+            inputs[5] = _zeros(node, edit, zeros)
+        scales = []
+        for part, cache, result in zip(PARTS, inputs[3:5], node.outputs[1:3], strict=True):
+            if cache not in graph.inputs or result not in graph.outputs or cache is None:
+                raise SemkvError("a cache is no input and output of the graph", where=node.name, got=part)
+            for value in (cache, result):
+                value.dtype = CACHE_ELEMENT[cache_dtype]
+            if cache_dtype == "int8":
+                assert cache.shape is not None
+                name = names.decoder_input(f"{part}_scale", number, len(nodes))
+                scale = ir.Value(name=name, shape=ir.Shape(cache.shape[:3]), type=ir.TensorType(ir.DataType.FLOAT))
+                graph.inputs.append(scale)
+                scales.append(scale)
+        plain = OP.attributes
+        native = edit.node(
+            node,
+            "_".join(["NexusAttention", *(["int8"] if scales else [])]),
+            [*inputs, *scales],
+            domain=DOMAIN,
+            outputs=3 + len(scales),
+            name=node.name,
+            **{name: attribute(node, name, default) for name, default in plain.items()},
+        )
+        for part, scale, result in zip(PARTS, scales, native[3:], strict=False):
+            result.name = names.decoder_output(f"{part}_scale", number, len(nodes))
+            result.shape, result.type = scale.shape, scale.type
+            graph.outputs.append(result)
+        node.name = f"{node.name}.portable"
+        native[0].shape, native[0].type = node.outputs[0].shape, node.outputs[0].type
+        replace(node, native[:3])
+    model.opset_imports[DOMAIN] = 1
+    if bias == "none":
+        drop_slot_biases(graph)
+    return len(nodes)
+
+
+def _zeros(node: ir.Node, edit: GraphEditor, made: dict[object, ir.Value]) -> ir.Value:
+    """Biases of a group of this shape when they are all zero; groups of one shape share them."""
+    bias = node.inputs[5]
+    assert bias is not None and bias.shape is not None
+    key = tuple(size.value if isinstance(size, ir.SymbolicDim) else size for size in bias.shape)
+    if key not in made:
+        (rows,) = edit.node(node, "Shape", [node.inputs[3]], start=0, end=3)
+        zero = ir.tensor(np.zeros(1, np.float32))
+        (made[key],) = edit.node(node, "ConstantOfShape", [rows], value=zero)
+    return made[key]
