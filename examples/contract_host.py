@@ -85,17 +85,16 @@ class Host:
             "Hkv": len(group["heads"]),
             "C": group["capacity"],
             "D": self.contract["head_dim"],
-            "1": 1,
         }
-        return [sizes[size] for size in buffer["shape"].split(",")]
+        return [sizes[size] if size in sizes else int(size) for size in buffer["shape"].split(",")]
 
     def new_conversation(self) -> None:
         self.position = np.zeros(self.batch, np.int64)
         self.length = np.zeros((len(self.groups), self.batch), np.int64)
         self.chunk, self.after_delimiter = [0] * self.batch, [False] * self.batch
         self.unread: list[list[int]] = [[] for _ in range(self.batch)]
-        for name in ("slot_bias", "slot_attention"):
-            for said in self.buffers.get(name, []):
+        for buffer in self.contract["cache"]["buffers"]:
+            for said in self.buffers[buffer["name"]] if buffer["dtype"] == "float32" else []:
                 said.fill(0)
 
     def prompt(self, row: int, ids: list[int]) -> NDArray[np.float32]:

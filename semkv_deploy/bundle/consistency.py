@@ -153,7 +153,8 @@ def _bindings(
         group = contract.cache.groups[number]
         for name, binding in program.buffers.items():
             sizes = {"Hkv": len(group.heads), "C": group.capacity, "D": contract.head_dim}
-            expected = [sizes.get(size, size) for size in buffers[name].shape.split(",")]
+            shape = buffers[name].shape.split(",")
+            expected = [int(size) if size.isdecimal() else sizes.get(size, size) for size in shape]
             bound = zip(binding.names(number, len(contract.cache.groups)), (inputs, outputs), strict=True)
             for tensor, there in bound:
                 if tensor is None or (tensor not in there and binding.output is None):
@@ -172,7 +173,7 @@ def _fits(tensor: TensorContract, expected: list[int | str]) -> bool:
     if len(tensor.shape) != len(expected):
         return False
     numbers = [(got, want) for got, want in zip(tensor.shape, expected, strict=True) if isinstance(got, int)]
-    if all(got == want or (isinstance(want, str) and not want.isdecimal()) for got, want in numbers):
+    if all(got == want or isinstance(want, str) for got, want in numbers):
         return True
     first, second, *rest = tensor.shape
     heads = expected[1]

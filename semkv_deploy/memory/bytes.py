@@ -109,8 +109,10 @@ class Need(NamedTuple):
 
     @property
     def bias(self) -> int:
-        """What is kept of slots, of all groups."""
-        return self.entries * self.said_of_slots * FLOAT
+        """What is kept of slots, of all groups, and reference queries."""
+        heads = sum(len(group.heads) for group in self.profile.groups)
+        queries = self.batch * heads * self.method.fitted_queries * self.shape.head_dim
+        return (self.entries * self.said_of_slots + queries) * FLOAT
 
     def spare(self, element: int, sets: int) -> int:
         """Spare buffers: `sets` for each shape that groups have, no more than there are groups of it."""
@@ -118,7 +120,10 @@ class Need(NamedTuple):
             return 0
         kinds = Counter((len(group.heads), group.capacity) for group in self.profile.groups)
         entry = 2 * self.shape.head_dim * element + self.said_of_slots * FLOAT
-        return sum(min(sets, count) * self.batch * heads * slots * entry for (heads, slots), count in kinds.items())
+        queries = self.method.fitted_queries * self.shape.head_dim * FLOAT
+        return sum(
+            min(sets, count) * self.batch * heads * (slots * entry + queries) for (heads, slots), count in kinds.items()
+        )
 
     @property
     def metadata(self) -> int:

@@ -20,6 +20,7 @@ group, `G` cluster groups (1 when all heads of a group share clusters, else H), 
 | weights | `[H*(F+1)]` float32 | of each head's F features of a slot, then a constant: what slots are scored by |
 | slot_attention | `[B,H,C]` float32 | the group's, where the decoder records it; moves with the slots |
 | scored | `[]` float32 | 1, or 0 where no slot's attention counts |
+| reference_queries | `[B,H,R,D]` float32 | the group's, where the decoder keeps some; used up |
 
 Outputs: `key_cache_out … slot_chunk_out`, `length_out`, `level` `[B]` (the level taken, -1: nothing to do) and
 `evicted` `[B]` (slots dropped because no level met the target). A method declares only the inputs it uses.
@@ -184,6 +185,11 @@ class Method(BaseModel):
         return False
 
     # What a memory estimate asks.
+
+    @property
+    def fitted_queries(self) -> int:
+        """Reference queries of each KV head that slots are fitted to; 0: nothing is fitted."""
+        return 0
 
     @property
     def scores(self) -> bool:

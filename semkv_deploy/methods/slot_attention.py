@@ -12,13 +12,16 @@ if TYPE_CHECKING:
 
 SLOT_ATTENTION = Buffer(name=names.SLOT_ATTENTION, shape="B,Hkv,C", dtype="float32")
 
+RUN_SHARE = 8
+"""A run gives an eighth of a group's reference queries: a full cache is read again in as many pieces."""
+
 RECORD = Buffer(name="record", shape="1", dtype="int64")
 """The decoder's input that says whether a run is recorded."""
 
 
-def with_slot_attention(layout: CacheLayout) -> CacheLayout:
-    """A layout whose decoder records attention."""
-    return layout.model_copy(update={"buffers": (*layout.buffers, SLOT_ATTENTION), "step_inputs": (RECORD,)})
+def with_slot_attention(layout: CacheLayout, *more: Buffer) -> CacheLayout:
+    """A layout whose decoder records attention, and `more` in the same runs."""
+    return layout.model_copy(update={"buffers": (*layout.buffers, SLOT_ATTENTION, *more), "step_inputs": (RECORD,)})
 
 
 class Look(NamedTuple):
@@ -36,6 +39,20 @@ class Look(NamedTuple):
     length: Tensor
     scale: float
     softcap: float
+
+    def queries(self, before: Tensor) -> Tensor:
+        """`reference_queries` `[B,Hkv,R,D]` after a run that is recorded: the oldest go, some of the run's come."""
+        import torch
+
+        batch, heads, count, dim = before.shape
+        taken = count // RUN_SHARE
+        result = before.clone()
+        for b in range(batch):
+            for h in range(heads):
+                rows = self.query[b].reshape(heads, -1, dim)[h].float() * (self.scale or dim**-0.5)
+                some = rows[[number * len(rows) // taken for number in range(taken)]]
+                result[b, h] = torch.cat([before[b, h, taken:], some])
+        return result
 
     def largest(self) -> Tensor:
         """`[B,Hkv,C]`: the largest weight that a row of the run gives each slot, 0 at and above the length."""

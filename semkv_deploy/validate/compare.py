@@ -164,6 +164,7 @@ class CompareState(BaseCompareFunc):
             "value": self.tolerance.cache,
             "slot_bias": self.tolerance.bias,
             "slot_attention": self.tolerance.bias,
+            "reference_queries": self.tolerance.cache,
         }
         limit = limits.get(kind, 0.0 if self.tolerance.exact_slots else None)
         if limit is None and not self.compressed:

@@ -250,6 +250,8 @@ class StatefulRunner(BaseRunner):
                     said = self.engine.read(buffer.name, number)
                     said = np.where(np.isneginf(said), np.float32(MINUS_INFINITY), said)
                     outputs[f"{buffer.name}.{tag}"] = np.where(live[:, None], said, np.float32(0))
+                elif buffer.dtype == "float32":
+                    outputs[f"{buffer.name}.{tag}"] = self.engine.read(buffer.name, number).copy()
             for name in ("key", "value"):
                 rows = self.engine.read(name, number)
                 if session.contract.dtype == "int8":

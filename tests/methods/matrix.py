@@ -18,6 +18,7 @@ FORMS: dict[str, Method] = {
     "semanticache, the paper's form": SemantiCache(form="paper"),
     "importance": Importance(),
     "importance, at turns": Importance(compress_at="turn", sinks=2),
+    "importance, fitted": Importance(fit="all"),
     "importance, predicted": Importance(queries="predicted"),
     "importance, predicted, at turns, no sinks": Importance(
         queries="predicted", compress_at="turn", sinks=0, recent=0.5
@@ -26,6 +27,7 @@ FORMS: dict[str, Method] = {
 }
 
 OPTIONS: dict[str, Method] = {
+    "importance, biases fitted": Importance(fit="bias"),
     "semanticache, keys and values": SemantiCache(merge="keys_and_values"),
     "semanticache, centered": SemantiCache(merge="keys_and_values", center=True, delimiters="apart"),
 }

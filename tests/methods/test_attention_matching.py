@@ -1,0 +1,106 @@
+"""What a fit is good for, and what it is next to a solver of linear equations. (Its graph: test_compressors.py.)"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import onnx_ir as ir
+import pytest
+import torch
+
+from semkv_deploy.methods import Importance
+from semkv_deploy.methods.attention_matching import RIDGE, Fit, _least_squares, fit_slots
+from semkv_deploy.methods.record_attention import record_attention
+from semkv_deploy.methods.slot_attention import RUN_SHARE, Look
+
+HEADS, SLOTS, KEPT, DIM, QUERIES = 2, 96, 24, 16, 64
+
+
+def cache(seed: int = 0) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """A cache of one row with queries, and its last slots alone."""
+    random = torch.Generator().manual_seed(seed)
+    before = {
+        "key_cache": torch.randn(1, HEADS, SLOTS, DIM, generator=random),
+        "value_cache": torch.randn(1, HEADS, SLOTS, DIM, generator=random),
+        "slot_bias": torch.rand(1, HEADS, SLOTS, generator=random),
+        "length": torch.tensor([SLOTS]),
+        "reference_queries": torch.randn(1, HEADS, QUERIES, DIM, generator=random) / 4,
+    }
+    after = {name: before[name][:, :, -KEPT:].clone() for name in ("key_cache", "value_cache", "slot_bias")}
+    return before, {**after, "length": torch.tensor([KEPT])}
+
+
+def attention(state: dict[str, torch.Tensor], queries: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log mass and output of every query, head by head."""
+    logits = queries @ state["key_cache"].mT + state["slot_bias"][:, :, None]
+    return logits.logsumexp(-1), logits.softmax(-1) @ state["value_cache"]
+
+
+def errors(fit: Fit) -> tuple[float, float]:
+    before, after = cache()
+    if fit != "none":
+        fit_slots(before, after, torch.tensor([True]), fit)
+    pairs = zip(
+        attention(before, before["reference_queries"]), attention(after, before["reference_queries"]), strict=True
+    )
+    mass, output = (float((whole - kept).square().mean()) for whole, kept in pairs)
+    return mass, output
+
+
+def test_biases_give_back_the_mass_and_values_the_output():
+    (mass, output), (mass_fitted, _), (_, output_fitted) = map(errors, ("none", "bias", "all"))
+    assert mass_fitted < mass / 50 and output_fitted < output / 4
+
+
+def test_what_stays_whole_is_not_changed():
+    before, _ = cache()
+    after = {name: before[name].clone() for name in before if name != "reference_queries"}
+    fit_slots(before, after, torch.tensor([True]), "all")
+    for name in ("slot_bias", "value_cache"):
+        torch.testing.assert_close(after[name], before[name], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("without", ["queries", "rows"])
+def test_without_queries_or_where_nothing_was_dropped_nothing_is_fitted(without: str):
+    before, after = cache()
+    expected = {name: tensor.clone() for name, tensor in after.items()}
+    if without == "queries":
+        before["reference_queries"].zero_()
+    fit_slots(before, after, torch.tensor([without == "queries"]), "all")
+    for name, tensor in expected.items():
+        torch.testing.assert_close(after[name], tensor, atol=0, rtol=0)
+
+
+def test_steps_solve_the_equations():
+    random = torch.Generator().manual_seed(1)
+    matrix = torch.rand(QUERIES, KEPT, generator=random, dtype=torch.float64)
+    wanted = torch.randn(QUERIES, 3, generator=random, dtype=torch.float64)
+    gram = matrix @ matrix.T
+    ridge = RIDGE * gram.diagonal().mean() * torch.eye(QUERIES)
+    torch.testing.assert_close(_least_squares(matrix, wanted), matrix.T @ torch.linalg.solve(gram + ridge, wanted))
+
+
+def test_queries_of_a_run_take_the_place_of_the_oldest():
+    look = Look(torch.randn(1, 4, 5, DIM), torch.empty(1, HEADS, 0, DIM), torch.tensor([0]), 0.0, 0.0)
+    before = torch.randn(1, HEADS, QUERIES, DIM)
+    after = look.queries(before)
+    taken = QUERIES // RUN_SHARE
+    torch.testing.assert_close(after[:, :, :-taken], before[:, :, taken:])
+    rows = (look.query[0].reshape(HEADS, -1, DIM) * DIM**-0.5).tolist()
+    for head in range(HEADS):
+        assert all(row in rows[head] for row in after[0, head, -taken:].tolist())
+
+
+def test_a_fit_without_a_second_reading_is_refused():
+    with pytest.raises(ValueError, match="fit=all needs queries=repeat"):
+        Importance(queries="predicted", fit="all")
+
+
+def test_capped_logits_are_refused(tiny_export: Any):
+    from semkv_deploy.errors import SemkvError
+
+    model = ir.load(tiny_export / "decoder.onnx")
+    node = next(node for node in model.graph if node.op_type == "NexusAttention")
+    node.attributes["softcap"] = ir.AttrFloat32("softcap", 30.0)
+    with pytest.raises(SemkvError, match=r"no fit for attention whose logits are capped.*fit=none"):
+        record_attention(model, QUERIES)
