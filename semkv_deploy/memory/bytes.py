@@ -175,7 +175,7 @@ def onnxruntime_bytes(need: Need, weights: WeightFormat, workers: int) -> Bytes:
     element = ELEMENT_BYTES[shape.cache_dtype]
     # A mask of [rows, capacity] is made from the biases for each layer, for every query head where biases differ by
     # head; two of them are alive at a time.
-    mask_heads = 0 if not need.method.merges else shape.query_heads if need.method.clusters_by_head else 1
+    mask_heads = {"none": 0, "group": 1, "head": shape.query_heads}[need.method.bias_mode]
 
     def activation(rows: int) -> int:
         live = rows * FLOAT * (shape.mlp_width + 3 * shape.hidden_size)
@@ -218,6 +218,8 @@ def _onnxruntime_compressor(need: Need) -> int:
     (measured with two workers, which share an arena: 1 to 6 rows, 2 to 8 heads of 64 and 128, 1,024 to 4,096 slots)."""
     if need.method.scores:
         return _scoring(need)
+    if need.method.fitted_queries:
+        return _fitting(need)
     if not need.method.merges:
         return int(1.1 * need.keys)
     unrotates = need.method.unrotates and need.shape.rotated_alike
@@ -228,6 +230,12 @@ def _scoring(need: Need) -> int:
     """Keys and values in float32, what rotates them back and their squares; for each slot and head 15 comparisons with
     thresholds, as truth and as number (counted, not measured)."""
     return 5 * need.keys + 15 * (1 + FLOAT) * need.slots * len(need.largest.heads)
+
+
+def _fitting(need: Need) -> int:
+    """Keys and values in float32, whole and chosen; logits, masses and weights by query (counted, not measured)."""
+    heads = len(need.largest.heads)
+    return 6 * need.keys + 8 * FLOAT * need.method.fitted_queries * need.slots * heads
 
 
 def tensorrt_weights(shape: DecoderShape, dtype: DType, layout: EngineLayout, batch: int) -> int:
