@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from semkv_deploy.methods import Importance
-from semkv_deploy.methods.attention_matching import RIDGE, Fit, _least_squares, fit_slots
+from semkv_deploy.methods.attention_matching import RIDGE, STEPS, Fit, _least_squares, fit_slots
 from semkv_deploy.methods.record_attention import record_attention
 from semkv_deploy.methods.slot_attention import RUN_SHARE, Look
 
@@ -73,7 +73,7 @@ def test_without_queries_or_where_nothing_was_dropped_nothing_is_fitted(without:
 
 def test_steps_solve_the_equations():
     random = torch.Generator().manual_seed(1)
-    matrix = torch.rand(QUERIES, KEPT, generator=random, dtype=torch.float64)
+    matrix = torch.rand(QUERIES, STEPS // 2, generator=random, dtype=torch.float64)
     wanted = torch.randn(QUERIES, 3, generator=random, dtype=torch.float64)
     gram = matrix @ matrix.T
     ridge = RIDGE * gram.diagonal().mean() * torch.eye(QUERIES)
