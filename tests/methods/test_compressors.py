@@ -134,7 +134,7 @@ def test_graph_matches_the_reference(method: Method, keep: float):
         if method.fitted_queries and name != "key_cache":
             # Solved for in steps, which carry rounding along; what is solved for is how often a slot counts.
             counts = np.exp if name == "slot_bias" else np.asarray
-            np.testing.assert_allclose(counts(ours[name]), counts(expected[name]), atol=2e-3, err_msg=name)
+            np.testing.assert_allclose(counts(ours[name]), counts(expected[name]), 2e-3, 2e-3, err_msg=name)
             continue
         np.testing.assert_allclose(ours[name], expected[name], atol=2e-5, err_msg=name)
     assert (ours["length"] <= target).all()
