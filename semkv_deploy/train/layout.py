@@ -171,7 +171,8 @@ def sight(batch: Batch, corner: Corner = "causal") -> Sight:
 def causal(batch: Batch) -> Tensor:
     """`[B,T,T]`: text rows see all text until themselves, as with a full cache."""
     rows = torch.arange(batch.turn.shape[1], device=batch.turn.device)
-    return ((batch.turn != PAD)[:, None, :] & (rows[None, :] <= rows[:, None])) | _itself(batch.turn)
+    real = (batch.turn != PAD)[:, None, :] & (batch.turn != PAD)[:, :, None]
+    return (real & (rows[None, :] <= rows[:, None])) | _itself(batch.turn)
 
 
 def _itself(turn: Tensor) -> Tensor:

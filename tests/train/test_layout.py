@@ -26,7 +26,7 @@ def in_memory(batch: Batch, row: int, rows: list[reference.Row]) -> list[int]:
 
 
 @given(st.lists(SIZES, min_size=1, max_size=2), st.sampled_from(["causal", "full"]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_masks_and_positions_are_those_of_the_statement(sizes, corner):
     dialogues = [made(*each) for each in sizes]
     batch = batch_of([dialogue for dialogue, _ in dialogues], [counts for _, counts in dialogues])
