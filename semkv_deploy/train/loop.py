@@ -165,12 +165,16 @@ class Training:
             with (self.out / LOG).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(entry) + "\n")
 
+    def _identity(self) -> str:
+        """What may not change while a run goes on: all but the model's place, and stages: a run can be prolonged."""
+        return self.recipe.model_dump_json(exclude={"model", "stages", "checkpoint_every"})
+
     def save(self) -> None:
         """Writes the checkpoint beside the last one, then renames."""
         if not self.accelerator.is_main_process:
             return
         state = {
-            "recipe": self.recipe.model_dump_json(exclude={"model"}),
+            "recipe": self._identity(),
             "step": self.step,
             "tokens": self.tokens,
             "seconds": self.seconds,
@@ -189,7 +193,7 @@ class Training:
     def _restore(self) -> None:
         path = self.out / STATE
         state = read_state(path)
-        if state["recipe"] != self.recipe.model_dump_json(exclude={"model"}):
+        if state["recipe"] != self._identity():
             raise SemkvError(
                 "the run was started with another recipe", where=path,
                 fix="give the recipe that it was started with, or another folder with -o",
