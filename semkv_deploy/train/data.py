@@ -145,7 +145,7 @@ class Dialogues:
 
 def documents(text: str) -> list[str]:
     """A text's chapters; where it has none, blocks of it."""
-    chapters = _HEADING.split(text)
+    chapters = [chapter for chapter in _HEADING.split(text) if chapter.strip()]
     if len(chapters) > 4:
         return chapters
     return [text[start : start + _BLOCK] for start in range(0, len(text), _BLOCK)]

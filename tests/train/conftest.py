@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -66,3 +67,39 @@ def student() -> Iterator[Any]:
             parameter.copy_(0.3 * torch.randn_like(parameter))
     yield made
     made.close()
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache with a small text of chapters instead of the fetched one."""
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    draw = random.Random(0)
+    words = ["the", "of", "and", "garden", "letter", "said", "she", "walked", "morning", "house", "slowly", "sister"]
+    chapters = [f"CHAPTER {number}\n" + " ".join(draw.choices(words, k=260)) for number in range(12)]
+    (folder / "austen.txt").write_text("\n".join(chapters), encoding="utf-8")
+    monkeypatch.setenv("SEMKV_DEPLOY_CACHE", str(folder))
+    return folder
+
+
+SMALL: dict[str, Any] = {
+    "model": "tiny",
+    "adapter": {"k_max": 8, "turns_max": 4, "rank": 2},
+    "data": {
+        "sources": [{"name": "austen"}, {"name": "recall"}, {"name": "echo"}],
+        "tokens": 120, "turns": [2, 3], "turn": [12, 40], "held_out": 0.25,
+    },
+    "stages": [
+        {"name": "embeddings", "steps": 2, "embeddings": 1e-2, "warmup": 1, "losses": {"match": 1}},
+        {"name": "adapter", "steps": 3, "embeddings": 1e-2, "adapter": 1e-2, "losses": {"kd": 1, "attn": 0.1}},
+    ],
+    "batch": 2,
+    "checkpoint_every": 2,
+}  # fmt: skip
+"""A recipe of a few seconds."""
+
+
+def small(**changes: Any) -> Any:
+    from semkv_deploy.train.recipe import Recipe
+
+    return Recipe.model_validate({**SMALL, **changes})
