@@ -58,12 +58,13 @@ def train(
     from semkv_deploy.cli.yaml_values import parse
     from semkv_deploy.runtime.tokens import decoded_text
     from semkv_deploy.train.recipe import load_recipe
-    from semkv_deploy.train.session import run
 
     if not recipe_file.is_file():
         raise SemkvError("no such file", where=recipe_file, expected="a recipe, such as those in recipes/*-sonic")
     text = decoded_text(recipe_file.read_bytes(), str(recipe_file))
     recipe: Recipe = load_recipe(recipe_file, parse(text, recipe_file))
+    from semkv_deploy.train.session import run  # PyTorch and all: a wrong recipe is refused before it is imported
+
     with progress() as report:
         done = run(
             recipe, output, report, model=model, resume=resume or finish, minutes=minutes, steps=not finish,

@@ -84,7 +84,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 SMALL: dict[str, Any] = {
     "model": "tiny",
-    "adapter": {"k_max": 8, "turns_max": 4, "rank": 2},
+    "adapter": {"k_max": 64, "turns_max": 4, "rank": 2},
     "data": {
         "sources": [{"name": "austen"}, {"name": "recall"}, {"name": "echo"}],
         "tokens": 120, "turns": [2, 3], "turn": [12, 40], "held_out": 0.25,
