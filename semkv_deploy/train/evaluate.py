@@ -63,13 +63,22 @@ def quick_kl(objective: Objective, dialogues: Dialogues, recipe: Recipe, device:
     return {kept: round(sum(of) / len(of), 4) for kept, of in values.items()}
 
 
-def all_logits(objective: Objective, batch: Batch, rows: Tensor) -> dict[str, Tensor]:
-    """Logits `[n,V]` of one dialogue's rows, by way to spend slots."""
-    student, position = objective.student, contiguous(batch)
-    found = {FULL: objective.teacher_logits(batch, rows)[0], OURS: objective.student_logits(batch, rows)[0]}
-    for name, seen in ((STREAM, window(batch)), (DROPPED, window(batch, history=False))):
-        found[name] = student.run(masked(seen), position, ids=batch.ids, head=rows)[0]
-    return found
+def full_logits(objective: Objective, batch: Batch, rows: Tensor) -> dict[str, Tensor]:
+    """Logits `[n,V]` of one dialogue's rows where no budget plays a part: with everything, and with nothing earlier."""
+    dropped = masked(window(batch, history=False))
+    return {
+        FULL: objective.teacher_logits(batch, rows)[0],
+        DROPPED: objective.student.run(dropped, contiguous(batch), ids=batch.ids, head=rows)[0],
+    }
+
+
+def kept_logits(objective: Objective, batch: Batch, rows: Tensor) -> dict[str, Tensor]:
+    """Logits `[n,V]` of one dialogue's rows, by way to spend as many slots as it has Nexus rows."""
+    stream = masked(window(batch))
+    return {
+        OURS: objective.student_logits(batch, rows)[0],
+        STREAM: objective.student.run(stream, contiguous(batch), ids=batch.ids, head=rows)[0],
+    }
 
 
 def measure(logits: dict[str, Tensor], batch: Batch, rows: Tensor) -> Example:
@@ -114,20 +123,23 @@ def evaluate(
         tasks["text"] = lambda number: sources[number % len(sources)].name
     if "recall" in dialogues.names:
         tasks["recall"] = lambda number: "recall"
-    rows_of_table = []
+    table = []
     for task, source in tasks.items():
-        for share in kept:
-            measured: list[Example] = []
-            used: list[tuple[int, int]] = []
-            for number in range(examples):
+        measured: dict[float, list[Example]] = {share: [] for share in kept}
+        used: dict[float, list[tuple[int, int]]] = {share: [] for share in kept}
+        for number in range(examples):
+            full: dict[str, Tensor] = {}
+            for share in kept:
                 batch = held_out(dialogues, number, share, recipe.adapter.k_max, source(number)).to(device)
                 rows = later_rows(batch)
                 with objective.student.attending():
-                    measured.append(measure(all_logits(objective, batch, rows), batch, rows))
-                used.append((int((batch.nexus_turn != PAD).sum()), _finished(batch)))
-                report(f"evaluating {task} at {share:.0%} kept", (number + 1) / examples)
-            rows_of_table.append({"task": task, "kept": share, **_summary(measured, used)})
-    return {"examples": examples, "seed": recipe.seed, "rows": rows_of_table}
+                    full = full or full_logits(objective, batch, rows)
+                    logits = {**full, **kept_logits(objective, batch, rows)}
+                measured[share].append(measure(logits, batch, rows))
+                used[share].append((int((batch.nexus_turn != PAD).sum()), _finished(batch)))
+            report(f"evaluating {task}", (number + 1) / examples)
+        table += [{"task": task, "kept": share, **_summary(measured[share], used[share])} for share in kept]
+    return {"examples": examples, "seed": recipe.seed, "rows": table}
 
 
 def _finished(batch: Batch) -> int:

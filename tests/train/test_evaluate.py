@@ -9,7 +9,18 @@ import pytest
 import torch
 
 from semkv_deploy.train.data import Dialogues
-from semkv_deploy.train.evaluate import DROPPED, FULL, OURS, STREAM, all_logits, evaluate, later_rows, measure, write
+from semkv_deploy.train.evaluate import (
+    DROPPED,
+    FULL,
+    OURS,
+    STREAM,
+    evaluate,
+    full_logits,
+    kept_logits,
+    later_rows,
+    measure,
+    write,
+)
 from semkv_deploy.train.layout import Dialogue, batch_of
 from semkv_deploy.train.loop import make_objective, make_student
 from tests.train.conftest import Loaded, small, tiny_model
@@ -34,7 +45,7 @@ def test_a_window_over_everything_is_the_full_cache_and_none_is_dropped_history(
         rows = later_rows(batch)
         assert rows.tolist() == [7, 8, 9, 10, 11]
         with torch.no_grad(), objective.student.attending():
-            logits = all_logits(objective, batch, rows)
+            logits = {**full_logits(objective, batch, rows), **kept_logits(objective, batch, rows)}
         assert set(logits) == {FULL, OURS, STREAM, DROPPED}
         for name in (OURS, STREAM, DROPPED):
             same = torch.allclose(logits[name], logits[FULL], atol=1e-4)
