@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -87,7 +88,7 @@ class Dialogues:
             for part, of in _split(chats, self._data.held_out).items():
                 if not of:
                     raise _no_dialogue(where, part, f"{len(chats)} dialogues of two turns or more that fit")
-                self._chats[source.name, part] = of
+                self._chats[source.name, part] = [replace(dialogue, source=source.name) for dialogue in of]
         elif text in TEXTS:
             path = cache_folder() / TEXTS[text]
             if (text, "train") not in self._texts:

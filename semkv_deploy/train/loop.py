@@ -49,7 +49,8 @@ class Training:
         # A stage that trains embeddings alone, or a loss that takes other passes, leaves parameters out.
         unused = DistributedDataParallelKwargs(find_unused_parameters=True)
         self.accelerator = Accelerator(kwargs_handlers=[unused])
-        self.recipe, self.out, self.report = recipe, out, report
+        self.recipe, self.out = recipe, out
+        self.report: Report = report if self.accelerator.is_main_process else lambda what, share: None
         self.dialogues = Dialogues(recipe.data, checkpoint.tokenizer, seed=recipe.seed)
         self.student = make_student(recipe, checkpoint, self.accelerator.device)
         groups = [
@@ -78,13 +79,18 @@ class Training:
             self.seconds = before + time.monotonic() - start
             self._log({**entry, "tokens": self.tokens, "seconds": round(self.seconds, 1)})
             done = self.step == self.recipe.steps
-            late = minutes is not None and time.monotonic() - start > 60 * minutes
+            late = minutes is not None and self._any(time.monotonic() - start > 60 * minutes)
             if done or late or self.step % self.recipe.checkpoint_every == 0:
                 self._keep_best()
                 self.save()
             if late and not done:
                 return False
         return True
+
+    def _any(self, here: bool) -> bool:
+        """Whether it is so in any process: clocks differ, and all leave after the same step."""
+        flag = torch.tensor(float(here), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(flag, "sum") > 0)
 
     def export(self, path: Path) -> None:
         """Writes what is trained now as an adapter."""

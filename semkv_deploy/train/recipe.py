@@ -90,8 +90,8 @@ class Source(_Part):
     """A corpus, or a file of dialogues.
 
     Attributes:
-        name: prose, austen, code, chat, mt-bench, memory (fetched files), recall (templates), echo (a text whose last
-            turn repeats an earlier one), or what `path` is called in logs.
+        name: prose, austen, code, chat, mt-bench (fetched files), recall (templates), echo (a text whose last turn
+            repeats an earlier one), or what `path` is called in errors.
         path: JSON lines of `conversations` (ShareGPT), `messages`, or `history` (MT-Bench-101).
         weight: how often dialogues are taken from it.
     """

@@ -106,7 +106,7 @@ def test_forms_of_dialogues(record: dict[str, Any], tokenizer: Any, tmp_path: Pa
     dialogues = made(tokenizer, write(tmp_path / "a.jsonl", *[record] * 8), tokens=400)
     dialogue = dialogues.dialogue("train", 0)
     texts = [tokenizer.decode(turn, skip_special_tokens=False) for turn in dialogue.turns]
-    assert len(texts) == 3 and dialogue.pinned == ()
+    assert len(texts) == 3 and dialogue.pinned == () and dialogue.source == "mine"
     # A reply ends a turn; the template's line feed after it begins the next, as in a running chat.
     assert texts[0].startswith("<|im_start|>user\ngood") and texts[0].endswith("<|im_end|>")
     assert all(text.startswith("\n<|im_start|>user\ngood") for text in texts[1:])
