@@ -74,6 +74,7 @@ class Training:
         """
         start, before = time.monotonic(), self.seconds
         self.out.mkdir(parents=True, exist_ok=True)
+        self._drop_later_lines()
         while self.step < self.recipe.steps:
             entry = self._step()
             self.seconds = before + time.monotonic() - start
@@ -211,7 +212,6 @@ class Training:
         torch.set_rng_state(state["rng"])
         self.step, self.tokens = state["step"], state["tokens"]
         self.seconds, self.best = state["seconds"], state["best"]
-        self._drop_later_lines()
 
     def _drop_later_lines(self) -> None:
         """Steps after the checkpoint are taken again: their lines leave the log."""

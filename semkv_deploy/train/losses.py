@@ -63,5 +63,5 @@ def reg(student: Tensor, earlier: Tensor, floor: float) -> Tensor:
 
 def match(teacher: Tensor, student: Tensor, weight: Tensor) -> Tensor:
     """Squared error of a layer's attention outputs `[n,H]`, weighted by row `[n]`, over the teacher's squared size."""
-    wrong = ((student - teacher).float().square().sum(-1) * weight).sum()
+    wrong = ((student.float() - teacher.float()).square().sum(-1) * weight).sum()
     return wrong / (teacher.float().square().sum(-1) * weight).sum().clamp(min=SMALLEST)
