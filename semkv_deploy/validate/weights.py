@@ -130,7 +130,7 @@ def in_float32(path: Path, folder: Path) -> Path:
 def with_float32_caches(target: Path, folder: Path) -> Path:
     """A decoder of native operators whose caches are float32, without scales."""
     import onnx
-    from onnx import TensorProto
+    from onnx import TensorProto, numpy_helper
 
     model = onnx.load(target)
     graph = model.graph
@@ -140,9 +140,12 @@ def with_float32_caches(target: Path, folder: Path) -> Path:
                 values.remove(value)
             elif names.is_cache_input(value.name) or names.is_cache_output(value.name):
                 value.type.tensor_type.elem_type = TensorProto.FLOAT
+    one = np.ones((1, 1, 1), np.float32)
     for node in graph.node:
         if node.domain == DOMAIN and node.op_type == "NexusAttention_int8":
             node.op_type = "NexusAttention"
+            # Others that widen rows find ones where the scales were.
+            graph.initializer.extend(numpy_helper.from_array(one, name) for name in node.output[3:])
             del node.input[7:], node.output[3:]
     return _save(model, folder, "float32_caches.onnx")
 
