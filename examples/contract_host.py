@@ -159,9 +159,9 @@ class Host:
             length = int(self.position[row]) - first
             slots = behaviour["tokens"] or math.ceil(behaviour["kept"] * length)
             share = math.ceil(behaviour["nexus_share"] * slots)
-            nexus, recent = min(max(share, 1), behaviour["most"]), slots - share
-            if nexus + recent < length:
-                gone[:, row] = first, self.position[row] - recent
+            if slots < length:
+                nexus = min(share, behaviour["most"])
+                gone[:, row] = first, self.position[row] - (slots - share)
                 turn = min(int(self.turn[row]), behaviour["turns"] - 1)
                 first_id = behaviour["first_id"] + turn * behaviour["most"]
                 self._append(row, list(range(first_id, first_id + nexus)))

@@ -210,13 +210,13 @@ def _turns(contract: Contract, behaviour: NexusTurns, field: str) -> Iterator[Co
     if len(behaviour.keep_slots) != len(groups) or not all(fits):
         yield f"{field}.keep_slots", f"{len(groups)} values, at most each group's capacity", behaviour.keep_slots
     program = contract.programs.get(behaviour.program)
-    for graph in program.graphs if program is not None else ():
-        known = {"length", "keep_index", *(column.name for column in contract.cache.slot_columns)}
-        known |= {
-            binding.names(group, len(groups))[0] or "" for binding in program.buffers.values() for group in graph.groups
-        }
+    if program is None:
+        return
+    columns = [column.name for column in contract.cache.slot_columns]
+    for graph in program.graphs:
+        bound = {binding.names(group, len(groups))[0] for binding in program.buffers.values() for group in graph.groups}
         for tensor in graph.inputs:
-            if tensor.name not in known:
+            if tensor.name not in {"length", "keep_index", *columns, *bound}:
                 yield f"graph {graph.name}", "inputs that are buffers, columns, length or keep_index", tensor.name
         if not graph.has_input("keep_index"):
             yield f"graph {graph.name}", "an input keep_index", "none of that name"

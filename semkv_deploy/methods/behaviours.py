@@ -96,8 +96,8 @@ SLOT_TURN_RULE = (
 FINISH_RULE = (
     "a row's turn has ended once the host says so; it is finished before the row's next run (with when = turn, at "
     "once): its tokens are those with positions from begun on, sinks left out, L of them; slots = tokens, or where "
-    "that is 0 kept x L rounded up, in double; K = nexus_share x slots rounded up, at least 1 and at most `most`; R = slots "
-    "less nexus_share x slots rounded up; where K + R < L: room is made for K, and the decoder appends K rows as a "
+    "that is 0 kept x L rounded up, in double; K = nexus_share x slots rounded up, at most `most`; R = slots "
+    "less nexus_share x slots rounded up; where slots < L: room is made for K, and the decoder appends K rows as a "
     "prompt of the row, in pieces of at most prefill_chunk, with ids first_id + min(turn, turns - 1) x most + 0 … K-1 "
     "(no delimiters) and the positions that follow, which the position counts; once all rows whose turn is over have "
     "theirs, the program drops the turns' tokens but each one's last R; else they all stay; then such a row has one "

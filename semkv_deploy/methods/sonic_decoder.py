@@ -98,7 +98,7 @@ def _embed(
     """Nexus rows get their rows of the adapter's table."""
     sums = adapter.tensors[TURN][:, None] + adapter.tensors[NEXUS][None]
     zero = edit.constant(0, np.int64)
-    rows = edit.constant(sums.reshape(-1, adapter.hidden), np.float32)
+    rows = edit.constant(sums.reshape(-1, adapter.hidden), np.float32, f"{PREFIX}.embedding.weight")
     (beyond,) = edit.node(gather, "Sub", [ids, vocabulary])
     (row,) = edit.node(gather, "Where", [is_nexus, beyond, zero])
     (token,) = edit.node(gather, "Where", [is_nexus, zero, ids])
@@ -125,8 +125,8 @@ def _adapt(edit: GraphEditor, product: ir.Node, a: Any, b: Any, gate: ir.Value, 
         )
     name = f"{PREFIX}.{(product.name or '').removesuffix('/MatMul')}"
     readers, after = list(result.uses()), _following(product)
-    down = edit.constant(np.ascontiguousarray(a.T), np.float32)
-    up = edit.constant(np.ascontiguousarray(b.T), np.float32)
+    down = edit.constant(np.ascontiguousarray(a.T), np.float32, f"{name}.lora_A.weight")
+    up = edit.constant(np.ascontiguousarray(b.T), np.float32, f"{name}.lora_B.weight")
     (low,) = edit.node(after, "MatMul", [source, down], name=f"{name}.lora_A/MatMul")
     nothing = edit.constant(0, np.float32)
     (selected,) = edit.node(after, "Where", [gate, low, nothing], name=f"{name}.{SELECTED}")

@@ -1,13 +1,14 @@
-"""SONIC's decoder in plain PyTorch: a model's own modules, with what the adapter adds on Nexus rows.
+"""SONIC in plain PyTorch: the slow statements that graphs and sessions are compared with.
 
-The slow statement that the graph (`sonic_decoder`) is compared with: a loop over rows, no gate, no table of sums.
+`with_adapter` states the decoder: a model's own modules, with what the adapter adds on Nexus rows; a loop over rows, no
+gate, no table of sums. `masked_logits` states the method: a whole conversation at once, nothing dropped but hidden.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from semkv_deploy.methods.sonic_adapter import SonicAdapter, check_base
 
@@ -64,3 +65,66 @@ def with_adapter(model: Any, adapter: SonicAdapter) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+class Row(NamedTuple):
+    """A row of a conversation that nothing was dropped from.
+
+    Attributes:
+        id: of a token, or of a Nexus row.
+        turn: that it belongs to.
+        stays: whether later turns see it.
+    """
+
+    id: int
+    turn: int
+    stays: bool
+
+
+def conversation(
+    turns: Sequence[Sequence[int]],
+    sizes: Sequence[tuple[int, int]],
+    adapter: SonicAdapter,
+    *,
+    first_id: int,
+    sinks: int,
+) -> list[Row]:
+    """Every row of a conversation, in order; a row's position is its number.
+
+    Args:
+        turns: tokens of each turn, the last one open.
+        sizes: of each finished turn, its Nexus rows, and how many of its last tokens stay (0 and any: all stay).
+        first_id: of Nexus rows.
+    """
+    rows: list[Row] = []
+    for turn, tokens in enumerate(turns):
+        finished = turn < len(sizes)
+        nexus, recent = sizes[turn] if finished else (0, len(tokens))
+        for number, token in enumerate(tokens):
+            stays = not nexus or len(rows) < sinks or number >= len(tokens) - recent
+            rows.append(Row(token, turn, stays))
+        first = first_id + min(turn, adapter.turns_max - 1) * adapter.k_max
+        rows += [Row(first + number, turn, True) for number in range(nexus)]
+    return rows
+
+
+def masked_logits(model: Any, adapter: SonicAdapter, rows: Sequence[Row]) -> Tensor:
+    """Logits `[n,V]` of every row, by transformers' own attention under a mask: nothing is dropped, and no cache.
+
+    A row sees itself and what is before it, if that is of its turn or stays.
+    """
+    import torch
+
+    hidden = torch.full((1, 1, len(rows), len(rows)), torch.finfo(torch.float32).min)
+    for q, row in enumerate(rows):
+        for k, other in enumerate(rows[: q + 1]):
+            if other.turn == row.turn or other.stays:
+                hidden[0, 0, q, k] = 0
+    with torch.no_grad(), with_adapter(model, adapter):
+        logits: Tensor = model(
+            input_ids=torch.tensor([[row.id for row in rows]]),
+            position_ids=torch.arange(len(rows))[None],
+            attention_mask=hidden,
+            use_cache=False,
+        ).logits
+    return logits[0]

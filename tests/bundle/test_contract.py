@@ -21,7 +21,6 @@ from semkv_deploy.runtime.session import Session
 from semkv_deploy.targets.onnxruntime.engine import OnnxRuntimeEngine
 from semkv_deploy.targets.onnxruntime.native import LIBRARY
 from semkv_deploy.targets.tensorrt.build import TensorRTOptions
-
 from tests.tiny import with_adapter
 
 from ..methods.matrix import FORMS
@@ -167,7 +166,9 @@ def converse(bundle: Bundle, root: Path, target: str, batch: int, atol: float) -
             session.end_turn()
             host.end_turn()
             same(host, session, atol)
-        assert session.stats.runs == host.compressions
+        # A session drops the turns of all rows at once where several go on in one call.
+        at_once = bundle.manifest.method.names_kept and batch > 1
+        assert session.stats.runs == host.compressions or (at_once and session.stats.runs < host.compressions)
         assert host.compressions > 1 or not bundle.manifest.method.compresses
         session.reset()
         host.new_conversation()

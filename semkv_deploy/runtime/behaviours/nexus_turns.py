@@ -142,13 +142,12 @@ class TurnKeeper:
         return sinks
 
     def _sizes(self, row: int) -> tuple[int, int]:
-        """Nexus rows of a row's turn, and how many of its last tokens stay; (0, all) where nothing would be won."""
+        """Nexus rows of a row's turn, and how many of its last tokens stay; (0, all) where no token would go."""
         behaviour = self.behaviour
         length = int(self._slots.position[row]) - max(int(self._begun[row]), behaviour.sinks)
         slots = self.tokens or math.ceil(self.kept * length)
         share = math.ceil(behaviour.nexus_share * slots)
-        nexus, recent = min(max(share, 1), behaviour.most), slots - share
-        return (nexus, recent) if nexus + recent < length else (0, max(length, 0))
+        return (min(share, behaviour.most), slots - share) if slots < length else (0, max(length, 0))
 
     def _finish(self, rows: NDArray[np.bool_]) -> None:
         """Appends the Nexus rows of these rows' turns, and drops the turns' tokens."""
