@@ -84,8 +84,10 @@ def tiny_adapter_at(export: Path, out: Path, *, k_max: int = 8, turns_max: int =
     from semkv_deploy.model.exported import open_export
 
     facts, random = open_export(export / "decoder.onnx"), np.random.default_rng(7)
-    weights = {tensor.name: tensor for tensor in onnx.load(export / "decoder.onnx").graph.initializer}
-    embedding = numpy_helper.to_array(weights["embed_tokens.weight"])
+    graph = onnx.load(export / "decoder.onnx").graph
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    (table,) = (node.input[0] for node in graph.node if node.op_type == "Gather" and node.input[1] == "input_ids")
+    embedding = numpy_helper.to_array(weights[table])
     rank, hidden = 4, facts.hidden_size
 
     def normal(*shape: int) -> Any:
