@@ -101,6 +101,9 @@ class Method(BaseModel):
     learned: ClassVar[bool] = False
     """Whether it needs a file that was trained for the model, so that it has no parameters that fit every model."""
 
+    slot_columns: ClassVar[int] = 2
+    """How many columns a layout has."""
+
     names_kept: ClassVar[bool] = False
     """Whether a host names the slots that "compress" keeps (its input `keep_index`), and gives no target."""
 

@@ -70,6 +70,7 @@ class Sonic(Method):
 
     learned: ClassVar[bool] = True
     names_kept: ClassVar[bool] = True
+    slot_columns: ClassVar[int] = 3
 
     _loaded: SonicAdapter | None = PrivateAttr(default=None)
 
