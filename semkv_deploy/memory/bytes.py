@@ -127,10 +127,10 @@ class Need(NamedTuple):
 
     @property
     def metadata(self) -> int:
-        """Position and chunk number of every slot, which the session keeps in host memory."""
+        """Position and chunk number of every slot, and its turn where that counts: in the host's memory."""
         per_head = self.method.clusters_by_head
         slots = sum((len(group.heads) if per_head else 1) * group.capacity for group in self.profile.groups)
-        return 2 * self.batch * slots * INT64
+        return self.method.slot_columns * self.batch * slots * INT64
 
 
 def onnxruntime_weights(shape: DecoderShape, weights: WeightFormat) -> tuple[int, int]:

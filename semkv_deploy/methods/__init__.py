@@ -15,10 +15,11 @@ from semkv_deploy.methods.base import Method
 from semkv_deploy.methods.full import Full
 from semkv_deploy.methods.importance import Importance
 from semkv_deploy.methods.semanticache import SemantiCache
+from semkv_deploy.methods.sonic import Sonic
 from semkv_deploy.methods.streaming_llm import StreamingLLM
 
 METHODS: dict[str, type[Method]] = {
-    method.model_fields["kind"].default: method for method in (SemantiCache, StreamingLLM, Importance, Full)
+    method.model_fields["kind"].default: method for method in (SemantiCache, StreamingLLM, Importance, Sonic, Full)
 }
 """Methods by name; the first is the default."""
 

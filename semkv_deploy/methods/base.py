@@ -21,6 +21,8 @@ group, `G` cluster groups (1 when all heads of a group share clusters, else H), 
 | slot_attention | `[B,H,C]` float32 | the group's, where the decoder records it; moves with the slots |
 | scored | `[]` float32 | 1, or 0 where no slot's attention counts |
 | reference_queries | `[B,H,R,D]` float32 | the group's, where the decoder keeps some; used up |
+| keep_index | `[B,1,C]` int64 | in place of a target: slots that stay, in order, then -1 |
+| slot_turn | `[B,1,C]` int64 | see `layout.TURN` |
 
 Outputs: `key_cache_out … slot_chunk_out`, `length_out`, `level` `[B]` (the level taken, -1: nothing to do) and
 `evicted` `[B]` (slots dropped because no level met the target). A method declares only the inputs it uses.
@@ -29,6 +31,7 @@ Outputs: `key_cache_out … slot_chunk_out`, `length_out`, `level` `[B]` (the le
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -96,6 +99,15 @@ class Method(BaseModel):
     compresses: ClassVar[bool] = True
     """Whether the method has a program "compress"; one without it keeps every token."""
 
+    learned: ClassVar[bool] = False
+    """Whether it needs a file that was trained for the model, so that it has no parameters that fit every model."""
+
+    slot_columns: ClassVar[int] = 2
+    """How many columns a layout has."""
+
+    names_kept: ClassVar[bool] = False
+    """Whether a host names the slots that "compress" keeps (its input `keep_index`), and gives no target."""
+
     def resolve(self, model: ModelFacts) -> Self:
         """The method with every choice that depends on the model made, so that manifests say what was built."""
         return self
@@ -124,6 +136,10 @@ class Method(BaseModel):
 
     def rewrite_decoder(self, decoder: ir.Model, layout: CacheLayout) -> None:
         """Changes the portable decoder in place, before it is lowered; by default not at all."""
+
+    def rewritten(self, model: Any) -> AbstractContextManager[None]:
+        """Inside the block, a transformers model computes what `rewrite_decoder` makes of its graph."""
+        return nullcontext()
 
     # Graphs.
 

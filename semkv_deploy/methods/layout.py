@@ -59,6 +59,9 @@ VALUE_SCALE = Buffer(name="value_scale", shape="B,Hkv,C", dtype="float32")
 
 POSITION, CHUNK = "slot_position", "slot_chunk"
 
+TURN = Buffer(name="slot_turn", shape="B,1,C", dtype="int64")
+"""The column of methods that work on turns: 2 x turns finished before a token, + 1 for a Nexus row; -1: pinned."""
+
 
 class CacheLayout(BaseModel):
     """Everything a host keeps of a conversation.

@@ -20,6 +20,7 @@ from semkv_deploy.runtime.behaviours import interpreter
 from semkv_deploy.runtime.behaviours.base import CompressionStats
 from semkv_deploy.runtime.sampling import Sampler
 from semkv_deploy.runtime.slots import Slots
+from semkv_deploy.runtime.turns import Turns
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -41,7 +42,7 @@ class _Counters(NamedTuple):
     changes: list[int]
 
 
-class Session:
+class Session(Turns):
     """Many turns over one cache, for one or several batch rows.
 
     A call that is refused, or that fails before anything was compressed, leaves the session as it was. After a failure
@@ -52,6 +53,7 @@ class Session:
     """
 
     def __init__(self, engine: Engine) -> None:
+        super().__init__(engine.batch)
         self.engine, self.contract = engine, engine.contract
         self.slots = Slots(self.contract, engine.batch, engine.opened.is_delimiter)
         self.behaviours = [interpreter(behaviour, engine, self.slots) for behaviour in self.contract.behaviours]
@@ -107,6 +109,7 @@ class Session:
         rows = self._mask(row)
         self.engine.reset(row)
         self.slots.reset(rows)
+        self._forget_turns(rows)
         self._broken[rows] = False
         for behaviour in self.behaviours:
             behaviour.reset(rows)
@@ -132,6 +135,7 @@ class Session:
             raise SemkvError("nothing to prefill", where="prefill", expected="at least one token", got="none")
         if all_logits and len(rows) != 1:
             raise SemkvError("logits of every token are returned for one row", where="prefill", got=len(rows))
+        self._begin(np.array([len(ids) > 0 for ids in rows]))
         with self._undone_if_failed():
             if all_logits:
                 return np.concatenate(list(self._prefill_row(0, rows[0], every=True)))
@@ -165,6 +169,7 @@ class Session:
         self._check_ids(ids, "step")
         for row in rows:
             self._check_append(row, 1)
+        self._begin(moving)
         before = self._snapshot()
         try:
             self._before_append(moving.astype(np.int64))
@@ -192,6 +197,7 @@ class Session:
         with self._undone_if_failed():
             for behaviour in self.behaviours:
                 behaviour.end_turn(rows)
+        self._open[rows] = False
 
     def compress(self, row: int | None = None) -> None:
         """Compresses one row or all now, as at the end of a turn, whenever the bundle would do so by itself."""
@@ -199,6 +205,8 @@ class Session:
         with self._undone_if_failed():
             for behaviour in self.behaviours:
                 behaviour.compress(rows)
+        if self.keeps_turns:
+            self._open[rows] = False
 
     def generate(
         self,
@@ -322,12 +330,13 @@ class Session:
         name = f"row {row}" if self.batch > 1 else "prompt"
         if self._broken[row]:
             return SemkvError(_BROKEN, where=name, fix="reset the row, or the session")
-        if self.position[row] + count > self.max_context:
+        due = sum(behaviour.due(row) for behaviour in self.behaviours)
+        if self.position[row] + due + count > self.max_context:
             return SemkvError(
                 f"{count} more tokens do not fit the context",
                 where=name,
                 expected=f"at most {self.max_context} tokens in all",
-                got=f"{self.position[row]} + {count}",
+                got=f"{self.position[row] + due} + {count}",
                 fix="shorten the conversation, or build with a larger --max-context",
             )
         if any(behaviour.makes_room for behaviour in self.behaviours):

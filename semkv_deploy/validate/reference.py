@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from semkv_deploy.methods.base import STATE
 from semkv_deploy.methods.slot_attention import RECORD, Look
 from semkv_deploy.model.names import REFERENCE_QUERIES, SLOT_ATTENTION, cache_names, decoder_input, present_names
 
@@ -93,7 +94,8 @@ class ReferenceEngine:
         inputs: dict[str, Tensor] = {name: cache[rows] for name, cache in self._caches.items()}
         inputs.update({name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in feeds.items()})
         self._looks.clear()
-        outputs = self._decoder(inputs)
+        with self.method.rewritten(self._decoder.model):
+            outputs = self._decoder(inputs)
         for buffer in self._recorded if self._recorded and feeds[RECORD.name].any() else []:
             for group, look in enumerate(self._looks):
                 name = self._tensor(buffer.name, group)
@@ -114,7 +116,7 @@ class ReferenceEngine:
         state = {name: self._caches[self._tensor(buffer, group)] for buffer, name in buffers.items()}
         inputs: dict[str, Any] = {}
         for name, array in feeds.items():
-            if name in ("length", "slot_position", "slot_chunk"):
+            if name in STATE:
                 state[name] = torch.from_numpy(array.copy())
             elif name == "thresholds":
                 inputs[name] = array.tolist()
@@ -123,5 +125,6 @@ class ReferenceEngine:
         after = self.method.reference(program)(self.facts, state, **inputs)
         for buffer, name in buffers.items():
             self._caches[self._tensor(buffer, group)] = after[name]
-        small = {f"{name}_out": after[name] for name in ("length", "slot_position", "slot_chunk")}
+        columns = [column.name for column in self.contract.cache.slot_columns]
+        small = {f"{name}_out": after[name] for name in ("length", *columns)}
         return {name: tensor.numpy() for name, tensor in (small | {k: after[k] for k in ("level", "evicted")}).items()}

@@ -83,8 +83,11 @@ def _inputs(contract: Contract, graph: GraphContract) -> list[str]:
             "logits_index": (0, rows - 1),
             "length": (0, min(group.capacity for group in groups) - rows),
         }
+    elif room is None:
+        # Of a program whose host names the slots that stay.
+        columns = {column.name: (0, context - 1) for column in contract.cache.slot_columns}
+        ranges = {"length": (capacity, capacity), "keep_index": (0, capacity - 1), **columns}
     else:
-        assert room is not None
         number = graph.groups[0]
         keep, sinks = room.keep_slots[number], cast("int", room.by_group["sinks"][number])
         ranges = {

@@ -43,7 +43,7 @@ def before(engine: Engine, feeds: Mapping[int, Feeds]) -> Before:
             if name not in copy:
                 copy[name] = engine.read(buffer, group).copy()
         state[group] = copy
-        inputs[group] = {name: array for name, array in given.items() if name not in STATE}
+        inputs[group] = {name: array.copy() for name, array in given.items() if name not in STATE}
     return Before(state, inputs)
 
 

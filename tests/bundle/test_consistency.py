@@ -108,6 +108,34 @@ def test_contradictions_of_reading_again_are_named(
         Bundle.open(moved)
 
 
+TURNS = f"{CONTRACT}.behaviours.0"
+
+
+@pytest.mark.parametrize(
+    "path, value, words",
+    [
+        (f"{TURNS}.program", "nothing", "program contradicts"),
+        (f"{TURNS}.decoder", "compress", "decoder contradicts .*expected decode"),
+        (f"{TURNS}.first_id", 500, "first_id contradicts .*expected 512, the first id beyond the vocabulary"),
+        (f"{TURNS}.most", 1 << 24, "a table of a sensible size"),
+        (f"{TURNS}.tokens", 9, "at most 8 Nexus rows"),
+        (f"{TURNS}.kept", 0, "kept"),
+        (f"{TURNS}.keep_slots", [1], "2 values, at most each group's capacity"),
+        (f"{TURNS}.keep_slots", [96, 1000], "2 values, at most each group's capacity"),
+        (f"{CONTRACT}.cache.slot_columns.2.name", "slot_other", "slot_turn B,1,C"),
+        (f"{CONTRACT}.programs.compress.buffers.key.input", "x", "none of that name|keep_index"),
+    ],
+)
+def test_contradictions_of_turns_are_named(path: str, value: Any, words: str, turns_bundle: Path, tmp_path: Path):
+    moved = tmp_path / "moved"
+    shutil.copytree(turns_bundle, moved)
+    raw = json.loads((moved / "bundle.json").read_text())
+    put(raw, path, value)
+    (moved / "bundle.json").write_text(json.dumps(raw))
+    with pytest.raises(SemkvError, match=words):
+        Bundle.open(moved)
+
+
 def test_markup_and_control_characters_are_shown_as_they_are(moved: Path, edit: Edit):
     from click.testing import CliRunner
 

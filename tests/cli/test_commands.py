@@ -44,7 +44,12 @@ def test_bench(tiny_bundle: Path):
     assert set(output["results"]) == {"budget 0.25", "budget 0.5", "budget 1"}
     assert output["results"]["budget 0.25"]["kept"] <= 128 < output["results"]["budget 1"]["kept"] == 300
     assert output["ratios"]["decode: budget 1 / budget 0.25"] > 0
+    assert not any(name.startswith("all turns") for name in output["ratios"])
     refused(cli("bench", tiny_bundle, "--context", 1000), "--context", "out of range")
+    turns = cli("bench", tiny_bundle, "--budget", 0.25, "--context", 400, "--tokens", 8, "--turns", 5, "--json")
+    measured = json.loads(turns.stdout)["results"]["budget 0.25"]
+    assert len(measured["decode_ms_all"]) == 5 * 8 and measured["total_s"] > measured["prefill_s"]
+    refused(cli("bench", tiny_bundle, "--tokens", 8, "--turns", 8), "--context", "expected 576 to 512 tokens")
 
 
 def test_doctor_names_what_is_missing():

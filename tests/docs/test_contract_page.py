@@ -5,7 +5,7 @@ from __future__ import annotations
 import contract_tables
 
 from semkv_deploy.bundle.contract import Contract, GraphContract, ProfileContract, ProgramContract, TensorContract
-from semkv_deploy.methods.behaviours import MakeRoom, ReadAgain
+from semkv_deploy.methods.behaviours import MakeRoom, NexusTurns, ReadAgain
 from semkv_deploy.methods.layout import Binding, Buffer, CacheLayout
 from semkv_deploy.model.cache_groups import CacheGroup
 
@@ -23,6 +23,7 @@ MODELS = (
     ProfileContract,
     MakeRoom,
     ReadAgain,
+    NexusTurns,
 )
 
 

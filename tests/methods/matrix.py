@@ -3,7 +3,7 @@ bundles are parametrised over these, so that a new method is a row here."""
 
 from __future__ import annotations
 
-from semkv_deploy.methods import METHODS, Full, Importance, Method, SemantiCache, StreamingLLM
+from semkv_deploy.methods import METHODS, Full, Importance, Method, SemantiCache, Sonic, StreamingLLM
 
 FORMS: dict[str, Method] = {
     "streaming-llm": StreamingLLM(),
@@ -23,8 +23,11 @@ FORMS: dict[str, Method] = {
     "importance, predicted, at turns, no sinks": Importance(
         queries="predicted", compress_at="turn", sinks=0, recent=0.5
     ),
+    "sonic": Sonic(kept=0.2),
+    "sonic, at turns, with a window": Sonic(kept=0.4, compress_at="turn", nexus_share=0.5, sinks=2),
     "full": Full(),
 }
+"""Those that are learned lack their adapter: `tests.tiny.with_adapter` makes one for a model."""
 
 OPTIONS: dict[str, Method] = {
     "importance, biases fitted": Importance(fit="bias"),
@@ -33,6 +36,9 @@ OPTIONS: dict[str, Method] = {
 }
 """Forms that differ in the compressor's graph and in nothing else."""
 
-COMPRESSING = {name: method for name, method in {**FORMS, **OPTIONS}.items() if method.compresses}
+COMPRESSING = {
+    name: method for name, method in {**FORMS, **OPTIONS}.items() if method.compresses and not method.names_kept
+}
+"""Methods whose program finds by itself what to keep."""
 
 assert {method.kind for method in FORMS.values()} == set(METHODS), "every method has a row"

@@ -48,6 +48,12 @@ class Interpreter(Protocol):
     def step_inputs(self, rows: slice, tokens: int) -> Feeds:
         """Decoder inputs of the behaviour's own, for a run of so many tokens in each of these rows."""
 
+    def begin_turn(self, rows: NDArray[np.bool_]) -> None:
+        """Called before tokens are appended to these rows: what the end of their last turn left to be done is done."""
+
+    def due(self, row: int) -> int:
+        """Positions that `begin_turn` would take of a row."""
+
     def before_append(self, count: NDArray[np.int64]) -> None:
         """Called before a run that appends `count[row]` tokens; afterwards they fit, if `makes_room`."""
 
@@ -59,6 +65,9 @@ class Interpreter(Protocol):
 
     def compress(self, rows: NDArray[np.bool_]) -> None:
         """Compresses these rows now, as at the end of a turn."""
+
+    def taken_back(self, row: int) -> None:
+        """Called after a row's turn was taken back: its last tokens are gone, and it has not ended."""
 
     def reset(self, rows: NDArray[np.bool_]) -> None:
         """Forgets what belongs to the conversations of these rows."""

@@ -35,6 +35,12 @@ class RoomMaker:
     def step_inputs(self, rows: slice, tokens: int) -> Feeds:
         return {}
 
+    def begin_turn(self, rows: NDArray[np.bool_]) -> None:
+        """Leaves nothing to be done."""
+
+    def due(self, row: int) -> int:
+        return 0
+
     def before_append(self, count: NDArray[np.int64]) -> None:
         full = self._slots.length + count > self._capacity[:, None] - self.behaviour.reserve
         if full.any():
@@ -52,6 +58,9 @@ class RoomMaker:
         target = np.ceil(share * self._slots.position).astype(np.int64)
         target = np.clip(target, np.minimum(self.behaviour.least, self._keep)[:, None], self._keep[:, None])
         self._compress(np.where(rows, target, self._capacity[:, None]), np.ones(len(self._keep), bool))
+
+    def taken_back(self, row: int) -> None:
+        """Knows of no turn."""
 
     def reset(self, rows: NDArray[np.bool_]) -> None:
         if rows.all():

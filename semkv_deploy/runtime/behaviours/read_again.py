@@ -35,6 +35,12 @@ class Rereader:
     def step_inputs(self, rows: slice, tokens: int) -> Feeds:
         return {}
 
+    def begin_turn(self, rows: NDArray[np.bool_]) -> None:
+        """Leaves nothing to be done."""
+
+    def due(self, row: int) -> int:
+        return 0
+
     def before_append(self, count: NDArray[np.int64]) -> None:
         most = self._capacity[:, None] - self.behaviour.piece
         self._read(np.asarray((self._slots.length + count > most).any(0)))
@@ -50,6 +56,9 @@ class Rereader:
 
     def compress(self, rows: NDArray[np.bool_]) -> None:
         self._read(rows)
+
+    def taken_back(self, row: int) -> None:
+        """Knows of no turn."""
 
     def reset(self, rows: NDArray[np.bool_]) -> None:
         if rows.all():

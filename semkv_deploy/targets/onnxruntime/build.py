@@ -59,6 +59,7 @@ def lower_decoder(
     import onnx_ir as ir
     from onnxscript.optimizer import optimize
 
+    from semkv_deploy.passes.branch_adapters import branch_adapters
     from semkv_deploy.passes.fuse import fuse_for_onnxruntime
     from semkv_deploy.passes.keep_native import keep_as_native
     from semkv_deploy.passes.lower_gqa import lower_to_gqa
@@ -74,6 +75,7 @@ def lower_decoder(
     found = sum(node.op_type.split("_")[0] == kind for node in model.graph)
     if not lowered == found == groups:
         raise SemkvError("attention was lost while lowering", where=portable.name, expected=groups, got=found)
+    branch_adapters(model)
     return model
 
 
