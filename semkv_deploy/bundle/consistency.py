@@ -12,8 +12,8 @@ from semkv_deploy.budget import SLOT_MULTIPLE
 from semkv_deploy.bundle.files import REBUILD
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.graph.external import is_inside
-from semkv_deploy.methods.behaviours import MakeRoom, ReadAgain
-from semkv_deploy.methods.layout import DECODE
+from semkv_deploy.methods.behaviours import Blocks, MakeRoom, ReadAgain
+from semkv_deploy.methods.layout import CHUNK, DECODE, POSITION
 
 if TYPE_CHECKING:
     from semkv_deploy.bundle.contract import Contract, GraphContract, ProgramContract, TensorContract
@@ -180,6 +180,20 @@ def _fits(tensor: TensorContract, expected: list[int | str]) -> bool:
     return folded and all(not isinstance(got, int) or got == want for got, want in zip(rest, expected[2:], strict=True))
 
 
+def _blocks(contract: Contract, behaviour: Blocks, field: str) -> Iterator[Contradiction]:
+    """Block numbers go into a column that hosts set to 0, and ids and sums are numbers that hosts can hold."""
+    columns = [column.name for column in contract.cache.slot_columns if column.name not in (POSITION, CHUNK)]
+    if behaviour.column not in columns:
+        yield f"{field}.column", f"one of cache.slot_columns beside {POSITION} and {CHUNK}", behaviour.column
+    for name in ("token_ids", "turn_ids"):
+        outside = [token for token in getattr(behaviour, name) if not 0 <= token < contract.vocab_size]
+        if outside:
+            yield f"{field}.{name}", f"ids below {contract.vocab_size}", outside[0]
+    for domain in behaviour.domains:
+        if any(abs(number) > _MOST for number in (*domain.weights, *domain.log_shares)):
+            yield f"{field}.domains, {domain.name}", "numbers of a sensible size", "others"
+
+
 def _reading(contract: Contract, behaviour: ReadAgain, field: str) -> Iterator[Contradiction]:
     if behaviour.input not in [buffer.name for buffer in contract.cache.step_inputs]:
         yield f"{field}.input", "one of cache.step_inputs", behaviour.input
@@ -218,6 +232,9 @@ def _behaviours(contract: Contract) -> Iterator[Contradiction]:
     groups = len(contract.cache.groups)
     for number, behaviour in enumerate(contract.behaviours):
         field = f"behaviours.{number}"
+        if isinstance(behaviour, Blocks):
+            yield from _blocks(contract, behaviour, field)
+            continue
         if behaviour.program not in contract.programs:
             yield f"{field}.program", f"of {sorted(contract.programs)}", behaviour.program
         if isinstance(behaviour, ReadAgain):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +23,7 @@ from semkv_deploy.bundle import (
 from semkv_deploy.bundle.contract import Contract, GraphContract, Phase, graph_contract
 from semkv_deploy.bundle.own import foreign
 from semkv_deploy.compiler import calibrate, reading
+from semkv_deploy.compiler import domains as domain
 from semkv_deploy.compiler.limits import check_head_size, check_source_limits
 from semkv_deploy.compiler.shares import cache_groups, calibrated_shares, make_profiles
 from semkv_deploy.errors import SemkvError
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from semkv_deploy.choices import BudgetBy, CacheType, Native, WeightFormat
     from semkv_deploy.methods import Method
     from semkv_deploy.methods.calibration import Reading, Settings
+    from semkv_deploy.methods.dd_select import DomainText
     from semkv_deploy.model.config import ModelFacts
     from semkv_deploy.targets.tensorrt.build import TensorRTOptions
 
@@ -81,6 +83,7 @@ def build_bundle(
     cache_dtype: CacheType = "float32",
     tensorrt: TensorRTOptions | None = None,
     calibration_text: str | None = None,
+    domain_texts: Mapping[str, str] | None = None,
     family: str | None = None,
     portable: bool = True,
     force: bool = False,
@@ -101,6 +104,7 @@ def build_bundle(
         cache_dtype: type of the caches of `onnxruntime-*` targets; all but float32 take native operators.
         tensorrt: options of the `tensorrt*` targets; None: the defaults.
         calibration_text: None: the text that ships with the package.
+        domain_texts: by domain, what a method that weighs delimiters is calibrated on; None: those that ship.
         portable: keep the portable graphs and their float32 weights, which `validate` compares with.
         family: fail unless the model is of this one (what a recipe is made for).
 
@@ -129,6 +133,9 @@ def build_bundle(
         readings: list[Reading] = []
         if budget_by != "uniform" or method.scores:
             readings = read_text_again(root, model, calibration_text, progress)
+        domains: list[DomainText] = []
+        if method.reads_domains:
+            domains = read_domain_texts(root, model, method, domain_texts, progress)
         of_budgets = [given] * len(resolved)
         if budget_by != "uniform":
             of_budgets = calibrated_shares(
@@ -138,7 +145,7 @@ def build_bundle(
         profiles = make_profiles(resolved, context, model, of_budgets, method.reads_again)
         programs = write_portable(root, model, method, profiles)
         progress("lowering the decoder", None)
-        reference = read_calibration_text(root, model, method, shares, calibration_text, readings, progress)
+        reference = read_calibration_text(root, model, method, shares, calibration_text, readings, domains, progress)
         for profile in profiles:
             for warning in method.warnings(model, profile, reference.settings):
                 progress(f"warning: {warning}", None)
@@ -269,6 +276,28 @@ def read_text_again(root: Path, model: ModelFacts, text: str | None, progress: P
     )
 
 
+def read_domain_texts(
+    root: Path, model: ModelFacts, method: Method, texts: Mapping[str, str] | None, progress: Progress
+) -> list[DomainText]:
+    """Texts of several domains with the model's queries.
+
+    Raises:
+        SemkvError: when one is too short, or no layer sees what is far away.
+    """
+    tokenizer = load_tokenizer(root)
+    tokens = domain.domain_tokens(tokenizer, model, domain.domain_texts(texts), method.regions)
+    progress("reading texts of several domains", 0.0)
+    return domain.read_domains(
+        root / "onnx" / "decoder.onnx",
+        root / "work",
+        model,
+        tokenizer,
+        Delimiters.read(root / "delimiters.json"),
+        tokens,
+        lambda share: progress("reading texts of several domains", share),
+    )
+
+
 def write_portable(
     root: Path, model: ModelFacts, method: Method, profiles: Sequence[BudgetProfile]
 ) -> tuple[WrittenProgram, ...]:
@@ -307,6 +336,7 @@ def read_calibration_text(
     groups: tuple[GroupShare, ...],
     text: str | None,
     readings: Sequence[Reading],
+    domains: Sequence[DomainText],
     progress: Progress,
 ) -> Reference:
     """Lowers the decoder in float32 to `root/work`, runs the calibration text through it, and calibrates the method.
@@ -329,6 +359,7 @@ def read_calibration_text(
         tokens,
         delimiters,
         readings,
+        domains,
         lambda share: progress("calibrating", share),
     )
     return Reference(path, built, tokens, logits, settings)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import onnx
     from numpy.typing import NDArray
 
+    from semkv_deploy.methods.dd_select import DomainText
     from semkv_deploy.model.cache_groups import CacheGroup
 
 RunGraph = Callable[["onnx.ModelProto", Mapping[str, "NDArray[Any]"]], "dict[str, NDArray[Any]]"]
@@ -48,6 +49,7 @@ class CalibrationText(NamedTuple):
         run: runs a graph.
         progress: called with the share that is done.
         readings: texts that were read again, where the method learns from them; the first is this text's beginning.
+        domains: texts of several domains with the model's queries, where the method learns from them.
     """
 
     chunk: NDArray[np.int64]
@@ -56,3 +58,4 @@ class CalibrationText(NamedTuple):
     run: RunGraph
     progress: Callable[[float], None]
     readings: Sequence[Reading] = ()
+    domains: Sequence[DomainText] = ()

@@ -12,6 +12,7 @@ Sinks and a recent window always stay. The method is at its best with capacities
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -92,8 +93,6 @@ class Importance(Method):
     queries: Literal["repeat", "predicted"] = "repeat"
     recent: float = Field(default=0.5, ge=0, lt=1)
 
-    recent_least: ClassVar[int] = 32
-
     @property
     def scores(self) -> bool:
         return not self.reads_again
@@ -106,12 +105,32 @@ class Importance(Method):
     def clusters_by_head(self) -> bool:
         return True
 
+    # What a method that scores slots likewise may do with the scores before the highest are kept.
+
+    more_columns: ClassVar[tuple[str, ...]] = ()
+    """Slot columns beside the position and the chunk."""
+
+    @property
+    def pool_text(self) -> str:
+        """ONNX text that redefines `score` `[B,H,C]`, as `pooled`, from it and from the state."""
+        return "pooled = Identity (score)"
+
+    def pool_scores(self, score: Tensor, state: State) -> Tensor:
+        """What `pool_text` computes."""
+        return score
+
     @property
     def recent_share(self) -> float:
         return self.recent
 
+    @property
+    def recent_least(self) -> int:
+        return 32
+
     def layout(self, model: ModelFacts, groups: Sequence[CacheGroup]) -> CacheLayout:
         layout = super().layout(model, groups)
+        columns = tuple(layout.slot_columns[0].model_copy(update={"name": name}) for name in self.more_columns)
+        layout = layout.model_copy(update={"slot_columns": (*layout.slot_columns, *columns)})
         return with_slot_attention(layout) if self.reads_again else layout
 
     def rewrite_decoder(self, decoder: ir.Model, layout: CacheLayout) -> None:
@@ -132,16 +151,21 @@ class Importance(Method):
                 before = rotation.UNROTATE.format(**rotation.parameters(model))
             score = _PREDICTED_SCORE.format(before=before, heads=heads, columns=features + 1, dim=model.head_dim)
             moved = ""
+        own_inputs = tuple(more)
+        more |= dict.fromkeys(self.more_columns, f"int64[batch,{heads},capacity]")
+        moved += "".join(text.move_column(name) for name in self.more_columns)
+        outputs = [*(["slot_attention"] if self.reads_again else []), *self.more_columns]
         return text.parse_compressor(
             model,
             cluster_groups=heads,
-            inputs=(*more, "target", "sinks", "recent"),
+            inputs=(*own_inputs, *self.more_columns, "target", "sinks", "recent"),
             operators=("CompactCache",),
             more=more,
-            outputs=(*text.COMPRESSED, *(["slot_attention_out"] if self.reads_again else [])),
+            outputs=(*text.COMPRESSED, *(f"{name}_out" for name in outputs)),
             body=f"""
             {text.SLOTS}
             {score}
+            {self.pool_text}
             {KEEP_HIGHEST}
             key_cache_out, value_cache_out, slot_bias_out, length_out =
                 semkv.CompactCache (key_cache, value_cache, slot_bias, keep_index)
@@ -187,10 +211,11 @@ class Importance(Method):
         return behaviours
 
     def reference(self, program: str) -> Callable[..., State]:
-        return {COMPRESS: _compress}[program]
+        return {COMPRESS: functools.partial(_compress, self)}[program]
 
 
 def _compress(
+    method: Importance,
     model: ModelFacts,
     state: State,
     *,
@@ -204,13 +229,13 @@ def _compress(
     import torch
 
     score = _recorded(state, scored) if weights is None else _predicted(model, state, weights)
-    keep = keep_highest(score, state["length"], target, sinks, recent)
+    keep = keep_highest(method.pool_scores(score, state), state["length"], target, sinks, recent)
     key, value, bias, length = compact_cache.reference(
         state["key_cache"], state["value_cache"], state["slot_bias"], keep
     )
     moved: State = {
         name: state[name].gather(2, keep.clamp_min(0)).masked_fill(keep < 0, 0)
-        for name in ("slot_position", "slot_chunk", "slot_attention")
+        for name in ("slot_position", "slot_chunk", "slot_attention", *method.more_columns)
         if name in state
     }
     excess = state["length"] - target

@@ -100,4 +100,5 @@ class TargetInputs:
 
     def used_programs(self, profile: BudgetProfile) -> set[str]:
         """Names of the programs that a profile's behaviours run."""
-        return {behaviour.program for behaviour in self.method.behaviours(self.model, profile, self.settings)}
+        behaviours = self.method.behaviours(self.model, profile, self.settings)
+        return {behaviour.program for behaviour in behaviours if behaviour.program is not None}

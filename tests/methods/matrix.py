@@ -3,7 +3,7 @@ bundles are parametrised over these, so that a new method is a row here."""
 
 from __future__ import annotations
 
-from semkv_deploy.methods import METHODS, Full, Importance, Method, SemantiCache, StreamingLLM
+from semkv_deploy.methods import METHODS, DynSplit, Full, Importance, Method, SemantiCache, StreamingLLM
 
 FORMS: dict[str, Method] = {
     "streaming-llm": StreamingLLM(),
@@ -22,12 +22,15 @@ FORMS: dict[str, Method] = {
     "importance, predicted, at turns, no sinks": Importance(
         queries="predicted", compress_at="turn", sinks=0, recent=0.5
     ),
+    "dynsplit": DynSplit(),
+    "dynsplit, predicted, at turns": DynSplit(queries="predicted", compress_at="turn", pool="max", block=32),
     "full": Full(),
 }
 
 OPTIONS: dict[str, Method] = {
     "semanticache, keys and values": SemantiCache(merge="keys_and_values"),
     "semanticache, centered": SemantiCache(merge="keys_and_values", center=True, delimiters="apart"),
+    "dynsplit, predicted, mean, fixed blocks": DynSplit(queries="predicted", block=20, blocks="fixed"),
 }
 """Forms that differ in the compressor's graph and in nothing else."""
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from semkv_deploy.runtime.behaviours.base import Interpreter
+from semkv_deploy.runtime.behaviours.blocks import BlockKeeper
 from semkv_deploy.runtime.behaviours.make_room import RoomMaker
 from semkv_deploy.runtime.behaviours.read_again import Rereader
 
@@ -14,7 +15,11 @@ if TYPE_CHECKING:
     from semkv_deploy.runtime.slots import Slots
     from semkv_deploy.targets.engine import Engine
 
-_BY_KIND: dict[str, Callable[[Any, Engine, Slots], Interpreter]] = {"make_room": RoomMaker, "read_again": Rereader}
+_BY_KIND: dict[str, Callable[[Any, Engine, Slots], Interpreter]] = {
+    "make_room": RoomMaker,
+    "read_again": Rereader,
+    "blocks": BlockKeeper,
+}
 
 
 def interpreter(behaviour: Behaviour, engine: Engine, slots: Slots) -> Interpreter:
