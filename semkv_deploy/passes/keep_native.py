@@ -9,11 +9,11 @@ import onnx_ir as ir
 
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.graph.editing import GraphEditor, attribute, replace
+from semkv_deploy.methods.attention_nodes import drop_slot_biases, require_plain, required_attention_nodes
 from semkv_deploy.methods.base import BiasMode
 from semkv_deploy.model import names
 from semkv_deploy.ops import DOMAIN
 from semkv_deploy.ops.nexus_attention import OP
-from semkv_deploy.passes.attention_nodes import drop_slot_biases, require_plain, required_attention_nodes
 
 if TYPE_CHECKING:
     from semkv_deploy.choices import CacheType
