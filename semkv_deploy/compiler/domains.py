@@ -17,16 +17,20 @@ from semkv_deploy.compiler.calibrate import MAX_TOKENS, PREFILL_CHUNK, decoder_e
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.graph.editing import attribute
 from semkv_deploy.methods.attention_nodes import required_attention_nodes
-from semkv_deploy.methods.dd_select import DomainText, LayerAttention, Regions
+from semkv_deploy.methods.dd_select import DelimiterTable, DomainText, LayerAttention, Regions
 from semkv_deploy.methods.layout import DECODE
+from semkv_deploy.model.blocks import BlockRule
 from semkv_deploy.model.cache_groups import one_a_layer
 from semkv_deploy.model.delimiters import CLOSERS, Delimiters
+from semkv_deploy.runtime.tokens import load_tokenizer
 from semkv_deploy.targets.onnxruntime.build import lower_decoder, save_decoder
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from semkv_deploy.methods import Method
     from semkv_deploy.model.config import ModelFacts
+    from semkv_deploy.targets.build import Progress
     from semkv_deploy.targets.onnxruntime.engine import OnnxRuntimeEngine
 
 DOMAINS = ("prose", "code", "chat", "cjk")
@@ -45,6 +49,71 @@ def domain_texts(given: Mapping[str, str] | None = None) -> dict[str, str]:
         return dict(given)
     folder = importlib.resources.files("semkv_deploy") / "data" / "domains"
     return {name: (folder / f"{name}.txt").read_text(encoding="utf-8") for name in DOMAINS}
+
+
+def read_domain_texts(
+    root: Path, model: ModelFacts, method: Method, texts: Mapping[str, str] | None, progress: Progress
+) -> list[DomainText]:
+    """What DD-Select scores, of a bundle that is being written: see `domain_texts`.
+
+    Raises:
+        SemkvError: when a text is too short, or no layer sees what is far away.
+    """
+    tokenizer = load_tokenizer(root)
+    tokens = domain_tokens(tokenizer, model, domain_texts(texts), method.regions)
+    progress("reading texts of several domains", 0.0)
+    return read_domains(
+        root / "onnx" / "decoder.onnx",
+        root / "work",
+        model,
+        tokenizer,
+        Delimiters.read(root / "delimiters.json"),
+        tokens,
+        lambda share: progress("reading texts of several domains", share),
+    )
+
+
+def check_table(table: DelimiterTable, method: Method, model: ModelFacts) -> None:
+    """Fails where weights of delimiters are not for a method, or of another model.
+
+    Raises:
+        SemkvError: naming both.
+    """
+    if not method.reads_domains:
+        raise SemkvError(
+            "the method weighs no delimiters",
+            where="--calibration",
+            expected="--method dynsplit with blocks=dynamic",
+            got=method.kind,
+        )
+    if table.vocab_size != model.vocab_size:
+        raise SemkvError(
+            "the calibration is of a model with another vocabulary",
+            where="--calibration",
+            expected=f"{model.vocab_size} tokens",
+            got=table.vocab_size,
+            fix="calibrate this one: semkv-deploy calibrate",
+        )
+
+
+def read_table(path: Path) -> DelimiterTable:
+    """What `semkv-deploy calibrate` wrote.
+
+    Raises:
+        SemkvError: when there is no such file, or it is another.
+    """
+    try:
+        table = DelimiterTable.model_validate_json(path.read_bytes())
+        # What contracts make of it is checked here, where the file can be named.
+        BlockRule(base=1, search=0, token_ids=table.token_ids, domains=table.domains)
+        return table
+    except (OSError, ValueError) as error:
+        raise SemkvError(
+            "not a calibration of delimiters",
+            where=f"--calibration {path}",
+            expected="a file that semkv-deploy calibrate wrote",
+            got=str(error).splitlines()[0],
+        ) from None
 
 
 def domain_tokens(

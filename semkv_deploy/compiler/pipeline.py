@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from semkv_deploy.choices import BudgetBy, CacheType, Native, WeightFormat
     from semkv_deploy.methods import Method
     from semkv_deploy.methods.calibration import Reading, Settings
-    from semkv_deploy.methods.dd_select import DomainText
+    from semkv_deploy.methods.dd_select import DelimiterTable, DomainText
     from semkv_deploy.model.config import ModelFacts
     from semkv_deploy.targets.tensorrt.build import TensorRTOptions
 
@@ -83,7 +84,7 @@ def build_bundle(
     cache_dtype: CacheType = "float32",
     tensorrt: TensorRTOptions | None = None,
     calibration_text: str | None = None,
-    domain_texts: Mapping[str, str] | None = None,
+    calibration: DelimiterTable | None = None,
     family: str | None = None,
     portable: bool = True,
     force: bool = False,
@@ -104,7 +105,8 @@ def build_bundle(
         cache_dtype: type of the caches of `onnxruntime-*` targets; all but float32 take native operators.
         tensorrt: options of the `tensorrt*` targets; None: the defaults.
         calibration_text: None: the text that ships with the package.
-        domain_texts: by domain, what a method that weighs delimiters is calibrated on; None: those that ship.
+        calibration: what `calibrate_delimiters` gave, for a method that weighs delimiters; None: it is calibrated here,
+            on the texts that ship with the package.
         portable: keep the portable graphs and their float32 weights, which `validate` compares with.
         family: fail unless the model is of this one (what a recipe is made for).
 
@@ -134,8 +136,10 @@ def build_bundle(
         if budget_by != "uniform" or method.scores:
             readings = read_text_again(root, model, calibration_text, progress)
         domains: list[DomainText] = []
-        if method.reads_domains:
-            domains = read_domain_texts(root, model, method, domain_texts, progress)
+        if calibration is not None:
+            domain.check_table(calibration, method, model)
+        elif method.reads_domains:
+            domains = domain.read_domain_texts(root, model, method, None, progress)
         of_budgets = [given] * len(resolved)
         if budget_by != "uniform":
             of_budgets = calibrated_shares(
@@ -145,7 +149,9 @@ def build_bundle(
         profiles = make_profiles(resolved, context, model, of_budgets, method.reads_again)
         programs = write_portable(root, model, method, profiles)
         progress("lowering the decoder", None)
-        reference = read_calibration_text(root, model, method, shares, calibration_text, readings, domains, progress)
+        reference = read_calibration_text(
+            root, model, method, shares, calibration_text, readings, domains, calibration, progress
+        )
         for profile in profiles:
             for warning in method.warnings(model, profile, reference.settings):
                 progress(f"warning: {warning}", None)
@@ -276,26 +282,36 @@ def read_text_again(root: Path, model: ModelFacts, text: str | None, progress: P
     )
 
 
-def read_domain_texts(
-    root: Path, model: ModelFacts, method: Method, texts: Mapping[str, str] | None, progress: Progress
-) -> list[DomainText]:
-    """Texts of several domains with the model's queries.
+def calibrate_delimiters(
+    source: Path | str,
+    method: Method,
+    texts: Mapping[str, str] | None = None,
+    *,
+    progress: Progress = lambda what, share: None,
+) -> DelimiterTable:
+    """Weights of a model's delimiters by DD-Select, for `build_bundle(calibration=…)`.
+
+    Args:
+        source: as `build_bundle`.
+        method: one that weighs delimiters; its regions count.
+        texts: by domain; None: those that ship with the package.
 
     Raises:
-        SemkvError: when one is too short, or no layer sees what is far away.
+        SemkvError: for a method that weighs none, a text that is too short, or a source that cannot be read.
     """
-    tokenizer = load_tokenizer(root)
-    tokens = domain.domain_tokens(tokenizer, model, domain.domain_texts(texts), method.regions)
-    progress("reading texts of several domains", 0.0)
-    return domain.read_domains(
-        root / "onnx" / "decoder.onnx",
-        root / "work",
-        model,
-        tokenizer,
-        Delimiters.read(root / "delimiters.json"),
-        tokens,
-        lambda share: progress("reading texts of several domains", share),
-    )
+    from semkv_deploy.methods.dd_select import delimiter_table
+
+    if not method.reads_domains:
+        raise SemkvError(
+            "weighs no delimiters", where=f"--method {method.kind}", expected="dynsplit with blocks=dynamic", got=method
+        )
+    check_source_limits(str(source))
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        model = take_source(str(source), root, None, progress)
+        check_head_size(model.head_dim, str(source))
+        read = domain.read_domain_texts(root, model, method, texts, progress)
+        return delimiter_table(read, method.regions, model.vocab_size)
 
 
 def write_portable(
@@ -337,6 +353,7 @@ def read_calibration_text(
     text: str | None,
     readings: Sequence[Reading],
     domains: Sequence[DomainText],
+    known: DelimiterTable | None,
     progress: Progress,
 ) -> Reference:
     """Lowers the decoder in float32 to `root/work`, runs the calibration text through it, and calibrates the method.
@@ -360,6 +377,7 @@ def read_calibration_text(
         delimiters,
         readings,
         domains,
+        known,
         lambda share: progress("calibrating", share),
     )
     return Reference(path, built, tokens, logits, settings)

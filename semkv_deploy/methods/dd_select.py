@@ -70,12 +70,14 @@ class DelimiterTable(Settings):
     """What calibration learned of delimiters.
 
     Attributes:
+        vocab_size: of the model whose tokenizer's ids these are.
         token_ids: delimiters that the texts have.
         domains: weights of these, then of any other, and their shares of a domain's delimiters.
         tokens: by domain, tokens read.
         candidates: by domain, delimiters scored.
     """
 
+    vocab_size: int
     token_ids: tuple[int, ...]
     domains: tuple[DomainWeights, ...]
     tokens: tuple[int, ...]
@@ -129,7 +131,7 @@ def candidate_scores(
     return total / max(heads, 1)
 
 
-def delimiter_table(texts: Sequence[DomainText], regions: Regions) -> DelimiterTable:
+def delimiter_table(texts: Sequence[DomainText], regions: Regions, vocab_size: int) -> DelimiterTable:
     """Weights of the delimiters of some texts; a domain has one text."""
     ids = tuple(sorted({int(token) for text in texts for token in text.tokens[text.candidate]}))
     domains, scored = [], []
@@ -141,6 +143,7 @@ def delimiter_table(texts: Sequence[DomainText], regions: Regions) -> DelimiterT
         domains.append(_weights(text, ids, dict(zip(found.tolist(), scores.tolist(), strict=True))))
         scored.append(len(found))
     return DelimiterTable(
+        vocab_size=vocab_size,
         token_ids=ids,
         domains=tuple(domains),
         tokens=tuple(len(text.tokens) for text in texts),

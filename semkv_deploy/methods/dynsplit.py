@@ -113,7 +113,9 @@ class DynSplit(Importance):
     def calibrate(self, model: ModelFacts, text: CalibrationText) -> DynSplitSettings:
         scores = super().calibrate(model, text)
         assert scores is None or isinstance(scores, ScoreWeights)
-        table = delimiter_table(text.domains, self.regions) if self.reads_domains else None
+        table = None
+        if self.reads_domains:
+            table = text.known or delimiter_table(text.domains, self.regions, model.vocab_size)
         return DynSplitSettings(table=table, scores=scores)
 
     def group_inputs(

@@ -47,7 +47,7 @@ def cut_text(good: int, bad: int, seed: int = 0) -> DomainText:
 
 
 def test_a_delimiter_behind_which_the_far_past_is_needed_weighs_less():
-    table = delimiter_table([cut_text(3, 5)], Regions(10, 5, 1.0))
+    table = delimiter_table([cut_text(3, 5)], Regions(10, 5, 1.0), 12)
     weights = dict(zip(table.token_ids, table.domains[0].weights, strict=False))
     assert table.token_ids == (3, 5) and weights[3] > 300 and weights[5] < -300
     assert table.domains[0].weights[-1] == 0 and len(table.domains[0].weights) == 3
@@ -56,7 +56,7 @@ def test_a_delimiter_behind_which_the_far_past_is_needed_weighs_less():
 
 def test_shares_tell_domains_apart_and_weights_are_a_domains_own():
     first, second = cut_text(3, 5), cut_text(7, 3)._replace(domain="code")
-    table = delimiter_table([first, second], Regions(10, 5, 1.0))
+    table = delimiter_table([first, second], Regions(10, 5, 1.0), 12)
     prose, code = table.domains
     assert (prose.name, code.name) == ("prose", "code") and table.token_ids == (3, 5, 7)
     assert prose.weights[0] > 0 > code.weights[0]
@@ -68,6 +68,6 @@ def test_shares_tell_domains_apart_and_weights_are_a_domains_own():
 def test_a_text_without_delimiters_weighs_nothing():
     text = cut_text(3, 5)
     bare = text._replace(candidate=np.zeros(TOKENS, bool), domain="cjk")
-    table = delimiter_table([bare, text], Regions(10, 5, 1.0))
+    table = delimiter_table([bare, text], Regions(10, 5, 1.0), 12)
     assert set(table.domains[0].weights) == {0} and len(set(table.domains[0].log_shares)) == 1
     assert table.candidates == (0, 8)
