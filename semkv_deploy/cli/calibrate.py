@@ -29,7 +29,7 @@ SHOWN = 6
 def calibrate(source: str, texts: tuple[str, ...], output: Path, method: AnyMethod) -> None:
     """Weighs a model's delimiters for a method that cuts text at them.
 
-    SOURCE is what `build` takes. Domains may have any names; `--method-option domain=…` takes prose, code, chat, cjk.
+    SOURCE is what `build` takes. A domain may have any name.
 
     \b
     semkv-deploy calibrate exported/decoder.onnx --method dynsplit --text prose=book.txt --text code=main.py

@@ -22,6 +22,7 @@ from semkv_deploy.methods.layout import DECODE
 from semkv_deploy.model.blocks import BlockRule
 from semkv_deploy.model.cache_groups import one_a_layer
 from semkv_deploy.model.delimiters import CLOSERS, Delimiters
+from semkv_deploy.model.names import number_tag
 from semkv_deploy.runtime.tokens import load_tokenizer
 from semkv_deploy.targets.onnxruntime.build import lower_decoder, save_decoder
 
@@ -39,8 +40,10 @@ DOMAINS = ("prose", "code", "chat", "cjk")
 MAX_LAYERS = 8
 """Layers whose attention is scored, evenly spread: all of SmolLM2's thirty say the same and take four times as long."""
 
-QUERY = "query."
-"""Before the number of the layer: outputs of the rewritten decoder."""
+
+def _query_name(layer: int, layers: int) -> str:
+    """The rewritten decoder's output with a layer's queries."""
+    return f"query.{number_tag(layer, layers)}"
 
 
 def domain_texts(given: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -59,8 +62,10 @@ def read_domain_texts(
     Raises:
         SemkvError: when a text is too short, or no layer sees what is far away.
     """
+    given = domain_texts(texts)
+    method.check_domains(list(given))
     tokenizer = load_tokenizer(root)
-    tokens = domain_tokens(tokenizer, model, domain_texts(texts), method.regions)
+    tokens = domain_tokens(tokenizer, model, given, method.regions)
     progress("reading texts of several domains", 0.0)
     return read_domains(
         root / "onnx" / "decoder.onnx",
@@ -86,6 +91,7 @@ def check_table(table: DelimiterTable, method: Method, model: ModelFacts) -> Non
             expected="--method dynsplit with blocks=dynamic",
             got=method.kind,
         )
+    method.check_domains([domain.name for domain in table.domains])
     if table.vocab_size != model.vocab_size:
         raise SemkvError(
             "the calibration is of a model with another vocabulary",
@@ -182,7 +188,7 @@ def read_domains(
                 constants[layer] = attribute(node, "scale", 0.0), attribute(node, "softcap", 0.0)
                 query = node.inputs[0]
                 assert query is not None
-                query.name = f"{QUERY}{layer}"
+                query.name = _query_name(layer, model.layers)
                 decoder.graph.outputs.append(query)
 
     path = folder / "queries.onnx"
@@ -192,7 +198,7 @@ def read_domains(
     ends = _ends_of_blocks(tokenizer, model, delimiters, {int(token) for ids in tokens.values() for token in ids})
     texts = []
     for number, (domain, ids) in enumerate(tokens.items()):
-        queries = _queries(engine, ids, layers)
+        queries = _queries(engine, ids, {layer: _query_name(layer, model.layers) for layer in layers})
         attention = [
             LayerAttention(queries[layer], engine.read("key", layer)[0, :, : len(ids)].copy(), *constants[layer])
             for layer in layers
@@ -204,9 +210,9 @@ def read_domains(
     return texts
 
 
-def _queries(engine: OnnxRuntimeEngine, ids: Sequence[int], layers: Sequence[int]) -> dict[int, Any]:
-    """By layer `[Hq,n,D]`; afterwards the engine's caches hold the text."""
-    pieces: dict[int, list[Any]] = {layer: [] for layer in layers}
+def _queries(engine: OnnxRuntimeEngine, ids: Sequence[int], named: Mapping[int, str]) -> dict[int, Any]:
+    """By layer `[Hq,n,D]`, from outputs of these names; afterwards the engine's caches hold the text."""
+    pieces: dict[int, list[Any]] = {layer: [] for layer in named}
     for start in range(0, len(ids), PREFILL_CHUNK):
         piece = np.array(ids[start : start + PREFILL_CHUNK], np.int64)[None]
         within = np.arange(piece.shape[1])[None]
@@ -220,8 +226,8 @@ def _queries(engine: OnnxRuntimeEngine, ids: Sequence[int], layers: Sequence[int
             },
             row=0,
         )
-        for layer in layers:
-            pieces[layer].append(outputs[f"{QUERY}{layer}"][0].copy())
+        for layer, name in named.items():
+            pieces[layer].append(outputs[name][0].copy())
     return {layer: np.concatenate(parts, 1) for layer, parts in pieces.items()}
 
 

@@ -196,6 +196,9 @@ class Method(BaseModel):
         """Regions that delimiters of these texts are scored by."""
         raise NotImplementedError(f"{self.kind} scores no delimiters")
 
+    def check_domains(self, names: Sequence[str]) -> None:
+        """Fails where the method is for a domain that is not among those that it is calibrated on."""
+
     # What a memory estimate asks.
 
     @property

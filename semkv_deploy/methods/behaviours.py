@@ -102,7 +102,6 @@ class Blocks(BlockRule):
     """Cut what is appended into semantic blocks, and note in a slot column which block each slot is of."""
 
     kind: Literal["blocks"] = Field(default="blocks", description="says which behaviour it is")
-    program: None = Field(default=None, description="none is run")
     column: str = Field(description="slot column of block numbers")
     number_rule: str = NUMBER_RULE
 

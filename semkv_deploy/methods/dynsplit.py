@@ -10,10 +10,12 @@ budget is used. `blocks=fixed` and `blocks=delimiters` are the rigid splittings 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from semkv_deploy.errors import SemkvError
 from semkv_deploy.methods.base import State
 from semkv_deploy.methods.behaviours import Blocks
 from semkv_deploy.methods.block_scores import Pool, pool_blocks, pool_text
@@ -33,8 +35,6 @@ if TYPE_CHECKING:
 
 BLOCK = "slot_block"
 """The slot column of block numbers."""
-
-Domain = Literal["auto", "prose", "code", "chat", "cjk"]
 
 
 class DynSplitSettings(Settings):
@@ -58,7 +58,8 @@ class DynSplit(Importance):
         block: tokens of a block where no delimiter says otherwise (the paper's C).
         search: how far from it a boundary is looked for (the paper's delta); None: a quarter of `block`.
         nearness: standard deviations of weight that a boundary loses at the end of the window; 0: the paper's argmax.
-        domain: whose weights count; "auto": the domain to which the delimiters so far are likeliest.
+        domain: whose weights count, of those it is calibrated on; "auto": the domain to which the delimiters so far are
+            likeliest.
         pool: a block's score: the largest of its slots', or their mean.
         retained, future, alpha: regions of DD-Select; see `dd_select`.
     """
@@ -68,7 +69,7 @@ class DynSplit(Importance):
     block: int = Field(default=16, ge=4, le=64)
     search: int | None = Field(default=None, ge=0, le=16)
     nearness: float = Field(default=0.5, ge=0, le=8)
-    domain: Domain = "auto"
+    domain: str = "auto"
     pool: Pool = "mean"
     retained: int = Field(default=32, ge=1, le=256)
     future: int = Field(default=16, ge=1, le=256)
@@ -97,6 +98,15 @@ class DynSplit(Importance):
     def regions(self) -> Regions:
         """Of DD-Select."""
         return Regions(self.retained, self.future, self.alpha)
+
+    def check_domains(self, names: Sequence[str]) -> None:
+        if self.domain not in ("auto", *names):
+            raise SemkvError(
+                "no weights for the domain",
+                where=f"--method-option domain={self.domain}",
+                expected=" or ".join(names),
+                fix="calibrate on a text of it: semkv-deploy calibrate --text DOMAIN=FILE",
+            )
 
     @property
     def pool_text(self) -> str:

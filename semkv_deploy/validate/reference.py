@@ -108,8 +108,9 @@ class ReferenceEngine:
         buffers = {**_INPUT, **({SLOT_ATTENTION: SLOT_ATTENTION} if self._records else {})}
         state = {name: self._caches[self._tensor(buffer, group)] for buffer, name in buffers.items()}
         inputs: dict[str, Any] = {}
+        counted = ["length", *(column.name for column in self.contract.cache.slot_columns)]
         for name, array in feeds.items():
-            if name in ("length", "slot_position", "slot_chunk"):
+            if name in counted:
                 state[name] = torch.from_numpy(array.copy())
             elif name == "thresholds":
                 inputs[name] = array.tolist()
@@ -118,5 +119,5 @@ class ReferenceEngine:
         after = self.method.reference(program)(self.facts, state, **inputs)
         for buffer, name in buffers.items():
             self._caches[self._tensor(buffer, group)] = after[name]
-        small = {f"{name}_out": after[name] for name in ("length", "slot_position", "slot_chunk")}
+        small = {f"{name}_out": after[name] for name in counted}
         return {name: tensor.numpy() for name, tensor in (small | {k: after[k] for k in ("level", "evicted")}).items()}

@@ -42,7 +42,8 @@ def before(engine: Engine, feeds: Mapping[int, Feeds]) -> Before:
         for buffer, name in engine.contract.compressed_buffers(of_slots=True).items():
             copy[name] = engine.read(buffer, group).copy()
         state[group] = copy
-        inputs[group] = {name: array for name, array in given.items() if name not in STATE}
+        # Slot columns are the session's own, and change.
+        inputs[group] = {name: array.copy() for name, array in given.items() if name not in STATE}
     return Before(state, inputs)
 
 

@@ -108,6 +108,36 @@ def test_contradictions_of_reading_again_are_named(
         Bundle.open(moved)
 
 
+BLOCKS = f"{CONTRACT}.behaviours.0"
+
+
+@pytest.mark.parametrize(
+    "path, value, words",
+    [
+        (f"{BLOCKS}.column", "nothing", "column contradicts .*one of cache.slot_columns beside"),
+        (f"{BLOCKS}.column", "slot_position", "one of cache.slot_columns beside slot_position and slot_chunk"),
+        (f"{BLOCKS}.search", 5, "search is at most a quarter of base"),
+        (f"{BLOCKS}.base", 10**9, "base"),
+        (f"{BLOCKS}.nearness", -1, "nearness"),
+        (f"{BLOCKS}.turn_ids", [512], "turn_ids contradicts .*ids below 512"),
+        (f"{BLOCKS}.token_ids.0", -1, "token_ids contradicts"),
+        (f"{BLOCKS}.token_ids", [], "a weight and a log share for each token id"),
+        (f"{BLOCKS}.domains.0.weights.0", 10**12, "domains, prose contradicts .*numbers of a sensible size"),
+        (f"{BLOCKS}.domains.1.log_shares", [0], "a weight and a log share for each token id"),
+        (f"{BLOCKS}.domain", 4, "domain is the number of a domain"),
+        (f"{CONTRACT}.cache.slot_columns.2.name", "other", "column contradicts|a value of slot_block"),
+    ],
+)
+def test_contradictions_of_blocks_are_named(path: str, value: Any, words: str, block_bundle: Path, tmp_path: Path):
+    moved = tmp_path / "moved"
+    shutil.copytree(block_bundle, moved)
+    raw = json.loads((moved / "bundle.json").read_text())
+    put(raw, path, value)
+    (moved / "bundle.json").write_text(json.dumps(raw))
+    with pytest.raises(SemkvError, match=words):
+        Bundle.open(moved)
+
+
 def test_markup_and_control_characters_are_shown_as_they_are(moved: Path, edit: Edit):
     from click.testing import CliRunner
 

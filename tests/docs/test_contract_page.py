@@ -5,8 +5,9 @@ from __future__ import annotations
 import contract_tables
 
 from semkv_deploy.bundle.contract import Contract, GraphContract, ProfileContract, ProgramContract, TensorContract
-from semkv_deploy.methods.behaviours import MakeRoom, ReadAgain
+from semkv_deploy.methods.behaviours import Blocks, MakeRoom, ReadAgain
 from semkv_deploy.methods.layout import Binding, Buffer, CacheLayout
+from semkv_deploy.model.blocks import DomainWeights
 from semkv_deploy.model.cache_groups import CacheGroup
 
 from .blocks import page
@@ -23,6 +24,8 @@ MODELS = (
     ProfileContract,
     MakeRoom,
     ReadAgain,
+    Blocks,
+    DomainWeights,
 )
 
 
