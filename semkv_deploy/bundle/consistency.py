@@ -118,12 +118,17 @@ def _programs(contract: Contract) -> Iterator[Contradiction]:
         if not program.buffers.keys() <= buffers.keys():
             yield f"programs.{name}.buffers", f"of {sorted(buffers)}", sorted(program.buffers)
             return
+        every = set(range(len(contract.cache.groups)))
+        missing = every - {group for graph in program.graphs for group in graph.groups}
+        if missing:
+            yield f"programs.{name}.graphs", "a graph for every group", f"none for group {min(missing)}"
+            return
         for graph in program.graphs:
             unknown = [tensor for tensor in (*graph.inputs, *graph.outputs) if tensor.dtype not in ELEMENT_TYPES]
             if unknown:
                 yield f"graph {graph.name}, {unknown[0].name}", f"a type of {ELEMENT_TYPES}", repr(unknown[0].dtype)
                 return
-            if not set(graph.groups) <= set(range(len(contract.cache.groups))):
+            if not set(graph.groups) <= every:
                 yield f"graph {graph.name}", f"groups below {len(contract.cache.groups)}", graph.groups
                 return
             yield from _bindings(contract, program, graph, buffers)
