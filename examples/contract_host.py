@@ -75,6 +75,7 @@ class Host:
         }
         self.delimiters = set(json.loads((root / contract["delimiters"]).read_text(encoding="utf-8"))["token_ids"])
         self.compressions = 0
+        self.cutters = [each for each in contract["behaviours"] if each["kind"] == "blocks"]
         self.new_conversation()
 
     def _type(self, buffer: dict[str, Any]) -> Any:
@@ -95,6 +96,9 @@ class Host:
         self.chunk, self.after_delimiter = [0] * self.batch, [False] * self.batch
         self.turn, self.begun, self.ended = (np.zeros(self.batch, np.int64) for _ in range(3))
         self.unread: list[list[int]] = [[] for _ in range(self.batch)]
+        self.open: list[list[int]] = [[] for _ in range(self.batch)]
+        self.closed = [0] * self.batch
+        self.sums = [[0] * sum(len(each["domains"]) for each in self.cutters) for _ in range(self.batch)]
         for buffer in self.contract["cache"]["buffers"]:
             for said in self.buffers[buffer["name"]] if buffer["dtype"] == "float32" else []:
                 said.fill(0)
@@ -136,7 +140,7 @@ class Host:
                 if behaviour["when"] == "turn":
                     self._finish_turns(list(range(self.batch)))
                 continue
-            if behaviour["when"] != "turn":
+            if behaviour.get("when") != "turn":
                 continue
             if behaviour["kind"] == "read_again":
                 self._read_again(behaviour, list(range(self.batch)))
@@ -269,8 +273,53 @@ class Host:
                 self.columns["slot_chunk"][group][row, :, length] = 2 * self.chunk[row] + delimiter
                 if "slot_turn" in self.columns:
                     self.columns["slot_turn"][group][row, :, length] = 2 * self.turn[row] + nexus
+                for behaviour in self.cutters:
+                    self.columns[behaviour["column"]][group][row, :, length] = self.closed[row]
             self.length[:, row] += 1
             self.position[row] += 1
+            for behaviour in self.cutters:
+                self._cut(behaviour, row, token)
+
+    def _cut(self, behaviour: dict[str, Any], row: int, token: int) -> None:
+        """A token more in the row's open block; it may be whole now."""
+        turn, other, domains = -2, len(behaviour["token_ids"]), behaviour["domains"]
+        code = -1
+        if domains and token in behaviour["turn_ids"]:
+            code = turn
+        elif domains and token in behaviour["token_ids"]:
+            code = behaviour["token_ids"].index(token)
+        elif domains and token in self.delimiters:
+            code = other
+        if code >= 0:
+            self.sums[row] = [s + d["log_shares"][code] for s, d in zip(self.sums[row], domains, strict=True)]
+        self.open[row].append(code)
+        base, search, tokens = behaviour["base"], behaviour["search"], self.open[row]
+        if code == turn and len(tokens) >= base - search:
+            length = len(tokens)
+        elif len(tokens) < base + search:
+            return
+        else:
+            length = base
+            if any(each != -1 for each in tokens[base - search - 1 :]):
+                likeliest = behaviour["domain"]
+                if likeliest is None:
+                    likeliest = int(np.argmax(self.sums[row]))
+                length = max(
+                    (n for n in range(base - search, base + search + 1) if tokens[n - 1] != -1),
+                    key=lambda n: (
+                        domains[likeliest]["weights"][tokens[n - 1]] * max(search, 1)
+                        - behaviour["nearness"] * abs(n - base),
+                        -abs(n - base),
+                        -n,
+                    ),
+                )
+        self.open[row] = tokens[length:]
+        self.closed[row] += 1
+        first = self.position[row] - len(self.open[row])
+        for group, positions in enumerate(self.columns["slot_position"]):
+            live = np.arange(positions.shape[2]) < self.length[group, row]
+            newer = live & (positions[row] >= first)
+            self.columns[behaviour["column"]][group][row][newer] = self.closed[row]
 
     def _make_room(self, appended: Ids) -> None:
         reserve = max((each.get("reserve", 0) for each in self.contract["behaviours"]), default=0)

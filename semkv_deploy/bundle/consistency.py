@@ -12,8 +12,8 @@ from semkv_deploy.budget import SLOT_MULTIPLE
 from semkv_deploy.bundle.files import REBUILD
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.graph.external import is_inside
-from semkv_deploy.methods.behaviours import MakeRoom, NexusTurns, ReadAgain
-from semkv_deploy.methods.layout import DECODE, TURN
+from semkv_deploy.methods.behaviours import Blocks, MakeRoom, NexusTurns, ReadAgain
+from semkv_deploy.methods.layout import CHUNK, DECODE, POSITION, TURN
 
 if TYPE_CHECKING:
     from semkv_deploy.bundle.contract import Contract, GraphContract, ProgramContract, TensorContract
@@ -118,12 +118,17 @@ def _programs(contract: Contract) -> Iterator[Contradiction]:
         if not program.buffers.keys() <= buffers.keys():
             yield f"programs.{name}.buffers", f"of {sorted(buffers)}", sorted(program.buffers)
             return
+        every = set(range(len(contract.cache.groups)))
+        missing = every - {group for graph in program.graphs for group in graph.groups}
+        if missing:
+            yield f"programs.{name}.graphs", "a graph for every group", f"none for group {min(missing)}"
+            return
         for graph in program.graphs:
             unknown = [tensor for tensor in (*graph.inputs, *graph.outputs) if tensor.dtype not in ELEMENT_TYPES]
             if unknown:
                 yield f"graph {graph.name}, {unknown[0].name}", f"a type of {ELEMENT_TYPES}", repr(unknown[0].dtype)
                 return
-            if not set(graph.groups) <= set(range(len(contract.cache.groups))):
+            if not set(graph.groups) <= every:
                 yield f"graph {graph.name}", f"groups below {len(contract.cache.groups)}", graph.groups
                 return
             yield from _bindings(contract, program, graph, buffers)
@@ -179,6 +184,20 @@ def _fits(tensor: TensorContract, expected: list[int | str]) -> bool:
     heads = expected[1]
     folded = second == 1 and isinstance(heads, int) and (not isinstance(first, int) or first % heads == 0)
     return folded and all(not isinstance(got, int) or got == want for got, want in zip(rest, expected[2:], strict=True))
+
+
+def _blocks(contract: Contract, behaviour: Blocks, field: str) -> Iterator[Contradiction]:
+    """Block numbers go into a column that hosts set to 0, and ids and sums are numbers that hosts can hold."""
+    columns = [column.name for column in contract.cache.slot_columns if column.name not in (POSITION, CHUNK)]
+    if behaviour.column not in columns:
+        yield f"{field}.column", f"one of cache.slot_columns beside {POSITION} and {CHUNK}", behaviour.column
+    for name in ("token_ids", "turn_ids"):
+        outside = [token for token in getattr(behaviour, name) if not 0 <= token < contract.vocab_size]
+        if outside:
+            yield f"{field}.{name}", f"ids below {contract.vocab_size}", outside[0]
+    for domain in behaviour.domains:
+        if any(abs(number) > _MOST for number in (*domain.weights, *domain.log_shares)):
+            yield f"{field}.domains, {domain.name}", "numbers of a sensible size", "others"
 
 
 def _reading(contract: Contract, behaviour: ReadAgain, field: str) -> Iterator[Contradiction]:
@@ -247,6 +266,9 @@ def _behaviours(contract: Contract) -> Iterator[Contradiction]:
     groups = len(contract.cache.groups)
     for number, behaviour in enumerate(contract.behaviours):
         field = f"behaviours.{number}"
+        if isinstance(behaviour, Blocks):
+            yield from _blocks(contract, behaviour, field)
+            continue
         if behaviour.program not in contract.programs:
             yield f"{field}.program", f"of {sorted(contract.programs)}", behaviour.program
         if isinstance(behaviour, ReadAgain):

@@ -64,6 +64,7 @@ def _read_recipe(ctx: click.Context, _: click.Parameter, path: Path | None) -> s
 @cache_dtype_option
 @tensorrt_options
 @click.option("--calibration-text", type=PATH, help="Text to calibrate on.  [default: one that ships here]")
+@click.option("--calibration", type=PATH, help="Delimiters' weights from `calibrate`.  [default: calibrates itself]")
 @click.option("--no-portable", is_flag=True, help="Leave out the float32 graphs, which validate needs.")
 @force_option
 @method_options
@@ -81,6 +82,7 @@ def build(
     cache_dtype: Any,
     tensorrt: TensorRTOptions,
     calibration_text: Path | None,
+    calibration: Path | None,
     no_portable: bool,
     force: bool,
     method: AnyMethod,
@@ -97,6 +99,11 @@ def build(
     from semkv_deploy.cli.bundle_summary import summary
     from semkv_deploy.compiler.pipeline import build_bundle
 
+    table = None
+    if calibration is not None:
+        from semkv_deploy.compiler.domains import read_table
+
+        table = read_table(calibration)
     text = None if calibration_text is None else read_text(calibration_text, "--calibration-text")
     with progress() as report:
         bundle = build_bundle(
@@ -114,6 +121,7 @@ def build(
             tensorrt=tensorrt,
             family=family,
             calibration_text=text,
+            calibration=table,
             portable=not no_portable,
             force=force,
             progress=report,

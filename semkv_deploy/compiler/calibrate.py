@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from semkv_deploy.choices import CacheType
     from semkv_deploy.methods import Method
     from semkv_deploy.methods.calibration import Reading, Settings
+    from semkv_deploy.methods.dd_select import DelimiterTable, DomainText
     from semkv_deploy.model.cache_groups import GroupShare
     from semkv_deploy.model.config import ModelFacts
 
@@ -175,9 +176,11 @@ def calibrate(
     tokens: list[int],
     delimiters: Delimiters,
     readings: Sequence[Reading] = (),
+    domains: Sequence[DomainText] = (),
+    known: DelimiterTable | None = None,
     progress: Callable[[float], None] = lambda share: None,
 ) -> Settings | None:
-    """What a method makes of a text whose keys and values an engine holds, and of texts that were read again."""
+    """What a method makes of what an engine holds of a text, of texts that were read again, and of several domains."""
     sessions: dict[int, Any] = {}
 
     def run(graph: onnx.ModelProto, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -194,7 +197,7 @@ def calibrate(
 
     chunk = ChunkCounter().count(delimiters.table(model.vocab_size)[tokens])
     groups = engine.contract.cache.groups
-    return method.calibrate(model, CalibrationText(chunk, groups, engine.read, run, progress, readings))
+    return method.calibrate(model, CalibrationText(chunk, groups, engine.read, run, progress, readings, domains, known))
 
 
 class StoredLogits:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ from semkv_deploy.bundle import (
 from semkv_deploy.bundle.contract import Contract, GraphContract, Phase, graph_contract
 from semkv_deploy.bundle.own import foreign
 from semkv_deploy.compiler import calibrate, reading
+from semkv_deploy.compiler import domains as domain
 from semkv_deploy.compiler.limits import check_head_size, check_source_limits
 from semkv_deploy.compiler.shares import cache_groups, calibrated_shares, make_profiles
 from semkv_deploy.errors import SemkvError
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from semkv_deploy.choices import BudgetBy, CacheType, Native, WeightFormat
     from semkv_deploy.methods import Method
     from semkv_deploy.methods.calibration import Reading, Settings
+    from semkv_deploy.methods.dd_select import DelimiterTable, DomainText
     from semkv_deploy.model.config import ModelFacts
     from semkv_deploy.targets.tensorrt.build import TensorRTOptions
 
@@ -81,6 +84,7 @@ def build_bundle(
     cache_dtype: CacheType = "float32",
     tensorrt: TensorRTOptions | None = None,
     calibration_text: str | None = None,
+    calibration: DelimiterTable | None = None,
     family: str | None = None,
     portable: bool = True,
     force: bool = False,
@@ -101,6 +105,8 @@ def build_bundle(
         cache_dtype: type of the caches of `onnxruntime-*` targets; all but float32 take native operators.
         tensorrt: options of the `tensorrt*` targets; None: the defaults.
         calibration_text: None: the text that ships with the package.
+        calibration: what `calibrate_delimiters` gave, for a method that weighs delimiters; None: it is calibrated here,
+            on the texts that ship with the package.
         portable: keep the portable graphs and their float32 weights, which `validate` compares with.
         family: fail unless the model is of this one (what a recipe is made for).
 
@@ -129,6 +135,11 @@ def build_bundle(
         readings: list[Reading] = []
         if budget_by != "uniform" or method.scores:
             readings = read_text_again(root, model, calibration_text, progress)
+        domains: list[DomainText] = []
+        if calibration is not None:
+            domain.check_table(calibration, method, model)
+        elif method.reads_domains:
+            domains = domain.read_domain_texts(root, model, method, None, progress)
         of_budgets = [given] * len(resolved)
         if budget_by != "uniform":
             of_budgets = calibrated_shares(
@@ -138,7 +149,9 @@ def build_bundle(
         profiles = make_profiles(resolved, context, model, of_budgets, method.reads_again)
         programs = write_portable(root, model, method, profiles)
         progress("lowering the decoder", None)
-        reference = read_calibration_text(root, model, method, shares, calibration_text, readings, progress)
+        reference = read_calibration_text(
+            root, model, method, shares, calibration_text, readings, domains, calibration, progress
+        )
         for profile in profiles:
             for warning in method.warnings(model, profile, reference.settings):
                 progress(f"warning: {warning}", None)
@@ -269,6 +282,38 @@ def read_text_again(root: Path, model: ModelFacts, text: str | None, progress: P
     )
 
 
+def calibrate_delimiters(
+    source: Path | str,
+    method: Method,
+    texts: Mapping[str, str] | None = None,
+    *,
+    progress: Progress = lambda what, share: None,
+) -> DelimiterTable:
+    """Weights of a model's delimiters by DD-Select, for `build_bundle(calibration=…)`.
+
+    Args:
+        source: as `build_bundle`.
+        method: one that weighs delimiters; its regions count.
+        texts: by domain; None: those that ship with the package.
+
+    Raises:
+        SemkvError: for a method that weighs none, a text that is too short, or a source that cannot be read.
+    """
+    from semkv_deploy.methods.dd_select import delimiter_table
+
+    if not method.reads_domains:
+        raise SemkvError(
+            "weighs no delimiters", where=f"--method {method.kind}", expected="dynsplit with blocks=dynamic", got=method
+        )
+    check_source_limits(str(source))
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        model = take_source(str(source), root, None, progress)
+        check_head_size(model.head_dim, str(source))
+        read = domain.read_domain_texts(root, model, method, texts, progress)
+        return delimiter_table(read, method.regions, model.vocab_size)
+
+
 def write_portable(
     root: Path, model: ModelFacts, method: Method, profiles: Sequence[BudgetProfile]
 ) -> tuple[WrittenProgram, ...]:
@@ -307,6 +352,8 @@ def read_calibration_text(
     groups: tuple[GroupShare, ...],
     text: str | None,
     readings: Sequence[Reading],
+    domains: Sequence[DomainText],
+    known: DelimiterTable | None,
     progress: Progress,
 ) -> Reference:
     """Lowers the decoder in float32 to `root/work`, runs the calibration text through it, and calibrates the method.
@@ -329,6 +376,8 @@ def read_calibration_text(
         tokens,
         delimiters,
         readings,
+        domains,
+        known,
         lambda share: progress("calibrating", share),
     )
     return Reference(path, built, tokens, logits, settings)

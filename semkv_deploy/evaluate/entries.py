@@ -25,7 +25,18 @@ PEERS = ("StreamingLLM", "ObservedAttention", "SnapKV", "TOVA", "Knorm", "KeyDif
 
 _OURS_TO_SET = frozenset(
     (
-        *("source", "out", "budgets", "method", "max_context", "target", "weights", "tensorrt", "calibration_text"),
+        *(
+            "source",
+            "out",
+            "budgets",
+            "method",
+            "max_context",
+            "target",
+            "weights",
+            "tensorrt",
+            "calibration_text",
+            "calibration",
+        ),
         *("family", "portable", "force", "progress"),
     )
 )

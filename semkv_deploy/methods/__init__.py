@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, SerializeAsAny, ValidationError
 
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.methods.base import Method
+from semkv_deploy.methods.dynsplit import DynSplit
 from semkv_deploy.methods.full import Full
 from semkv_deploy.methods.importance import Importance
 from semkv_deploy.methods.semanticache import SemantiCache
@@ -19,7 +20,8 @@ from semkv_deploy.methods.sonic import Sonic
 from semkv_deploy.methods.streaming_llm import StreamingLLM
 
 METHODS: dict[str, type[Method]] = {
-    method.model_fields["kind"].default: method for method in (SemantiCache, StreamingLLM, Importance, Sonic, Full)
+    method.model_fields["kind"].default: method
+    for method in (SemantiCache, StreamingLLM, Importance, DynSplit, Sonic, Full)
 }
 """Methods by name; the first is the default."""
 

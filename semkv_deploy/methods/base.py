@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from semkv_deploy.budget import BudgetProfile
     from semkv_deploy.methods.behaviours import Behaviour
     from semkv_deploy.methods.calibration import CalibrationText, Settings
+    from semkv_deploy.methods.dd_select import Regions
     from semkv_deploy.model.cache_groups import CacheGroup
     from semkv_deploy.model.config import ModelFacts
 
@@ -192,13 +193,28 @@ class Method(BaseModel):
         """Of the slots that may stay, the share that is a recent window and never merged."""
         return 0.0
 
-    recent_least: ClassVar[int] = 0
-    """Slots that are a recent window at least."""
+    @property
+    def recent_least(self) -> int:
+        """Slots that are a recent window at least."""
+        return 0
 
     @property
     def reads_again(self) -> bool:
         """Whether a host reads again what was appended, before it compresses (`ReadAgain`)."""
         return False
+
+    @property
+    def reads_domains(self) -> bool:
+        """Whether `calibrate` needs texts of several domains with the model's queries (`CalibrationText.domains`)."""
+        return False
+
+    @property
+    def regions(self) -> Regions:
+        """Regions that delimiters of these texts are scored by."""
+        raise NotImplementedError(f"{self.kind} scores no delimiters")
+
+    def check_domains(self, names: Sequence[str]) -> None:
+        """Fails where the method is for a domain that is not among those that it is calibrated on."""
 
     # What a memory estimate asks.
 

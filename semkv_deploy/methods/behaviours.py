@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from semkv_deploy.model.blocks import BlockRule
+
 NO_MERGE = 2.0
 """A similarity threshold that no cosine reaches."""
 
@@ -145,5 +147,20 @@ class NexusTurns(BaseModel):
     drop_rule: str = DROP_RULE
 
 
-Behaviour = Annotated[MakeRoom | ReadAgain | NexusTurns, Field(discriminator="kind")]
+NUMBER_RULE = (
+    "blocks of a row are numbered from 0 as they begin; after an append, of the tokens that were open before it and of "
+    "those appended, each slot whose slot_position is that of such a token gets the number of the token's block, the "
+    "open block's number being how many are closed; an appended slot has 0 until then, and numbers move with the slots"
+)
+
+
+class Blocks(BlockRule):
+    """Cut what is appended into semantic blocks, and note in a slot column which block each slot is of."""
+
+    kind: Literal["blocks"] = Field(default="blocks", description="says which behaviour it is")
+    column: str = Field(description="slot column of block numbers")
+    number_rule: str = NUMBER_RULE
+
+
+Behaviour = Annotated[MakeRoom | ReadAgain | NexusTurns | Blocks, Field(discriminator="kind")]
 """What manifests hold; they say which by `kind`."""

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import onnx
     from numpy.typing import NDArray
 
+    from semkv_deploy.methods.dd_select import DelimiterTable, DomainText
     from semkv_deploy.model.cache_groups import CacheGroup
 
 RunGraph = Callable[["onnx.ModelProto", Mapping[str, "NDArray[Any]"]], "dict[str, NDArray[Any]]"]
@@ -48,6 +49,8 @@ class CalibrationText(NamedTuple):
         run: runs a graph.
         progress: called with the share that is done.
         readings: texts that were read again, where the method learns from them; the first is this text's beginning.
+        domains: texts of several domains with the model's queries, where the method learns from them.
+        known: what was learned from such texts before; they are not read then.
     """
 
     chunk: NDArray[np.int64]
@@ -56,3 +59,5 @@ class CalibrationText(NamedTuple):
     run: RunGraph
     progress: Callable[[float], None]
     readings: Sequence[Reading] = ()
+    domains: Sequence[DomainText] = ()
+    known: DelimiterTable | None = None

@@ -15,8 +15,8 @@ Sinks and a recent window always stay. The method is at its best with capacities
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -104,14 +104,10 @@ class Importance(Method):
     recent: float = Field(default=0.5, ge=0, lt=1)
     fit: Fit = "none"
 
-    recent_least: ClassVar[int] = 32
-
     @model_validator(mode="after")
     def _fit_needs_queries(self) -> Self:
         if self.fit != "none" and self.queries != "repeat":
-            raise ValueError(
-                f"fit={self.fit} needs queries=repeat: without a second reading there is nothing to fit to"
-            )
+            raise ValueError(f"fit={self.fit} needs queries=repeat: it fits to the queries of a second reading")
         return self
 
     @property
@@ -134,12 +130,32 @@ class Importance(Method):
     def clusters_by_head(self) -> bool:
         return True
 
+    # What a method that scores slots likewise may do with the scores before the highest are kept.
+
+    more_columns: ClassVar[tuple[str, ...]] = ()
+    """Slot columns beside the position and the chunk."""
+
+    @property
+    def pool_text(self) -> str:
+        """ONNX text that redefines `score` `[B,H,C]`, as `pooled`, from it and from the state."""
+        return "pooled = Identity (score)"
+
+    def pool_scores(self, score: Tensor, state: State) -> Tensor:
+        """What `pool_text` computes."""
+        return score
+
     @property
     def recent_share(self) -> float:
         return self.recent
 
+    @property
+    def recent_least(self) -> int:
+        return 32
+
     def layout(self, model: ModelFacts, groups: Sequence[CacheGroup]) -> CacheLayout:
         layout = super().layout(model, groups)
+        columns = tuple(layout.slot_columns[0].model_copy(update={"name": name}) for name in self.more_columns)
+        layout = layout.model_copy(update={"slot_columns": (*layout.slot_columns, *columns)})
         if not self.reads_again:
             return layout
         return with_slot_attention(layout, *([REFERENCE_QUERIES] if self.fit != "none" else []))
@@ -164,16 +180,21 @@ class Importance(Method):
                 before = rotation.UNROTATE.format(**rotation.parameters(model))
             score = _PREDICTED_SCORE.format(before=before, heads=heads, columns=features + 1, dim=model.head_dim)
             moved = ""
+        own_inputs = tuple(more)
+        more |= dict.fromkeys(self.more_columns, f"int64[batch,{heads},capacity]")
+        moved += "".join(text.move_column(name) for name in self.more_columns)
+        outputs = [*(name for name in own_inputs if name in _BUFFERS), *self.more_columns]
         return text.parse_compressor(
             model,
             cluster_groups=heads,
-            inputs=(*more, "target", "sinks", "recent"),
+            inputs=(*own_inputs, *self.more_columns, "target", "sinks", "recent"),
             operators=("CompactCache",),
             more=more,
-            outputs=(*text.COMPRESSED, *(f"{name}_out" for name in more if name in _BUFFERS)),
+            outputs=(*text.COMPRESSED, *(f"{name}_out" for name in outputs)),
             body=f"""
             {text.SLOTS}
             {score}
+            {self.pool_text}
             {KEEP_HIGHEST}
             key_cache_out, value_chosen, bias_chosen, length_out =
                 semkv.CompactCache (key_cache, value_cache, slot_bias, keep_index)
@@ -220,10 +241,11 @@ class Importance(Method):
         return behaviours
 
     def reference(self, program: str) -> Callable[..., State]:
-        return {COMPRESS: partial(_compress, fit=self.fit)}[program]
+        return {COMPRESS: functools.partial(_compress, self)}[program]
 
 
 def _compress(
+    method: Importance,
     model: ModelFacts,
     state: State,
     *,
@@ -232,25 +254,24 @@ def _compress(
     recent: Tensor,
     weights: Tensor | None = None,
     scored: float = 1.0,
-    fit: Fit = "none",
     **_: Any,
 ) -> State:
     import torch
 
     score = _recorded(state, scored) if weights is None else _predicted(model, state, weights)
-    keep = keep_highest(score, state["length"], target, sinks, recent)
+    keep = keep_highest(method.pool_scores(score, state), state["length"], target, sinks, recent)
     key, value, bias, length = compact_cache.reference(
         state["key_cache"], state["value_cache"], state["slot_bias"], keep
     )
     moved: State = {
         name: state[name].gather(2, keep.clamp_min(0)).masked_fill(keep < 0, 0)
-        for name in ("slot_position", "slot_chunk", "slot_attention")
+        for name in ("slot_position", "slot_chunk", "slot_attention", *method.more_columns)
         if name in state
     }
     excess = state["length"] - target
     after: State = {"key_cache": key, "value_cache": value, "slot_bias": bias, "length": length, **moved}
-    if fit != "none":
-        fit_slots(state, after, (excess > 0) & bool(scored), fit)
+    if method.fit != "none":
+        fit_slots(state, after, (excess > 0) & bool(scored), method.fit)
         after["reference_queries"] = state["reference_queries"] * 0
     return {**after, "level": torch.where(excess > 0, 0, -1), "evicted": excess.clamp_min(0)}
 

@@ -46,7 +46,7 @@ KEEP_HIGHEST = f"""
     rank_most = Constant <value = float {{{WINDOW - 1}.0}}> ()
     rank_sink = Constant <value = int64 {{{SINK}}}> ()
     rank_window = Constant <value = int64 {{{WINDOW}}}> ()
-    above_lowest = Sub (score, lowest)
+    above_lowest = Sub (pooled, lowest)
     in_steps = Mul (above_lowest, per_unit)
     whole_steps = Floor (in_steps)
     rank_float = Clip (whole_steps, rank_least, rank_most)
@@ -93,7 +93,7 @@ KEEP_HIGHEST = f"""
     none_kept = Expand (minus_one, rank_shape)
     keep_index = ScatterElements <axis = 2> (none_kept, place, named)
 """
-"""`keep_index` `[B,H,C]` from `score` `[B,H,C]`, after `text.SLOTS`; slots stay in their order.
+"""`keep_index` `[B,H,C]` from scores `pooled` `[B,H,C]`, after `text.SLOTS`; slots stay in their order.
 
 Also defines `over` and `evicted`. What is dropped writes its -1 to the last place, which only a full list uses.
 """

@@ -45,6 +45,14 @@ MOVE_METADATA = """
 """Slot metadata follows `final_index` `[B,1|G,C]`: the old slot each new slot comes from (negative: none)."""
 
 
+def move_column(name: str) -> str:
+    """Text that moves a further slot column `name`, after `MOVE_METADATA`."""
+    return f"""
+    {name}_moved = GatherElements <axis = 2> ({name}, moved_index)
+    {name}_out = Where (moved_none, zero, {name}_moved)
+    """
+
+
 def parse_compressor(
     model: ModelFacts,
     *,

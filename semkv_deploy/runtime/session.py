@@ -34,12 +34,14 @@ _BROKEN = "an earlier call failed after part of it was appended"
 
 
 class _Counters(NamedTuple):
-    """A session's counters at one time, and how often each behaviour had begun to change what stays changed."""
+    """A session's counters at one time, how often each behaviour had begun to change what stays changed, and what each
+    is undone with."""
 
     position: NDArray[np.int64]
     length: NDArray[np.int64]
     chunks: list[ChunkCounter]
     changes: list[int]
+    behaviours: list[object]
 
 
 class Session(Turns):
@@ -360,6 +362,7 @@ class Session(Turns):
             slots.length.copy(),
             [chunk.copy() for chunk in slots.chunks],
             [behaviour.changes for behaviour in self.behaviours],
+            [behaviour.snapshot() for behaviour in self.behaviours],
         )
 
     def _take_back(self, before: _Counters) -> None:
@@ -371,6 +374,8 @@ class Session(Turns):
         slots = self.slots
         if before.changes == [behaviour.changes for behaviour in self.behaviours]:
             slots.position[:], slots.length[:], slots.chunks[:] = before.position, before.length, before.chunks
+            for behaviour, snapshot in zip(self.behaviours, before.behaviours, strict=True):
+                behaviour.take_back(snapshot)
         elif any(behaviour.changing for behaviour in self.behaviours):
             self._broken[:] = True
         else:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from semkv_deploy.bundle.contract import Contract, GraphContract, make_contract
+from semkv_deploy.methods.behaviours import Blocks
 from semkv_deploy.methods.layout import COMPRESS, DECODE
 
 if TYPE_CHECKING:
@@ -100,4 +101,5 @@ class TargetInputs:
 
     def used_programs(self, profile: BudgetProfile) -> set[str]:
         """Names of the programs that a profile's behaviours run."""
-        return {behaviour.program for behaviour in self.method.behaviours(self.model, profile, self.settings)}
+        behaviours = self.method.behaviours(self.model, profile, self.settings)
+        return {behaviour.program for behaviour in behaviours if not isinstance(behaviour, Blocks)}

@@ -115,8 +115,9 @@ class ReferenceEngine:
         buffers = {**_INPUT, **{buffer.name: buffer.name for buffer in self._recorded}}
         state = {name: self._caches[self._tensor(buffer, group)] for buffer, name in buffers.items()}
         inputs: dict[str, Any] = {}
+        counted = ["length", *(column.name for column in self.contract.cache.slot_columns)]
         for name, array in feeds.items():
-            if name in STATE:
+            if name in STATE or name in counted:
                 state[name] = torch.from_numpy(array.copy())
             elif name == "thresholds":
                 inputs[name] = array.tolist()
@@ -125,6 +126,5 @@ class ReferenceEngine:
         after = self.method.reference(program)(self.facts, state, **inputs)
         for buffer, name in buffers.items():
             self._caches[self._tensor(buffer, group)] = after[name]
-        columns = [column.name for column in self.contract.cache.slot_columns]
-        small = {f"{name}_out": after[name] for name in ("length", *columns)}
+        small = {f"{name}_out": after[name] for name in counted}
         return {name: tensor.numpy() for name, tensor in (small | {k: after[k] for k in ("level", "evicted")}).items()}

@@ -123,7 +123,7 @@ class StatefulRunner(BaseRunner):
     | position | `[B]` | tokens seen |
     | length | `[N,B]` | live slots |
     | compressions, level, evicted | `[]`, `[N,B]`, `[N,B]` | of this event; the last compression's levels |
-    | slot_position.NN, slot_chunk.NN, … | `[B,G,C]` | slot columns; `NO_SLOT` where dead |
+    | slot_position.NN, … | `[B,G,C]` | every slot column: which token a slot stands for; `NO_SLOT` where dead |
     | slot_bias.NN, slot_attention.NN | `[B,H,C]` | where there is such a buffer; 0 where dead |
     | key.NN, value.NN | `[B,H,C,D]` | live rows; 0 where dead |
     | inner_logits | `[runs,2,V]` | of a prefill: the first and the middle row of every run |

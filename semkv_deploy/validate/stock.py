@@ -94,6 +94,7 @@ def _inputs(contract: Contract, graph: GraphContract) -> list[str]:
             "length": (capacity, capacity),
             "slot_position": (0, context - 1),
             "slot_chunk": (0, capacity),
+            "slot_block": (0, capacity),
             "target": (keep, keep),
             "sinks": (sinks, sinks),
             "recent": (max(int(room.recent_share * keep), room.recent_least),) * 2,

@@ -43,6 +43,7 @@ def before(engine: Engine, feeds: Mapping[int, Feeds]) -> Before:
             if name not in copy:
                 copy[name] = engine.read(buffer, group).copy()
         state[group] = copy
+        # Slot columns are the session's own, and change.
         inputs[group] = {name: array.copy() for name, array in given.items() if name not in STATE}
     return Before(state, inputs)
 

@@ -20,6 +20,16 @@ def reading_bundle(tiny_export: Path, tmp_path_factory: pytest.TempPathFactory) 
     return build_bundle(tiny_export / "decoder.onnx", out, budgets=[0.25], method=Importance(), weights="fp32").root
 
 
+@pytest.fixture(scope="session")
+def block_bundle(tiny_export: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle whose host cuts text into blocks."""
+    from semkv_deploy.compiler.pipeline import build_bundle
+    from semkv_deploy.methods import DynSplit
+
+    out, method = tmp_path_factory.mktemp("blocks") / "bundle", DynSplit(queries="predicted")
+    return build_bundle(tiny_export / "decoder.onnx", out, budgets=[0.25], method=method, weights="fp32").root
+
+
 @pytest.fixture
 def moved(tiny_bundle: Path, tmp_path: Path) -> Path:
     """A copy of the tiny bundle that a test may break."""

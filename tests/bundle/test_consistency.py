@@ -54,7 +54,7 @@ def put(raw: Any, path: str, value: Any) -> None:
         (f"{CONTRACT}.cache.buffers.0.shape", "B,Q", "buffer key contradicts"),
         (f"{CONTRACT}.cache.buffers.0.name", "value", "key and value, each buffer once"),
         (f"{CONTRACT}.programs", {}, "a program decode"),
-        (f"{CONTRACT}.programs.decode.graphs.0.groups", [0, 7], "groups below 2"),
+        (f"{CONTRACT}.programs.decode.graphs.0.groups", [0, 7], "groups below 2|a graph for every group"),
         (f"{CONTRACT}.programs.decode.buffers.key.input", "nothing.{group}", "none of that name"),
         (f"{CONTRACT}.programs.decode.graphs.0.inputs.0.name", "other", "other|none of that name"),
         (f"{CONTRACT}.programs.decode.graphs.0.inputs.0.shape", [1, 2], "the graph has another input"),
@@ -129,6 +129,36 @@ TURNS = f"{CONTRACT}.behaviours.0"
 def test_contradictions_of_turns_are_named(path: str, value: Any, words: str, turns_bundle: Path, tmp_path: Path):
     moved = tmp_path / "moved"
     shutil.copytree(turns_bundle, moved)
+    raw = json.loads((moved / "bundle.json").read_text())
+    put(raw, path, value)
+    (moved / "bundle.json").write_text(json.dumps(raw))
+    with pytest.raises(SemkvError, match=words):
+        Bundle.open(moved)
+
+
+BLOCKS = f"{CONTRACT}.behaviours.0"
+
+
+@pytest.mark.parametrize(
+    "path, value, words",
+    [
+        (f"{BLOCKS}.column", "nothing", "column contradicts .*one of cache.slot_columns beside"),
+        (f"{BLOCKS}.column", "slot_position", "one of cache.slot_columns beside slot_position and slot_chunk"),
+        (f"{BLOCKS}.search", 5, "search is at most a quarter of base"),
+        (f"{BLOCKS}.base", 10**9, "base"),
+        (f"{BLOCKS}.nearness", -1, "nearness"),
+        (f"{BLOCKS}.turn_ids", [512], "turn_ids contradicts .*ids below 512"),
+        (f"{BLOCKS}.token_ids.0", -1, "token_ids contradicts"),
+        (f"{BLOCKS}.token_ids", [], "a weight and a log share for each token id"),
+        (f"{BLOCKS}.domains.0.weights.0", 10**12, "domains, prose contradicts .*numbers of a sensible size"),
+        (f"{BLOCKS}.domains.1.log_shares", [0], "a weight and a log share for each token id"),
+        (f"{BLOCKS}.domain", 4, "domain is the number of a domain"),
+        (f"{CONTRACT}.cache.slot_columns.2.name", "other", "column contradicts|a value of slot_block"),
+    ],
+)
+def test_contradictions_of_blocks_are_named(path: str, value: Any, words: str, block_bundle: Path, tmp_path: Path):
+    moved = tmp_path / "moved"
+    shutil.copytree(block_bundle, moved)
     raw = json.loads((moved / "bundle.json").read_text())
     put(raw, path, value)
     (moved / "bundle.json").write_text(json.dumps(raw))

@@ -119,6 +119,9 @@ CASES = [
     ("importance", "by head", 3),
     ("importance", "mixed", 1),
     ("importance", "windows", 2),
+    ("dynsplit", "mixed", 1),
+    ("dynsplit, predicted, at turns", "by head", 3),
+    ("dynsplit", "windows", 2),
 ]
 """Method, cache groups (or a model with a window), rows."""
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contract_tables
 
 from semkv_deploy.bundle.contract import Contract, GraphContract, ProfileContract, ProgramContract, TensorContract
-from semkv_deploy.methods.behaviours import MakeRoom, NexusTurns, ReadAgain
+from semkv_deploy.methods.behaviours import Blocks, MakeRoom, NexusTurns, ReadAgain
 from semkv_deploy.methods.layout import Binding, Buffer, CacheLayout
+from semkv_deploy.model.blocks import DomainWeights
 from semkv_deploy.model.cache_groups import CacheGroup
 
 from .blocks import page
@@ -24,6 +25,8 @@ MODELS = (
     MakeRoom,
     ReadAgain,
     NexusTurns,
+    Blocks,
+    DomainWeights,
 )
 
 

@@ -3,7 +3,7 @@ bundles are parametrised over these, so that a new method is a row here."""
 
 from __future__ import annotations
 
-from semkv_deploy.methods import METHODS, Full, Importance, Method, SemantiCache, Sonic, StreamingLLM
+from semkv_deploy.methods import METHODS, DynSplit, Full, Importance, Method, SemantiCache, Sonic, StreamingLLM
 
 FORMS: dict[str, Method] = {
     "streaming-llm": StreamingLLM(),
@@ -25,6 +25,8 @@ FORMS: dict[str, Method] = {
     ),
     "sonic": Sonic(kept=0.2),
     "sonic, at turns, with a window": Sonic(kept=0.4, compress_at="turn", nexus_share=0.5, sinks=2),
+    "dynsplit": DynSplit(),
+    "dynsplit, predicted, at turns": DynSplit(queries="predicted", compress_at="turn", pool="max", block=32),
     "full": Full(),
 }
 """Those that are learned lack their adapter: `tests.tiny.with_adapter` makes one for a model."""
@@ -33,6 +35,7 @@ OPTIONS: dict[str, Method] = {
     "importance, biases fitted": Importance(fit="bias"),
     "semanticache, keys and values": SemantiCache(merge="keys_and_values"),
     "semanticache, centered": SemantiCache(merge="keys_and_values", center=True, delimiters="apart"),
+    "dynsplit, predicted, mean, fixed blocks": DynSplit(queries="predicted", block=20, blocks="fixed"),
 }
 """Forms that differ in the compressor's graph and in nothing else."""
 

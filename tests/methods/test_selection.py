@@ -17,7 +17,7 @@ def graph() -> onnx.ModelProto:
     return onnx.parser.parse_model(
         f"""
         <ir_version: {text.IR_VERSION}, opset_import: ["": {OPSET}]>
-        selection (float[batch,heads,capacity] score, float[batch,heads,capacity,dim] key_cache, int64[batch] length,
+        selection (float[batch,heads,capacity] pooled, float[batch,heads,capacity,dim] key_cache, int64[batch] length,
                    int64[batch] target, int64 sinks, int64[batch] recent)
             => (int64[batch,heads,capacity] keep_index) {{ {text.SLOTS} {KEEP_HIGHEST} }}
         """
@@ -43,7 +43,7 @@ def test_the_highest_stay_and_of_equal_ones_the_newest(scores: str, capacity: in
     target = np.array([capacity, capacity, 5, capacity // 3], np.int64)
     recent = np.array([3, 3, 4, capacity // 8], np.int64)
     session = ort.InferenceSession(graph().SerializeToString(), providers=["CPUExecutionProvider"])
-    feeds = {"score": score, "key_cache": score[..., None], "length": length, "target": target, "recent": recent}
+    feeds = {"pooled": score, "key_cache": score[..., None], "length": length, "target": target, "recent": recent}
     (found,) = session.run(None, {**feeds, "sinks": np.array(2, np.int64)})
     expected = keep_highest(*(torch.from_numpy(each) for each in (score, length, target)), 2, torch.from_numpy(recent))
     np.testing.assert_array_equal(found, expected)

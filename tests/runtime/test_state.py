@@ -38,7 +38,9 @@ def rewrite(path: Path, change: Any, **metadata: str) -> None:
     save_file(tensors, path, {**known, **metadata})
 
 
-@pytest.mark.parametrize("name", ["semanticache, by head, at turns", "streaming-llm", "importance", "sonic", "full"])
+@pytest.mark.parametrize(
+    "name", ["semanticache, by head, at turns", "streaming-llm", "importance", "dynsplit", "sonic", "full"]
+)
 @pytest.mark.parametrize("groups", [None, one_a_head(2, 2)], ids=["by layer", "by head"])
 def test_a_continued_session_gives_the_same_tokens(name: str, groups: Any, tiny_export: Path, tmp_path: Path):
     """Three turns, saved after each; the session that goes on is a new one each time."""

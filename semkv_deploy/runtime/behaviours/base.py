@@ -77,3 +77,9 @@ class Interpreter(Protocol):
 
     def restore(self, state: dict[str, NDArray[np.int64]], rows: slice) -> None:
         """Takes over what `state` gave."""
+
+    def snapshot(self) -> object:
+        """What a call that fails before anything changed for good is undone with."""
+
+    def take_back(self, snapshot: object) -> None:
+        """Forgets what was appended since `snapshot`; slots already have their old positions and lengths."""

@@ -72,6 +72,12 @@ class RoomMaker:
     def restore(self, state: dict[str, NDArray[np.int64]], rows: slice) -> None:
         """Takes over nothing: slots are the session's."""
 
+    def snapshot(self) -> None:
+        """Keeps nothing."""
+
+    def take_back(self, snapshot: object) -> None:
+        """Has nothing to take back."""
+
     def _compress(self, target: NDArray[np.int64], wanted: NDArray[np.bool_]) -> None:
         """Runs the program.
 

@@ -77,6 +77,12 @@ class TurnKeeper:
             self.stats = CompressionStats()
         self._begun[rows], self._ended[rows] = 0, False
 
+    def snapshot(self) -> None:
+        """What turns are told by, a failed call leaves alone."""
+
+    def take_back(self, snapshot: object) -> None:
+        """Knows of no call."""
+
     def state(self, rows: slice) -> dict[str, NDArray[np.int64]]:
         """`turn` `[B]`: turns finished; `begun` `[B]`: position of the open turn; `ended` `[B]`: whether it is over."""
         return {"turn": self._slots.turn[rows], "begun": self._begun[rows], "ended": self._ended[rows].astype(np.int64)}

@@ -83,6 +83,12 @@ class Rereader:
             self._unread[row] = ids[: int(np.argmin(known)) if not known.all() else len(ids)].copy()
             self._until[row] = position
 
+    def snapshot(self) -> None:
+        """Needs none: positions say what was taken back."""
+
+    def take_back(self, snapshot: object) -> None:
+        """Does nothing: see `_unread_before`."""
+
     def _unread_before(self, row: int, position: int) -> NDArray[np.int64]:
         """A row's unread tokens below a position: what a failed call appended was taken back."""
         kept: NDArray[np.int64] = self._unread[row][

@@ -15,7 +15,7 @@ from semkv_deploy.bundle.contract import Contract
 from semkv_deploy.cli.bundle_summary import summary
 from semkv_deploy.compiler.pipeline import build_bundle
 from semkv_deploy.errors import SemkvError
-from semkv_deploy.methods import Full, Importance, SemantiCache, StreamingLLM
+from semkv_deploy.methods import DynSplit, Full, Importance, Method, SemantiCache, StreamingLLM
 from semkv_deploy.model.cache_groups import by_layer, one_a_head
 from semkv_deploy.targets.tensorrt.build import SCHEMA_FILE, TensorRTOptions
 
@@ -140,11 +140,10 @@ def test_engines_of_cache_groups(groups: str, tiny_export: Path, tmp_path: Path)
 
 
 @RTX
-def test_engines_of_selection_by_importance(tiny_export: Path, tmp_path: Path):
+@pytest.mark.parametrize("method", [Importance(queries="predicted"), DynSplit(queries="predicted")], ids=str)
+def test_engines_of_selection_by_importance(method: Method, tiny_export: Path, tmp_path: Path):
     """Selection finds a threshold by its digits: nothing in it needs sorting, or a plugin."""
-    record = build(
-        tiny_export, tmp_path / "b", Importance(queries="predicted"), engines=True, compute_capabilities="86"
-    )
+    record = build(tiny_export, tmp_path / "b", method, engines=True, compute_capabilities="86")
     decoder, compressor = record.budgets[0].engines
     assert decoder.layers == {"ATTENTION_INPUT": 2, "KV_CACHE_UPDATE": 4} and compressor.bytes > 0
     graph = onnx.load(tmp_path / "b" / record.budgets[0].contract.compressors[0].onnx)
