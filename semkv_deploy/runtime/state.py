@@ -83,8 +83,10 @@ def load_session(session: Session, path: Path, row: int | None = None) -> None:
     if not fits or (position < 0).any() or (position > session.max_context).any():
         raise SemkvError("the saved session does not fit the contract", where=path, fix="save it again")
     live = length.max(1, initial=0)
+    whole_buffers = {f"buffer.{each.name}" for each in session.contract.cache.buffers if "C" not in each.shape}
     for name, array in expected.items():
-        group = int(name.rsplit(".", 1)[1]) if name.startswith(("column.", "buffer.")) else None
+        of_slots = name.startswith(("column.", "buffer.")) and name.rpartition(".")[0] not in whole_buffers
+        group = int(name.rsplit(".", 1)[1]) if of_slots else None
         shape = array.shape if group is None else (*array.shape[:2], live[group], *array.shape[3:])
         found = tensors.get(name)
         if found is None or found.shape != tuple(shape) or found.dtype != array.dtype:
