@@ -318,3 +318,21 @@ def test_other_methods_say_that_they_make_nothing_of_turns(tiny_bundle: Path):
     session.prefill(text(2, 30))
     session.undo_turn()
     assert same(before, snapshot(session))
+
+
+def test_a_chat_pins_its_system_message(bundle: Bundle):
+    """It stays when everything else went, and a chat whose message is refused has no trace of it."""
+    from semkv_deploy.runtime.chat import Chat
+    from semkv_deploy.runtime.tokens import load_tokenizer
+
+    session, tokenizer = open_session(bundle, budget=BUDGET), load_tokenizer(bundle.root)
+    chat = Chat(session, tokenizer, [1], "Answer in short sentences.")
+    with pytest.raises(SemkvError, match="do not fit the context"):
+        chat.say("word " * 600, max_new_tokens=4)
+    assert session.position[0] == 0 == session.length.max()
+    system = tokenizer.encode("<|im_start|>system\nAnswer in short sentences.<|im_end|>\n", add_special_tokens=False)
+    for turn in range(6):
+        chat.say(f"What is {turn} and {turn}?", max_new_tokens=12)
+    column = session.slots.columns["slot_turn"][0][0, 0, : session.length[0, 0]]
+    assert (column == -1).sum() == len(system) > 10
+    assert session.slot_position[0][0, 0, : len(system)].tolist() == list(range(len(system)))
