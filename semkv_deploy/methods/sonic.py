@@ -223,16 +223,15 @@ class Sonic(Method):
         return {COMPRESS: _drop}[program]
 
 
-def _drop(model: ModelFacts, state: State, *, keep_index: Tensor, slot_turn: Tensor, **_: Any) -> State:
+def _drop(model: ModelFacts, state: State, *, keep_index: Tensor, **_: Any) -> State:
     import torch
 
     key, value, bias, length = compact_cache.reference(
         state["key_cache"], state["value_cache"], state["slot_bias"], keep_index
     )
-    columns = {"slot_position": state["slot_position"], "slot_chunk": state["slot_chunk"], TURN.name: slot_turn}
     moved = {
-        name: column.gather(2, keep_index.clamp_min(0)).masked_fill(keep_index < 0, 0)
-        for name, column in columns.items()
+        name: state[name].gather(2, keep_index.clamp_min(0)).masked_fill(keep_index < 0, 0)
+        for name in ("slot_position", "slot_chunk", TURN.name)
     }
     evicted = state["length"] - length
     after = {"key_cache": key, "value_cache": value, "slot_bias": bias, "length": length, **moved}

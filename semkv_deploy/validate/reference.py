@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from semkv_deploy.methods.base import STATE
 from semkv_deploy.methods.slot_attention import RECORD, Look
 from semkv_deploy.model.names import REFERENCE_QUERIES, SLOT_ATTENTION, cache_names, decoder_input, present_names
 
@@ -117,7 +116,7 @@ class ReferenceEngine:
         inputs: dict[str, Any] = {}
         counted = ["length", *(column.name for column in self.contract.cache.slot_columns)]
         for name, array in feeds.items():
-            if name in STATE or name in counted:
+            if name in counted:
                 state[name] = torch.from_numpy(array.copy())
             elif name == "thresholds":
                 inputs[name] = array.tolist()

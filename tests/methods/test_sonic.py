@@ -113,7 +113,7 @@ def test_dropping_slots_matches_the_reference():
     names = [value.name for value in session.get_outputs()]
     outputs = dict(zip(names, session.run(names, feed), strict=True))
     tensors = {name: torch.from_numpy(array) for name, array in feed.items()}
-    inputs = {name: tensors.pop(name) for name in ("keep_index", "slot_turn")}
+    inputs = {"keep_index": tensors.pop("keep_index")}
     expected = method.reference(COMPRESS)(facts(), tensors, **inputs)
     assert outputs["length_out"].tolist() == [50, CAPACITY - 7, 0]
     assert outputs["evicted"].tolist() == [CAPACITY - 50, 0, CAPACITY - 14] and outputs["level"].tolist() == [0, -1, 0]
