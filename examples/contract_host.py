@@ -220,13 +220,21 @@ class Host:
     def _read_again(self, behaviour: dict[str, Any], rows: list[int]) -> None:
         for row in rows:
             first = min(int(self.position[row]), self.contract["max_context"] - behaviour["piece"])
-            for start in range(0, len(self.unread[row]), behaviour["piece"]):
+            starts = range(0, len(self.unread[row]), behaviour["piece"])
+            for number, start in enumerate(starts, 1):
                 tokens = self.unread[row][start : start + behaviour["piece"]]
-                self._run(np.array([tokens]), row, 0, position=first, record=True)
+                recorded = {behaviour["input"]: np.array([number, len(starts)])}
+                self._run(np.array([tokens]), row, 0, position=first, recorded=recorded)
             self.unread[row] = []
 
     def _run(
-        self, tokens: Ids, row: int | None, index: int, *, position: int | None = None, record: bool = False
+        self,
+        tokens: Ids,
+        row: int | None,
+        index: int,
+        *,
+        position: int | None = None,
+        recorded: Arrays | None = None,
     ) -> NDArray[np.float32]:
         rows = slice(None) if row is None else slice(row, row + 1)
         count, width = tokens.shape
@@ -238,7 +246,10 @@ class Host:
             "position_ids": (self.position[rows, None] if position is None else position) + np.arange(width)[None],
             "logits_index": np.full((count, 1), index),
             "length": np.ascontiguousarray(self.length[:, rows]),
-            **{each["name"]: np.full(1, int(record)) for each in self.contract["cache"]["step_inputs"]},
+            **{
+                each["name"]: (recorded or {}).get(each["name"], np.zeros(int(each["shape"]), np.int64))
+                for each in self.contract["cache"]["step_inputs"]
+            },
         }
         results: Arrays = {"logits": np.zeros((count, 1, self.contract["vocab_size"]), np.float32)}
         for name, patterns in program["buffers"].items():

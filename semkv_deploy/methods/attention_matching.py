@@ -30,7 +30,7 @@ QUERIES = 128
 """Reference queries of a KV head, of all its query heads together."""
 
 REFERENCE_QUERIES = Buffer(name=names.REFERENCE_QUERIES, shape=f"B,Hkv,{QUERIES},D", dtype="float32")
-"""Scaled, the newest last; zero where there is none. A compression uses them up: keys that are appended afterwards lie
+"""Scaled; zero where there is none. A compression uses them up: keys that are appended afterwards lie
 behind them, and what a query would give a key that it never saw says nothing (KL 0.148 with older queries, 0.037
 without, as above)."""
 

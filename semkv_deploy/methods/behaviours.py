@@ -70,8 +70,8 @@ READ_RULE = (
     "room (full_rule), and with when = turn at a turn's end, each row that has to, or whose turn it is, is read again: "
     "its unread tokens in pieces of piece tokens, one row and one run at a time as a prompt is, each appended behind "
     "the row's live slots, in the place of the one before it, with positions from min(position, max_context - piece) "
-    "on; the input is 1 in these runs and 0 in all others; neither length, position nor slot columns change, and "
-    "logits mean nothing; then unread[row] is empty"
+    "on; the input is [n, runs] in the n-th, from 1, of these runs and 0 in all others; neither length, position nor "
+    "slot columns change, and logits mean nothing; then unread[row] is empty"
 )
 
 
@@ -85,7 +85,7 @@ class ReadAgain(BaseModel):
 
     kind: Literal["read_again"] = Field(default="read_again", description="says which behaviour it is")
     program: str = Field(description="the decoder")
-    input: str = Field(description="of the program, int64 [1]: whether a run is recorded")
+    input: str = Field(description="of the program, int64 [2]: which run is recorded, of how many")
     when: Literal["full", "turn"] = Field(description="as the behaviour that makes room")
     piece: int = Field(description="most tokens that are read again in one run; reserve keeps room for them", ge=1)
     read_rule: str = READ_RULE

@@ -1,12 +1,12 @@
 """Lets a portable decoder write down how much its queries look at each slot, in the runs that ask for it.
 
-The graph gets an input `record` `[1]` int64, and for every cache group a buffer more: `slot_attention` `[B,Hkv,C]`
-float32, in and out. A run with `record` 1 raises the value of each live slot to the largest softmax weight that any of
-the run's rows, in any query head of the slot's KV head, gives it. The softmax is over the slots below `length` alone:
-what the run appends takes no part. (KVzip's score, arXiv 2505.23416, when the rows are those of a text that the cache
-already holds.) Where they are asked for, some of the run's queries, scaled, are written down beside it in a second
-buffer, `reference_queries` `[B,Hkv,R,D]` float32, in the place of the oldest. A run with `record` 0 costs what it did:
-all of this is one `If` at the graph's end.
+The graph gets an input `record` `[2]` int64, and for every cache group a buffer more: `slot_attention` `[B,Hkv,C]`
+float32, in and out. A run whose `record` is not 0 raises the value of each live slot to the largest softmax weight that
+any of the run's rows, in any query head of the slot's KV head, gives it. The softmax is over the slots below `length`
+alone: what the run appends takes no part. (KVzip's score, arXiv 2505.23416, when the rows are those of a text that the
+cache already holds.) Where they are asked for, some of the run's queries, scaled, are written down beside it in a
+second buffer, `reference_queries` `[B,Hkv,R,D]` float32: run `record[0]` of the `record[1]` of a reading fills its
+share of it. A run with `record` 0 costs what it did: all of this is one `If` at the graph's end.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import onnx_ir as ir
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.graph.editing import GraphEditor, attribute, static
 from semkv_deploy.methods.attention_nodes import require_plain, required_attention_nodes
-from semkv_deploy.methods.slot_attention import RECORD, RUN_SHARE
+from semkv_deploy.methods.slot_attention import RECORD
 from semkv_deploy.model.names import REFERENCE_QUERIES, SLOT_ATTENTION, decoder_input, decoder_output
 
 
@@ -62,18 +62,18 @@ def record_attention(model: ir.Model, queries: int = 0) -> None:
                 )
             shape = [cache.shape[0], heads, queries, static(cache, 3)]
             kept.append(_group(node, REFERENCE_QUERIES, number, len(nodes), shape))
-    record = ir.Value(name=RECORD.name, shape=ir.Shape([1]), type=ir.TensorType(ir.DataType.INT64))
+    record = ir.Value(name=RECORD.name, shape=ir.Shape([2]), type=ir.TensorType(ir.DataType.INT64))
     then = ir.Graph([], [], nodes=[], name="recorded")
     edit = GraphEditor(then, "record")
     rows = [_rows(group.node, edit) for group in groups]
     then.outputs.extend(_raised(group, of, edit) for group, of in zip(groups, rows, strict=True))
-    then.outputs.extend(_shifted(group, of, edit) for group, of in zip(kept, rows, strict=False))
+    then.outputs.extend(_sampled(group, of, record, edit) for group, of in zip(kept, rows, strict=False))
     groups += kept
     otherwise = ir.Graph([], [], nodes=[], name="not_recorded")
     edit = GraphEditor(otherwise, "record.not")
     otherwise.outputs.extend(_typed(edit.node(None, "Identity", [group.before])[0], group.after) for group in groups)
     outer = GraphEditor(graph, "record.whether")
-    (flag,) = outer.node(None, "Squeeze", [record, outer.constant([0], np.int64)])
+    (flag,) = outer.node(None, "Gather", [record, outer.constant(0, np.int64)])
     (wanted,) = outer.node(None, "Cast", [flag], to=int(ir.DataType.BOOL))
     results = outer.node(
         None,
@@ -113,9 +113,9 @@ def _rows(node: ir.Node, edit: GraphEditor) -> ir.Value:
     return edit.node(None, "Mul", [rows, edit.constant(scale, np.float32)])[0]
 
 
-def _shifted(group: _Recorded, rows: ir.Value, edit: GraphEditor) -> ir.Value:
-    """The buffer without its oldest queries and with some of the run's, evenly spread over them."""
-    taken = static(group.before, 2) // RUN_SHARE
+def _sampled(group: _Recorded, rows: ir.Value, record: ir.Value, edit: GraphEditor) -> ir.Value:
+    """The buffer with the run's share of a reading's queries, evenly spread over its rows."""
+    places = static(group.before, 2)
 
     def add(op_type: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
         return edit.node(None, op_type, list(inputs), **attributes)[0]
@@ -123,11 +123,14 @@ def _shifted(group: _Recorded, rows: ir.Value, edit: GraphEditor) -> ir.Value:
     def ints(*values: int) -> ir.Value:
         return edit.constant(values, np.int64)
 
+    number, runs = add("Gather", record, ints(0)), add("Gather", record, ints(1))
+    stretched = add("Mul", ints(*range(places)), runs)
+    run = add("Div", stretched, ints(places))
+    inside = add("Sub", stretched, add("Mul", run, ints(places)))
     count = edit.node(None, "Shape", [rows], start=2, end=3)[0]
-    index = add("Div", add("Mul", ints(*range(taken)), count), ints(taken))
-    some = add("Gather", rows, index, axis=2)
-    last = add("Slice", group.before, ints(taken), ints(np.iinfo(np.int64).max), ints(2))
-    return _typed(add("Concat", last, some, axis=2), group.after)
+    index = add("Div", add("Mul", inside, count), ints(places))
+    own = add("Unsqueeze", add("Equal", run, add("Sub", number, ints(1))), ints(1))
+    return _typed(add("Where", own, add("Gather", rows, index, axis=2), group.before), group.after)
 
 
 def _raised(group: _Recorded, rows: ir.Value, edit: GraphEditor) -> ir.Value:

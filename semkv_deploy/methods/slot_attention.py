@@ -12,11 +12,9 @@ if TYPE_CHECKING:
 
 SLOT_ATTENTION = Buffer(name=names.SLOT_ATTENTION, shape="B,Hkv,C", dtype="float32")
 
-RUN_SHARE = 8
-"""A run gives an eighth of a group's reference queries: a full cache is read again in as many pieces."""
-
-RECORD = Buffer(name="record", shape="1", dtype="int64")
-"""The decoder's input that says whether a run is recorded."""
+RECORD = Buffer(name="record", shape="2", dtype="int64")
+"""The decoder's input that says whether a run is recorded: the run's number among those of a reading, from 1, or 0; and
+how many there are."""
 
 
 def with_slot_attention(layout: CacheLayout, *more: Buffer) -> CacheLayout:
@@ -40,18 +38,17 @@ class Look(NamedTuple):
     scale: float
     softcap: float
 
-    def queries(self, before: Tensor) -> Tensor:
-        """`reference_queries` `[B,Hkv,R,D]` after a run that is recorded: the oldest go, some of the run's come."""
-        import torch
-
+    def queries(self, before: Tensor, number: int, runs: int) -> Tensor:
+        """`reference_queries` `[B,Hkv,R,D]` after run `number` (from 1) of a reading in so many: its share of them."""
         batch, heads, count, dim = before.shape
-        taken = count // RUN_SHARE
         result = before.clone()
         for b in range(batch):
             for h in range(heads):
                 rows = self.query[b].reshape(heads, -1, dim)[h].float() * (self.scale or dim**-0.5)
-                some = rows[[number * len(rows) // taken for number in range(taken)]]
-                result[b, h] = torch.cat([before[b, h, taken:], some])
+                for place in range(count):
+                    run, inside = divmod(place * runs, count)
+                    if run == number - 1:
+                        result[b, h, place] = rows[inside * len(rows) // count]
         return result
 
     def largest(self) -> Tensor:

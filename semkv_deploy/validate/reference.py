@@ -99,8 +99,11 @@ class ReferenceEngine:
             for group, look in enumerate(self._looks):
                 name = self._tensor(buffer.name, group)
                 before = self._caches[name][rows]
-                raised = buffer.name == SLOT_ATTENTION
-                self._caches[name][rows] = torch.maximum(before, look.largest()) if raised else look.queries(before)
+                if buffer.name == SLOT_ATTENTION:
+                    after = torch.maximum(before, look.largest())
+                else:
+                    after = look.queries(before, *feeds[RECORD.name].tolist())
+                self._caches[name][rows] = after
         for (key, value, _), (new_key, new_value) in self._names:
             self._caches[key][rows], self._caches[value][rows] = outputs[new_key], outputs[new_value]
         return {"logits": outputs["logits"].float().numpy()}

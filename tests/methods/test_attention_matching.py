@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
@@ -11,7 +12,7 @@ import torch
 from semkv_deploy.methods import Importance
 from semkv_deploy.methods.attention_matching import RIDGE, STEPS, Fit, _least_squares, fit_slots
 from semkv_deploy.methods.record_attention import record_attention
-from semkv_deploy.methods.slot_attention import RUN_SHARE, Look
+from semkv_deploy.methods.slot_attention import Look
 
 HEADS, SLOTS, KEPT, DIM, QUERIES = 2, 96, 24, 16, 64
 
@@ -80,15 +81,44 @@ def test_steps_solve_the_equations():
     torch.testing.assert_close(_least_squares(matrix, wanted), matrix.T @ torch.linalg.solve(gram + ridge, wanted))
 
 
-def test_queries_of_a_run_take_the_place_of_the_oldest():
-    look = Look(torch.randn(1, 4, 5, DIM), torch.empty(1, HEADS, 0, DIM), torch.tensor([0]), 0.0, 0.0)
-    before = torch.randn(1, HEADS, QUERIES, DIM)
-    after = look.queries(before)
-    taken = QUERIES // RUN_SHARE
-    torch.testing.assert_close(after[:, :, :-taken], before[:, :, taken:])
-    rows = (look.query[0].reshape(HEADS, -1, DIM) * DIM**-0.5).tolist()
-    for head in range(HEADS):
-        assert all(row in rows[head] for row in after[0, head, -taken:].tolist())
+@pytest.mark.parametrize("runs", [1, 3, 5, 100])
+def test_runs_of_a_reading_share_the_queries(runs: int):
+    """All places are filled, each run's with rows of its own, spread over them: by the graph as by the statement."""
+    import onnxruntime as ort
+
+    from semkv_deploy.graph.editing import GraphEditor
+    from semkv_deploy.methods.record_attention import _Recorded, _sampled
+
+    looks = [
+        Look(torch.randn(1, 4, 5, DIM), torch.empty(1, HEADS, 0, DIM), torch.tensor([0]), 0.0, 0.0) for _ in range(runs)
+    ]
+    shape = [1, HEADS, QUERIES, DIM]
+
+    def value(name: str, dtype: ir.DataType, sizes: list[Any]) -> ir.Value:
+        return ir.Value(name=name, shape=ir.Shape(sizes), type=ir.TensorType(dtype))
+
+    before, after = (value(name, ir.DataType.FLOAT, shape) for name in ("before", "after"))
+    rows, record = (
+        value("rows", ir.DataType.FLOAT, [1, HEADS, "n", DIM]),
+        value("record", ir.DataType.INT64, [2]),
+    )
+    graph = ir.Graph([before, rows, record], [], nodes=[], name="sampled", opset_imports={"": 24})
+    group = _Recorded(ir.node("Identity", [before]), before, after)
+    graph.outputs.append(_sampled(group, rows, record, GraphEditor(graph, "x")))
+    session = ort.InferenceSession(
+        ir.to_proto(ir.Model(graph, ir_version=11)).SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    held = torch.zeros(shape)
+    for number, look in enumerate(looks, 1):
+        scaled = look.query.reshape(1, HEADS, -1, DIM) * DIM**-0.5
+        feeds = {"before": held.numpy(), "rows": scaled.numpy(), "record": np.array([number, runs])}
+        (found,) = session.run(None, feeds)
+        held = look.queries(held, number, runs)
+        np.testing.assert_array_equal(found, held.numpy())
+    assert (held.abs().amax(-1) > 0).all()
+    of = [{tuple(row) for row in (look.query * DIM**-0.5).reshape(-1, DIM).tolist()} for look in looks]
+    seen = [sum(tuple(row) in rows for row in held.reshape(-1, DIM).tolist()) for rows in of]
+    assert sum(seen) == HEADS * QUERIES and max(seen) - min(seen) <= HEADS
 
 
 def test_a_fit_without_a_second_reading_is_refused():

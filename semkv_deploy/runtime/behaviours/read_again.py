@@ -102,14 +102,19 @@ class Rereader:
             ids = self._unread_before(row, int(self._slots.position[row]))
             if not len(ids):
                 continue
-            for start in range(0, len(ids), self.behaviour.piece):
-                self._run(row, ids[start : start + self.behaviour.piece])
+            starts = range(0, len(ids), self.behaviour.piece)
+            for number, start in enumerate(starts, 1):
+                self._run(row, ids[start : start + self.behaviour.piece], (number, len(starts)))
             self._unread[row], self._until[row] = ids[:0], self._slots.position[row]
             self.stats.runs += 1
         self.stats.seconds += time.perf_counter() - started
 
-    def _run(self, row: int, ids: NDArray[np.int64]) -> None:
-        """Runs ids behind the row's live slots; counts nothing."""
+    def _run(self, row: int, ids: NDArray[np.int64], recorded: tuple[int, int]) -> None:
+        """Runs ids behind the row's live slots; counts nothing.
+
+        Args:
+            recorded: which run it is of how many.
+        """
         slots = self._slots
         # Positions stay within the conversation's, which the model is known to take.
         position = min(int(slots.position[row]), self._engine.contract.max_context - self.behaviour.piece)
@@ -118,6 +123,6 @@ class Rereader:
             "position_ids": position + np.arange(len(ids))[None],
             "logits_index": np.zeros((1, 1), np.int64),
             "length": slots.length[:, row : row + 1],
-            self.behaviour.input: np.ones(1, np.int64),
+            self.behaviour.input: np.array(recorded, np.int64),
         }
         self._engine.run(self.behaviour.program, feeds, row=row)
