@@ -188,7 +188,7 @@ def _compressors(graphs: Graphs) -> dict[int, Any]:
     sessions = {}
     for graph in graphs.opened.contract.compressors:
         path = graphs.opened.path(graph.onnx)
-        session = _session(path.read_bytes(), path.parent)
+        session = _session(path.read_bytes(), path.parent, graphs.opened.contract.native)
         sessions.update(dict.fromkeys(graph.groups, session))
     return sessions
 
