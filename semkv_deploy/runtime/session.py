@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,27 +21,16 @@ from semkv_deploy.runtime.behaviours.base import CompressionStats
 from semkv_deploy.runtime.sampling import Sampler
 from semkv_deploy.runtime.slots import Slots
 from semkv_deploy.runtime.turns import Turns
+from semkv_deploy.runtime.undo import Counters, counted, take_back
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from semkv_deploy.model.delimiters import ChunkCounter
     from semkv_deploy.targets.engine import Engine
 
 Tokens = Sequence[int]
 
 _BROKEN = "an earlier call failed after part of it was appended"
-
-
-class _Counters(NamedTuple):
-    """A session's counters at one time, how often each behaviour had begun to change what stays changed, and what each
-    is undone with."""
-
-    position: NDArray[np.int64]
-    length: NDArray[np.int64]
-    chunks: list[ChunkCounter]
-    changes: list[int]
-    behaviours: list[object]
 
 
 class Session(Turns):
@@ -354,32 +343,11 @@ class Session(Turns):
             )
         return None
 
-    def _snapshot(self) -> _Counters:
-        """What a call counts, before it does."""
-        slots = self.slots
-        return _Counters(
-            slots.position.copy(),
-            slots.length.copy(),
-            [chunk.copy() for chunk in slots.chunks],
-            [behaviour.changes for behaviour in self.behaviours],
-            [behaviour.snapshot() for behaviour in self.behaviours],
-        )
+    def _snapshot(self) -> Counters:
+        return counted(self.slots, self.behaviours)
 
-    def _take_back(self, before: _Counters) -> None:
-        """Undoes what a failed call counted: what it appended lies in dead slots then.
-
-        What was compressed meanwhile stays so. Rows that then hold part of what was given are broken, and so are all
-        where compressing itself was cut short.
-        """
-        slots = self.slots
-        if before.changes == [behaviour.changes for behaviour in self.behaviours]:
-            slots.position[:], slots.length[:], slots.chunks[:] = before.position, before.length, before.chunks
-            for behaviour, snapshot in zip(self.behaviours, before.behaviours, strict=True):
-                behaviour.take_back(snapshot)
-        elif any(behaviour.changing for behaviour in self.behaviours):
-            self._broken[:] = True
-        else:
-            self._broken |= slots.position != before.position
+    def _take_back(self, before: Counters) -> None:
+        take_back(before, self.slots, self.behaviours, self._broken)
 
     @contextmanager
     def _undone_if_failed(self) -> Iterator[None]:

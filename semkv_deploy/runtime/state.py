@@ -83,7 +83,7 @@ def load_session(session: Session, path: Path, row: int | None = None) -> None:
     if not fits or (position < 0).any() or (position > session.max_context).any():
         raise SemkvError("the saved session does not fit the contract", where=path, fix="save it again")
     live = length.max(1, initial=0)
-    whole_buffers = {f"buffer.{each.name}" for each in session.contract.cache.buffers if "C" not in each.shape}
+    whole_buffers = {f"buffer.{each.name}" for each in session.contract.cache.buffers if not each.has_slots}
     for name, array in expected.items():
         of_slots = name.startswith(("column.", "buffer.")) and name.rpartition(".")[0] not in whole_buffers
         group = int(name.rsplit(".", 1)[1]) if of_slots else None

@@ -9,39 +9,28 @@ from numpy.typing import NDArray
 
 from semkv_deploy.methods.layout import POSITION
 from semkv_deploy.model.blocks import TURN, Segmenter, SegmenterState
-from semkv_deploy.runtime.behaviours.base import CompressionStats
+from semkv_deploy.runtime.behaviours.base import Interpreter
 
 if TYPE_CHECKING:
     from semkv_deploy.methods.behaviours import Blocks
     from semkv_deploy.runtime.slots import Slots
-    from semkv_deploy.targets.engine import Engine, Feeds
+    from semkv_deploy.targets.engine import Engine
 
 
-class BlockKeeper:
+class BlockKeeper(Interpreter):
     """Interprets `Blocks`."""
 
-    makes_room = False
-    changes, changing = 0, False
-
     def __init__(self, behaviour: Blocks, engine: Engine, slots: Slots) -> None:
-        self.behaviour, self.stats = behaviour, CompressionStats()
+        super().__init__()
+        self.behaviour = behaviour
         self._slots = slots
         codes = behaviour.codes(engine.opened.is_delimiter)
         self.segmenters = [Segmenter(behaviour, codes) for _ in range(engine.batch)]
         self._begun = self.snapshot()
 
-    def step_inputs(self, rows: slice, tokens: int) -> Feeds:
-        return {}
-
     def begin_turn(self, rows: NDArray[np.bool_]) -> None:
         for row in map(int, np.flatnonzero(rows)):
             self._begun[row] = self.segmenters[row].state
-
-    def due(self, row: int) -> int:
-        return 0
-
-    def before_append(self, count: NDArray[np.int64]) -> None:
-        """Needs no room."""
 
     def appended(self, row: int, ids: NDArray[np.int64]) -> None:
         segmenter = self.segmenters[row]
@@ -62,16 +51,11 @@ class BlockKeeper:
             written = column[row, :, held]
             written[...] = np.where(token >= 0, numbers[np.maximum(token, 0)], written)
 
-    def end_turn(self, rows: NDArray[np.bool_]) -> None:
-        """Cuts nothing: a turn's marker does."""
-
-    def compress(self, rows: NDArray[np.bool_]) -> None:
-        """Compresses nothing."""
-
     def taken_back(self, row: int) -> None:
         self._restore(row, self._begun[row])
 
     def reset(self, rows: NDArray[np.bool_]) -> None:
+        super().reset(rows)
         for row in np.flatnonzero(rows):
             self.segmenters[row].restore(SegmenterState((), (0,) * len(self.behaviour.domains), 0))
 

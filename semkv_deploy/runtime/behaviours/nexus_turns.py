@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.methods.layout import POSITION, TURN
-from semkv_deploy.runtime.behaviours.base import CompressionStats
+from semkv_deploy.runtime.behaviours.group_program import GroupProgramRunner
 
 if TYPE_CHECKING:
     from semkv_deploy.methods.behaviours import NexusTurns
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _PINNED = -1
 
 
-class TurnKeeper:
+class TurnKeeper(GroupProgramRunner):
     """Interprets `NexusTurns`.
 
     Attributes:
@@ -31,18 +31,14 @@ class TurnKeeper:
     makes_room = True
 
     def __init__(self, behaviour: NexusTurns, engine: Engine, slots: Slots) -> None:
-        self.behaviour, self.stats = behaviour, CompressionStats()
-        self.changes, self.changing = 0, False
+        super().__init__(behaviour.program, engine, slots)
+        self.behaviour = behaviour
         self.kept, self.tokens = behaviour.kept, behaviour.tokens
-        self._engine, self._slots = engine, slots
         self._capacity = np.array([group.capacity for group in engine.contract.cache.groups], np.int64)
         self._begun = np.zeros(engine.batch, np.int64)
         self._ended = np.zeros(engine.batch, bool)
 
     # What a session asks of every behaviour.
-
-    def step_inputs(self, rows: slice, tokens: int) -> Feeds:
-        return {}
 
     def begin_turn(self, rows: NDArray[np.bool_]) -> None:
         rows = rows & self._ended
@@ -55,9 +51,6 @@ class TurnKeeper:
     def before_append(self, count: NDArray[np.int64]) -> None:
         if (self._slots.length + count > self._capacity[:, None]).any():
             self._make_room(count)
-
-    def appended(self, row: int, ids: NDArray[np.int64]) -> None:
-        """Counts nothing."""
 
     def end_turn(self, rows: NDArray[np.bool_]) -> None:
         self._ended |= rows & (self._slots.position > self._begun)
@@ -73,15 +66,8 @@ class TurnKeeper:
         self._begun[row] = min(self._begun[row], self._slots.position[row])
 
     def reset(self, rows: NDArray[np.bool_]) -> None:
-        if rows.all():
-            self.stats = CompressionStats()
+        super().reset(rows)
         self._begun[rows], self._ended[rows] = 0, False
-
-    def snapshot(self) -> None:
-        """What turns are told by, a failed call leaves alone."""
-
-    def take_back(self, snapshot: object) -> None:
-        """Knows of no call."""
 
     def state(self, rows: slice) -> dict[str, NDArray[np.int64]]:
         """`turn` `[B]`: turns finished; `begun` `[B]`: position of the open turn; `ended` `[B]`: whether it is over."""
@@ -234,29 +220,13 @@ class TurnKeeper:
         Args:
             keep: by group, `[B,C]`: the slots that stay.
         """
-        slots = self._slots
-        wanted = [group for group, stays in enumerate(keep) if (stays.sum(-1) < slots.length[group]).any()]
-        if not wanted:
-            return
-        started = time.perf_counter()
-        self.changes, self.changing = self.changes + 1, True
-        feeds = {
-            group: {
-                **{name: column[group] for name, column in slots.columns.items()},
-                "length": slots.length[group],
-                "keep_index": _named(keep[group]),
-            }
-            for group in wanted
+        feeds: dict[int, Feeds] = {
+            group: {"keep_index": _named(stays)}
+            for group, stays in enumerate(keep)
+            if (stays.sum(-1) < self._slots.length[group]).any()
         }
-        for group, outputs in self._engine.run_groups(self.behaviour.program, feeds).items():
-            slots.length[group] = outputs["length_out"]
-            for name, column in slots.columns.items():
-                column[group][:] = outputs[f"{name}_out"]
-            self.stats.levels.update(outputs["level"].tolist())
-            self.stats.evicted += int(outputs["evicted"].sum())
-        self.changing = False
-        self.stats.runs += 1
-        self.stats.seconds += time.perf_counter() - started
+        if feeds:
+            self._run(feeds)
 
 
 def _named(keep: NDArray[np.bool_]) -> NDArray[np.int64]:

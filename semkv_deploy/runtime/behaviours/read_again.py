@@ -8,38 +8,27 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from semkv_deploy.runtime.behaviours.base import CompressionStats
+from semkv_deploy.runtime.behaviours.base import Interpreter
 
 if TYPE_CHECKING:
     from semkv_deploy.methods.behaviours import ReadAgain
     from semkv_deploy.runtime.slots import Slots
-    from semkv_deploy.targets.engine import Engine, Feeds
+    from semkv_deploy.targets.engine import Engine
 
 
-class Rereader:
+class Rereader(Interpreter):
     """Interprets `ReadAgain`.
 
     What it changes, a reader of it may repeat: a slot's attention only rises, to what its readers give it.
     """
 
-    makes_room = False
-    changes, changing = 0, False
-
     def __init__(self, behaviour: ReadAgain, engine: Engine, slots: Slots) -> None:
-        self.behaviour, self.stats = behaviour, CompressionStats()
+        super().__init__()
+        self.behaviour = behaviour
         self._engine, self._slots = engine, slots
         self._capacity = np.array([group.capacity for group in engine.contract.cache.groups], np.int64)
         self._unread = [np.zeros(0, np.int64) for _ in range(engine.batch)]
         self._until = np.zeros(engine.batch, np.int64)
-
-    def step_inputs(self, rows: slice, tokens: int) -> Feeds:
-        return {}
-
-    def begin_turn(self, rows: NDArray[np.bool_]) -> None:
-        """Leaves nothing to be done."""
-
-    def due(self, row: int) -> int:
-        return 0
 
     def before_append(self, count: NDArray[np.int64]) -> None:
         most = self._capacity[:, None] - self.behaviour.piece
@@ -57,12 +46,8 @@ class Rereader:
     def compress(self, rows: NDArray[np.bool_]) -> None:
         self._read(rows)
 
-    def taken_back(self, row: int) -> None:
-        """Knows of no turn."""
-
     def reset(self, rows: NDArray[np.bool_]) -> None:
-        if rows.all():
-            self.stats = CompressionStats()
+        super().reset(rows)
         for row in np.flatnonzero(rows):
             self._unread[row], self._until[row] = np.zeros(0, np.int64), 0
 
@@ -82,12 +67,6 @@ class Rereader:
             known = (ids >= 0) & (ids < self._engine.contract.vocab_size) & (np.arange(len(ids)) < position)
             self._unread[row] = ids[: int(np.argmin(known)) if not known.all() else len(ids)].copy()
             self._until[row] = position
-
-    def snapshot(self) -> None:
-        """Needs none: positions say what was taken back."""
-
-    def take_back(self, snapshot: object) -> None:
-        """Does nothing: see `_unread_before`."""
 
     def _unread_before(self, row: int, position: int) -> NDArray[np.int64]:
         """A row's unread tokens below a position: what a failed call appended was taken back."""
