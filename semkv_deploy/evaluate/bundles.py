@@ -131,7 +131,7 @@ class BundleSubject:
         """Bytes of what the layout's buffers hold of so many slots of each group; those not of slots are scratch."""
         contract, total = self._session.contract, 0
         for buffer in contract.cache.buffers:
-            if "C" not in buffer.shape or (buffer.name == BIAS.name and not self._has_bias):
+            if not buffer.has_slots or (buffer.name == BIAS.name and not self._has_bias):
                 continue
             for group, live in zip(contract.cache.groups, length.tolist(), strict=True):
                 sizes = buffer.sizes(group, batch=1, head_dim=contract.head_dim)

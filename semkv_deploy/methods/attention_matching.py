@@ -10,7 +10,7 @@ What was chosen should give reference queries the attention that the whole cache
 
 Both have fewer equations (queries) than unknowns, so they are solved in the queries: `x = A^T (A A^T + l)^-1 r`, by
 conjugate gradients of a fixed number of steps. The paper solves the first as non-negative least squares with the bounds
-inside; bounding afterwards costs nothing (KL 0.036 either way, SmolLM2, 1,024 tokens of prose) and has no second loop.
+inside; here the solution is bounded afterwards, so that one solver serves both.
 """
 
 from __future__ import annotations
@@ -30,9 +30,8 @@ QUERIES = 128
 """Reference queries of a KV head, of all its query heads together."""
 
 REFERENCE_QUERIES = Buffer(name=names.REFERENCE_QUERIES, shape=f"B,Hkv,{QUERIES},D", dtype="float32")
-"""Scaled; zero where there is none. A compression uses them up: keys that are appended afterwards lie
-behind them, and what a query would give a key that it never saw says nothing (KL 0.148 with older queries, 0.037
-without, as above)."""
+"""Scaled; zero where there is none. A compression uses them up: keys that are appended afterwards lie behind them, and
+what a query would give a key that it never saw says nothing."""
 
 STEPS = 40
 """Of conjugate gradients. What they leave unsolved is what is seen least."""

@@ -39,6 +39,11 @@ class Buffer(BaseModel):
     dtype: str
 
     @property
+    def has_slots(self) -> bool:
+        """Whether it holds something for each slot; one that does not is scratch, and of no slot."""
+        return "C" in self.shape.split(",")
+
+    @property
     def of_slots(self) -> bool:
         """Whether it says something of each slot, 0 of a dead one; keys and values of dead slots mean nothing."""
         return self.dtype == "float32" and self.shape.endswith(",C")
