@@ -130,7 +130,7 @@ class Need(NamedTuple):
         """Position and chunk number of every slot, and its turn where that counts: in the host's memory."""
         per_head = self.method.clusters_by_head
         slots = sum((len(group.heads) if per_head else 1) * group.capacity for group in self.profile.groups)
-        return self.method.slot_columns * self.batch * slots * INT64
+        return (2 + len(self.method.more_columns)) * self.batch * slots * INT64
 
 
 def onnxruntime_weights(shape: DecoderShape, weights: WeightFormat) -> tuple[int, int]:

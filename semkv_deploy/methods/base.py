@@ -103,11 +103,8 @@ class Method(BaseModel):
     learned: ClassVar[bool] = False
     """Whether it needs a file that was trained for the model, so that it has no parameters that fit every model."""
 
-    slot_columns: ClassVar[int] = 2
-    """How many columns a layout has."""
-
-    names_kept: ClassVar[bool] = False
-    """Whether a host names the slots that "compress" keeps (its input `keep_index`), and gives no target."""
+    more_columns: ClassVar[tuple[str, ...]] = ()
+    """Slot columns beside the position and the chunk."""
 
     def resolve(self, model: ModelFacts) -> Self:
         """The method with every choice that depends on the model made, so that manifests say what was built."""
@@ -132,7 +129,9 @@ class Method(BaseModel):
     def layout(self, model: ModelFacts, groups: Sequence[CacheGroup]) -> CacheLayout:
         """What a host keeps: keys, values and biases of every group, and each slot's position and chunk."""
         heads = "Hkv" if self.clusters_by_head else "1"
-        columns = tuple(Buffer(name=name, shape=f"B,{heads},C", dtype="int64") for name in (POSITION, CHUNK))
+        columns = tuple(
+            Buffer(name=name, shape=f"B,{heads},C", dtype="int64") for name in (POSITION, CHUNK, *self.more_columns)
+        )
         return CacheLayout(groups=tuple(groups), buffers=(KEY, VALUE, BIAS), slot_columns=columns)
 
     def rewrite_decoder(self, decoder: ir.Model, layout: CacheLayout) -> None:

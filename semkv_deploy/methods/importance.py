@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -132,9 +132,6 @@ class Importance(Method):
 
     # What a method that scores slots likewise may do with the scores before the highest are kept.
 
-    more_columns: ClassVar[tuple[str, ...]] = ()
-    """Slot columns beside the position and the chunk."""
-
     @property
     def pool_text(self) -> str:
         """ONNX text that redefines `score` `[B,H,C]`, as `pooled`, from it and from the state."""
@@ -154,8 +151,6 @@ class Importance(Method):
 
     def layout(self, model: ModelFacts, groups: Sequence[CacheGroup]) -> CacheLayout:
         layout = super().layout(model, groups)
-        columns = tuple(layout.slot_columns[0].model_copy(update={"name": name}) for name in self.more_columns)
-        layout = layout.model_copy(update={"slot_columns": (*layout.slot_columns, *columns)})
         if not self.reads_again:
             return layout
         return with_slot_attention(layout, *([REFERENCE_QUERIES] if self.fit != "none" else []))

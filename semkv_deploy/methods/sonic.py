@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from semkv_deploy.methods.behaviours import Behaviour
     from semkv_deploy.methods.calibration import Settings
     from semkv_deploy.methods.layout import CacheLayout
-    from semkv_deploy.model.cache_groups import CacheGroup
     from semkv_deploy.model.config import ModelFacts
 
 _WHERE = "--method sonic"
@@ -69,8 +68,7 @@ class Sonic(Method):
     turns_max: int = Field(default=0, ge=0)
 
     learned: ClassVar[bool] = True
-    names_kept: ClassVar[bool] = True
-    slot_columns: ClassVar[int] = 3
+    more_columns: ClassVar[tuple[str, ...]] = (TURN.name,)
 
     _loaded: SonicAdapter | None = PrivateAttr(default=None)
 
@@ -157,10 +155,6 @@ class Sonic(Method):
             raise SemkvError("the adapter was not loaded", where=self.adapter or _WHERE, fix="build from its file")
         return self._loaded
 
-    def layout(self, model: ModelFacts, groups: Sequence[CacheGroup]) -> CacheLayout:
-        layout = super().layout(model, groups)
-        return layout.model_copy(update={"slot_columns": (*layout.slot_columns, TURN)})
-
     def rewrite_decoder(self, decoder: ir.Model, layout: CacheLayout) -> None:
         from semkv_deploy.methods.sonic_decoder import add_adapter
 
@@ -187,8 +181,7 @@ class Sonic(Method):
                 semkv.CompactCache (key_cache, value_cache, slot_bias, keep_index)
             final_index = Identity (keep_index)
             {text.MOVE_METADATA}
-            turn_moved = GatherElements <axis = 2> ({TURN.name}, moved_index)
-            {TURN.name}_out = Where (moved_none, zero, turn_moved)
+            {text.move_column(TURN.name)}
             evicted = Sub (length, length_out)
             some = Greater (evicted, zero)
             level = Where (some, zero, minus_one)

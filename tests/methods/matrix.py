@@ -40,7 +40,10 @@ OPTIONS: dict[str, Method] = {
 """Forms that differ in the compressor's graph and in nothing else."""
 
 COMPRESSING = {
-    name: method for name, method in {**FORMS, **OPTIONS}.items() if method.compresses and not method.names_kept
+    name: method
+    for name, method in {**FORMS, **OPTIONS}.items()
+    # A host names the slots that SONIC keeps: its program takes no target.
+    if method.compresses and not isinstance(method, Sonic)
 }
 """Methods whose program finds by itself what to keep."""
 

@@ -72,7 +72,7 @@ def example(method: Method, batch: int, seed: int = 0) -> dict[str, np.ndarray]:
         "slot_chunk": np.broadcast_to(chunk, (batch, groups, CAPACITY)).astype(np.int64).copy(),
         **({"slot_attention": attention} if method.reads_again else {}),
         **({"reference_queries": queries} if method.fitted_queries else {}),
-        **{name: _blocks(random, (batch, groups, CAPACITY)) for name in getattr(method, "more_columns", ())},
+        **{name: _blocks(random, (batch, groups, CAPACITY)) for name in method.more_columns},
     }
 
 
@@ -136,7 +136,7 @@ def test_graph_matches_the_reference(method: Method, keep: float):
     recent = [method.recent_slots(slots) for slots in target]
     thresholds = ladder(method)
     ours, expected = (each(method, state, thresholds, target, recent) for each in (run, reference))
-    for name in ("length", "level", "evicted", "slot_position", "slot_chunk", *getattr(method, "more_columns", ())):
+    for name in ("length", "level", "evicted", "slot_position", "slot_chunk", *method.more_columns):
         np.testing.assert_array_equal(ours[name], expected[name], err_msg=name)
     for name in ("key_cache", "value_cache", "slot_bias"):
         if method.fitted_queries and name != "key_cache":
