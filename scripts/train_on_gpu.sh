@@ -8,6 +8,7 @@
 #
 # DIR       where the pieces go (default build/train-gpu)
 # PIECE_MB  size of a piece (default 45)
+# VERSION   the Python there, such as 3.12 (default: this one's)
 # PYTHON    the Python that has torch, transformers and accelerate (default python3)
 # OUT       where results go (default build/train-gpu/out)
 #
@@ -24,12 +25,14 @@ prepare() {
   local dir="${1:-$root/build/train-gpu}" files
   rm -rf "$dir"
   mkdir -p "$dir/all"
-  files="$("$python" "$root/scripts/fetch.py" smollm2 austen chat mt-bench)"
+  files="$("$python" "$root/scripts/fetch.py" smollm2 austen sotu chat mt-bench)"
   # shellcheck disable=SC2086
   cp $files "$dir/all/"
-  # gguf reads the model's file and is seldom installed; it is Python alone.
+  # What such a machine seldom has: gguf reads the model's file, pydantic the recipe.
+  local version="${VERSION:-$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')}"
   "$python" -m pip download --quiet --no-deps --dest "$dir/all" gguf
-  tar -C "$dir/all" -cf - . | split -b "${PIECE_MB:-45}m" -d - "$dir/piece."
+  "$python" -m pip download --quiet --only-binary=:all: --python-version "$version" --dest "$dir/all" pydantic
+  tar -C "$dir/all" -czf - . | split -b "${PIECE_MB:-45}m" -d - "$dir/piece."
   (cd "$dir" && sha256sum piece.* >"$dir/pieces.sha256")
   rm -rf "$dir/all"
   ls -l "$dir"
@@ -46,7 +49,7 @@ unpack() {
   [ -d "$kept/pieces" ] || return 0
   [ -f "$kept/pieces/pieces.sha256" ] || fail "pieces.sha256 is missing: take it as well"
   (cd "$kept/pieces" && sha256sum --quiet -c pieces.sha256) || fail "pieces are missing or damaged: take them again"
-  cat "$kept"/pieces/piece.* | tar -C "$kept" -xf -
+  cat "$kept"/pieces/piece.* | tar -C "$kept" -xzf -
   rm -rf "$kept/pieces"
 }
 
@@ -65,11 +68,11 @@ run() {
   "$python" -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' || echo "no GPU: training on the CPU"
   work="$(mktemp -d)"
   trap 'rm -rf "${work:-}"' EXIT
-  "$python" -c 'import gguf' 2>/dev/null || "$python" -m pip install --quiet --no-deps --no-index --target "$work/lib" \
-    "$kept"/gguf-*.whl
+  "$python" -c 'import gguf, pydantic' 2>/dev/null || "$python" -m pip install --quiet --no-deps --no-index \
+    --target "$work/lib" "$kept"/*.whl
   export PYTHONPATH="$root:$work/lib${PYTHONPATH:+:$PYTHONPATH}" HF_HUB_OFFLINE=1
   "$python" -m semkv_deploy.cli train "$recipe" --model "$kept/SmolLM2-135M-Instruct.Q4_1.gguf" -o "$work/run" \
-    --minutes "$minutes" --evaluate --examples "$examples" --kept 0.2 --kept 0.5
+    --minutes "$minutes" --fit --evaluate --examples "$examples" --kept 0.2 --kept 0.5
   mkdir -p "$out"
   cp "$work"/run/{adapter.safetensors,log.jsonl,evaluation.json,evaluation.md} "$out/"
   [ ! -f "$work/run/curve.png" ] || cp "$work/run/curve.png" "$out/"
@@ -78,6 +81,6 @@ run() {
 
 case "${1:-}" in
   prepare | take | run) "$@" ;;
-  -h | --help) sed -n '2,18s/^# \{0,1\}//p' "$0" ;;
+  -h | --help) sed -n '2,19s/^# \{0,1\}//p' "$0" ;;
   *) fail "expected prepare, take or run; see --help" ;;
 esac

@@ -24,6 +24,7 @@ KEPT = (0.1, 0.2, 0.3, 0.5)
 @click.option("--model", help="Checkpoint, instead of the recipe's.")
 @click.option("--resume", is_flag=True, help="Go on with the run in the folder.")
 @click.option("--minutes", type=click.FloatRange(min=0), help="Checkpoint and leave after so many.")
+@click.option("--fit", is_flag=True, help="Make stages longer or shorter, so that all end within --minutes.")
 @click.option("--finish", is_flag=True, help="Take no steps: write the adapter and the curve of the run in the folder.")
 @click.option("--evaluate", is_flag=True, help="Measure the adapter on held-out dialogues afterwards.")
 @click.option(
@@ -39,6 +40,7 @@ def train(
     model: str | None,
     resume: bool,
     minutes: float | None,
+    fit: bool,
     finish: bool,
     evaluate: bool,
     kept: tuple[float, ...],
@@ -59,6 +61,8 @@ def train(
     from semkv_deploy.runtime.tokens import decoded_text
     from semkv_deploy.train.recipe import load_recipe
 
+    if fit and (not minutes or resume or finish):
+        raise SemkvError("--fit goes with --minutes, for a run that begins", fix="give --minutes, or leave --fit out")
     if not recipe_file.is_file():
         raise SemkvError("no such file", where=recipe_file, expected="a recipe, such as those in recipes/*-sonic")
     text = decoded_text(recipe_file.read_bytes(), str(recipe_file))
@@ -67,7 +71,8 @@ def train(
 
     with progress() as report:
         done = run(
-            recipe, output, report, model=model, resume=resume or finish, minutes=minutes, steps=not finish,
+            recipe, output, report, model=model, resume=resume or finish, minutes=minutes, fit=fit,
+            steps=not finish,
             evaluation=None if not evaluate else (kept or KEPT, examples),
         )  # fmt: skip
     for line in _lines(done):

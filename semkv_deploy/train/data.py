@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Part = Literal["train", "held-out"]
 
-TEXTS = {"prose": "prose.txt", "austen": "austen.txt", "code": "code.txt"}
+TEXTS = {"prose": "prose.txt", "austen": "austen.txt", "sotu": "sotu.txt", "code": "code.txt"}
 """Running texts that `scripts/fetch.py` puts into the cache."""
 
 CHATS = {"chat": "chat.jsonl", "mt-bench": "question.jsonl"}

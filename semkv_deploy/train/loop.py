@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +14,8 @@ import torch
 
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.methods.sonic_adapter import save_adapter
+from semkv_deploy.train.batches import Batches
 from semkv_deploy.train.data import Dialogues
-from semkv_deploy.train.layout import Batch, batch_of, counts_for
 from semkv_deploy.train.objective import Objective
 from semkv_deploy.train.schedule import rates
 from semkv_deploy.train.student import Student
@@ -24,10 +23,14 @@ from semkv_deploy.train.student import Student
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from semkv_deploy.train.recipe import Recipe
+    from semkv_deploy.train.layout import Batch
+    from semkv_deploy.train.recipe import Recipe, Stage
 
 STATE, BEST, LOG = "checkpoint.pt", "best.safetensors", "log.jsonl"
 """In the output folder: where a run goes on, its best adapter so far, and a JSON object a line for each step."""
+
+WARM, TIMED = 3, 5
+"""Steps before `fit` takes the time, and those that it times."""
 
 Report = Callable[[str, float | None], None]
 
@@ -52,6 +55,7 @@ class Training:
         self.recipe, self.out = recipe, out
         self.report: Report = report if self.accelerator.is_main_process else lambda what, share: None
         self.dialogues = Dialogues(recipe.data, checkpoint.tokenizer, seed=recipe.seed)
+        self._batches = Batches(self.dialogues, recipe, self.accelerator.process_index, self.accelerator.num_processes)
         self.student = make_student(recipe, checkpoint, self.accelerator.device)
         groups = [
             {"params": self.student.embedding_parameters(), "name": "embeddings"},
@@ -75,8 +79,10 @@ class Training:
         start, before = time.monotonic(), self.seconds
         self.out.mkdir(parents=True, exist_ok=True)
         self._drop_later_lines()
+        per_step = self.recipe.accumulate
+        batches = self._batches.loaded(self.step * per_step, self.recipe.steps * per_step, self.accelerator.device)
         while self.step < self.recipe.steps:
-            entry = self._step()
+            entry = self._step(batches)
             self.seconds = before + time.monotonic() - start
             self._log({**entry, "tokens": self.tokens, "seconds": round(self.seconds, 1)})
             done = self.step == self.recipe.steps
@@ -87,6 +93,40 @@ class Training:
             if late and not done:
                 return False
         return True
+
+    def fit(self, minutes: float) -> None:
+        """Makes all stages longer or shorter by one factor, so that they end in about `minutes`, this call included.
+
+        A few steps of each are timed, without changing what is trained.
+
+        Raises:
+            SemkvError: when steps have been taken.
+        """
+        if self.step:
+            raise SemkvError("a run that has begun keeps its stages", fix="leave out --fit, or --resume")
+        start = time.monotonic()
+        batches = list(self._batches.loaded(0, WARM + TIMED, self.accelerator.device))
+        seconds = sum(stage.steps * self._seconds_of_step(stage, batches) for stage in self.recipe.stages)
+        left = 60 * minutes - (time.monotonic() - start)
+        self.recipe = self.recipe.scaled(max(left, 0) / seconds)
+        self._batches = Batches(
+            self.dialogues, self.recipe, self.accelerator.process_index, self.accelerator.num_processes
+        )
+
+    def _seconds_of_step(self, stage: Stage, batches: Sequence[Batch]) -> float:
+        """Of losses and gradients of a stage; what changes weights, checkpoints and reports is little beside them."""
+        for number, batch in enumerate(batches):
+            if number == WARM:
+                self._finish_device()
+                start = time.monotonic()
+            self.accelerator.backward(self.objective(batch, stage.losses)["total"])
+            self.optimizer.zero_grad(set_to_none=True)
+        self._finish_device()
+        return (time.monotonic() - start) / TIMED * self.recipe.accumulate
+
+    def _finish_device(self) -> None:
+        if self.accelerator.device.type == "cuda":
+            torch.cuda.synchronize()
 
     def _any(self, here: bool) -> bool:
         """Whether it is so in any process: clocks differ, and all leave after the same step."""
@@ -101,21 +141,7 @@ class Training:
         """What an adapter's file says of its training."""
         return {"recipe": self.recipe.name, "steps": self.step, "tokens": self.tokens, "held_out_kl": self.best}
 
-    def batch(self, step: int, micro: int) -> Batch:
-        """The dialogues of a step, with their numbers of Nexus rows drawn; a process's own."""
-        recipe, accelerator = self.recipe, self.accelerator
-        first = (
-            (step * recipe.accumulate + micro) * accelerator.num_processes + accelerator.process_index
-        ) * recipe.batch
-        numbers = range(first, first + recipe.batch)
-        dialogues = [self.dialogues.dialogue("train", number) for number in numbers]
-        shares = [random.Random(f"{recipe.seed} kept {number}").uniform(*recipe.kept) for number in numbers]
-        return batch_of(dialogues, [
-            counts_for([len(turn) for turn in dialogue.turns[:-1]], kept, recipe.adapter.k_max)
-            for dialogue, kept in zip(dialogues, shares, strict=True)
-        ]).to(accelerator.device)  # fmt: skip
-
-    def _step(self) -> dict[str, Any]:
+    def _step(self, batches: Iterator[Batch]) -> dict[str, Any]:
         stage, within = self.recipe.stage_at(self.step)
         lr = rates(stage, within)
         for group in self.optimizer.param_groups:
@@ -124,7 +150,7 @@ class Training:
                 parameter.requires_grad_(lr[group["name"]] > 0)
         sums: dict[str, Tensor] = {}
         for micro in range(self.recipe.accumulate):
-            batch = self.batch(self.step, micro)
+            batch = next(batches)
             last = micro == self.recipe.accumulate - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.objective):
                 losses = self.objective(batch, stage.losses)

@@ -90,8 +90,8 @@ class Source(_Part):
     """A corpus, or a file of dialogues.
 
     Attributes:
-        name: prose, austen, code, chat, mt-bench (fetched files), recall (templates), echo (a text whose last turn
-            repeats an earlier one), or what `path` is called in errors.
+        name: prose, austen, sotu, code, chat, mt-bench (fetched files), recall (templates), echo (a text whose last
+            turn repeats an earlier one), or what `path` is called in errors.
         path: JSON lines of `conversations` (ShareGPT), `messages`, or `history` (MT-Bench-101).
         weight: how often dialogues are taken from it.
     """
@@ -160,6 +160,11 @@ class Recipe(_Part):
     def steps(self) -> int:
         """Steps of all stages."""
         return sum(stage.steps for stage in self.stages)
+
+    def scaled(self, factor: float) -> Recipe:
+        """The same with stages that are longer or shorter by a factor; of each a step is left."""
+        stages = tuple(stage.model_copy(update={"steps": max(1, round(stage.steps * factor))}) for stage in self.stages)
+        return self.model_copy(update={"stages": stages})
 
     def stage_at(self, step: int) -> tuple[Stage, int]:
         """The stage of a step, and which of its steps it is; both count from 0."""

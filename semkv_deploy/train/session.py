@@ -28,6 +28,7 @@ def run(
     model: str | None = None,
     resume: bool = False,
     minutes: float | None = None,
+    fit: bool = False,
     steps: bool = True,
     evaluation: tuple[Sequence[float], int] | None = None,
 ) -> dict[str, Any]:
@@ -37,11 +38,16 @@ def run(
 
     Args:
         model: a checkpoint instead of the recipe's.
+        minutes: after which the run is left.
+        fit: makes stages longer or shorter, so that all end within `minutes`.
         steps: False: take none, write what the folder's run has come to.
         evaluation: kept shares and number of dialogues to measure afterwards.
     """
     report("loading the model", None)
     training = Training(recipe, load_checkpoint(model or recipe.model), out, resume=resume, report=report)
+    if fit and minutes is not None:
+        training.fit(minutes)
+        minutes *= 1.1  # a run that turns out slower is not cut short in its last steps
     if steps:
         training.run(minutes=minutes)
     if not training.accelerator.is_main_process:
@@ -53,8 +59,8 @@ def run(
     if find_spec("matplotlib") is not None:
         draw(out / LOG, out / CURVE, f"{recipe.name}: {training.step} steps, {training.tokens} tokens")
         files.append(CURVE)
-    done = {"steps": training.step, "of": recipe.steps, "tokens": training.tokens, "files": files, "folder": str(out),
-            "adapter_step": adapter.trained["steps"]}  # fmt: skip
+    done = {"steps": training.step, "of": training.recipe.steps, "tokens": training.tokens, "files": files,
+            "folder": str(out), "adapter_step": adapter.trained["steps"]}  # fmt: skip
     if evaluation is not None:
         kept, examples = evaluation
         objective = training.objective_alone

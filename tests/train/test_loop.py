@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.methods.sonic_adapter import load_adapter
+from semkv_deploy.train.batches import Batches
+from semkv_deploy.train.data import Dialogues
 from semkv_deploy.train.layout import batch_of
 from semkv_deploy.train.loop import BEST, LOG, STATE, Training
 from semkv_deploy.train.objective import Objective
@@ -54,14 +57,39 @@ def test_a_run_leaves_its_best_adapter_and_no_half_files(tokenizer, cache, tmp_p
     assert adapter.trained["held_out_kl"] == min(measured.values()) == measured[adapter.trained["steps"]]
 
 
+def test_stages_are_fitted_to_a_time(tokenizer, cache, tmp_path):
+    training = started(tmp_path / "run", tokenizer)
+    before = [parameter.detach().clone() for parameter in training._trained()]
+    planned = [stage.steps for stage in training.recipe.stages]
+    training.fit(0.2)
+    assert all(torch.equal(a, b) for a, b in zip(before, training._trained(), strict=True))
+    factors = [stage.steps / of for stage, of in zip(training.recipe.stages, planned, strict=True)]
+    assert max(factors) > 1 and max(factors) / min(factors) < 1.5
+    assert training.run(minutes=2)
+    seconds = json.loads((tmp_path / "run" / LOG).read_text().splitlines()[-2])["seconds"]
+    assert 2 < seconds < 60, (planned, factors)
+    with pytest.raises(SemkvError, match="a run that has begun keeps its stages"):
+        training.fit(0.2)
+
+
+def test_batches_made_by_other_processes_are_those_made_here(tokenizer, cache):
+    recipe = small()
+    batches = Batches(Dialogues(recipe.data, tokenizer, seed=recipe.seed), recipe)
+    loader = DataLoader(batches, batch_size=None, sampler=range(4), num_workers=2, collate_fn=lambda batch: batch)
+    for number, batch in enumerate(loader):
+        for mine, other in zip(batches[number], batch, strict=True):
+            assert torch.equal(mine, other)
+
+
 def test_stages_train_what_they_say(tokenizer, cache, tmp_path):
     training = started(tmp_path / "run", tokenizer)
     before = [parameter.detach().clone() for parameter in training._trained()]
+    batches = training._batches.loaded(0, 3, torch.device("cpu"))
     for _ in range(2):
-        training._step()
+        training._step(batches)
     nexus, turn, *lora = (not torch.equal(a, b) for a, b in zip(before, training._trained(), strict=True))
     assert nexus and turn and not any(lora)
-    training._step()
+    training._step(batches)
     moved = {key for key, gated in training.student._linears.items() if gated.lora_b.any()}
     # Nothing comes of what the last layer's Nexus rows attend to: only their keys and values are seen.
     assert set(training.student._linears) - moved == {(1, "q_proj"), (1, "o_proj")}
