@@ -87,13 +87,14 @@ def build_bundle(
     calibration: DelimiterTable | None = None,
     family: str | None = None,
     portable: bool = True,
+    prove_import: bool = True,
     force: bool = False,
     progress: Progress = lambda what, share: None,
 ) -> Bundle:
     """Builds a bundle at `out`; nothing is left there when it fails or is interrupted.
 
     Args:
-        source: `decoder.onnx` of an export directory, or anything `export` takes.
+        source: `decoder.onnx` of an export directory, another exporter's ONNX decoder, or anything `export` takes.
         budgets: shares of cache entries kept, slots or bytes (`0.2`, `1638tokens`, `64MiB`), one profile each.
         max_context: most tokens of a conversation; None: the model's, at most 8,192.
         groups: cache groups and their shares of the cache, or what `model.cache_groups.parse_groups` takes; None: one a
@@ -108,6 +109,7 @@ def build_bundle(
         calibration: what `calibrate_delimiters` gave, for a method that weighs delimiters; None: it is calibrated here,
             on the texts that ship with the package.
         portable: keep the portable graphs and their float32 weights, which `validate` compares with.
+        prove_import: compare another exporter's graph with what it was rewritten to.
         family: fail unless the model is of this one (what a recipe is made for).
 
     Raises:
@@ -124,8 +126,9 @@ def build_bundle(
     check_source_limits(source)
     sources = [Path(source).parent] if Path(source).suffix == ".onnx" else local_source(source)
     with new_directory(out, force=force, foreign=foreign, sources=sources) as root:
-        model = take_source(source, root, family, progress)
+        model = take_source(source, root, family, progress, prove_import=prove_import)
         check_head_size(model.head_dim, source)
+        weights = weights_of_source(root, weights, targets, progress)
         context = choose_context(max_context, model.max_position)
         method = method.resolve(model)
         check_reading(method, targets)
@@ -238,17 +241,53 @@ def check_reading(method: Method, targets: Sequence[str]) -> None:
             )
 
 
-def take_source(source: str, root: Path, family: str | None, progress: Progress) -> ModelFacts:
+def weights_of_source(root: Path, weights: WeightFormat, targets: Sequence[str], progress: Progress) -> WeightFormat:
+    """The format that `onnxruntime-*` targets store weights in: as they came, where they came quantised.
+
+    Raises:
+        SemkvError: when the source's weights are quantised and another format, or TensorRT, is asked for.
+    """
+    from semkv_deploy.export.foreign import keeps_weights
+
+    if not keeps_weights(root / "onnx" / "decoder.onnx"):
+        return weights
+    if weights == "int8":
+        raise SemkvError(
+            "the source's weights are quantised already",
+            where=f"--weights {weights}",
+            expected="weights as they are",
+            fix="leave --weights out, or give a float32 graph",
+        )
+    for name in targets:
+        if is_tensorrt(name):
+            raise SemkvError(
+                "TensorRT has no MatMulNBits",
+                where=f"--target {name}",
+                expected="a graph with float32 weights",
+                fix="export the checkpoint, or build for onnxruntime-cpu",
+            )
+    progress("weights came quantised: they stay as they are", None)
+    return "fp32"
+
+
+def take_source(
+    source: str, root: Path, family: str | None, progress: Progress, *, prove_import: bool = True
+) -> ModelFacts:
     """Puts the portable decoder into `root/onnx`, and tokenizer and delimiters into `root`; returns the model's facts.
 
     Raises:
         SemkvError: when it cannot be read or exported, or is of another family.
     """
+    from semkv_deploy.export.foreign import import_decoder, is_foreign
+
     portable = Path(source)
-    model = open_export(portable) if portable.suffix == ".onnx" else None
+    stranger = portable.suffix == ".onnx" and is_foreign(portable)
+    model = open_export(portable) if portable.suffix == ".onnx" and not stranger else None
     onnx_dir = root / "onnx"
     onnx_dir.mkdir()
-    if model is None:
+    if stranger:
+        model = import_decoder(portable, onnx_dir, proof=prove_import, progress=progress)
+    elif model is None:
         from semkv_deploy.export import export_checkpoint
 
         model = export_checkpoint(source, onnx_dir, progress)
