@@ -40,7 +40,7 @@ from semkv_deploy.targets.onnxruntime.build import BuiltDecoder, build_onnxrunti
 from semkv_deploy.targets.onnxruntime.native import NativeChoice, choose_native
 
 if TYPE_CHECKING:
-    from semkv_deploy.choices import BudgetBy, CacheType, Native, WeightFormat
+    from semkv_deploy.choices import BudgetBy, CacheType, Native, StoredWeights, WeightFormat
     from semkv_deploy.methods import Method
     from semkv_deploy.methods.calibration import Reading, Settings
     from semkv_deploy.methods.dd_select import DelimiterTable, DomainText
@@ -128,7 +128,7 @@ def build_bundle(
     with new_directory(out, force=force, foreign=foreign, sources=sources) as root:
         model = take_source(source, root, family, progress, prove_import=prove_import)
         check_head_size(model.head_dim, source)
-        weights = weights_of_source(root, weights, targets, progress)
+        stored = weights_of_source(root, weights, targets, progress)
         context = choose_context(max_context, model.max_position)
         method = method.resolve(model)
         check_reading(method, targets)
@@ -176,7 +176,7 @@ def build_bundle(
             else build_onnxruntime(
                 inputs,
                 name,
-                weights,
+                stored,
                 reference.path,
                 reference.built,
                 choice,
@@ -241,7 +241,7 @@ def check_reading(method: Method, targets: Sequence[str]) -> None:
             )
 
 
-def weights_of_source(root: Path, weights: WeightFormat, targets: Sequence[str], progress: Progress) -> WeightFormat:
+def weights_of_source(root: Path, weights: WeightFormat, targets: Sequence[str], progress: Progress) -> StoredWeights:
     """The format that `onnxruntime-*` targets store weights in: as they came, where they came quantised.
 
     Raises:
@@ -267,7 +267,7 @@ def weights_of_source(root: Path, weights: WeightFormat, targets: Sequence[str],
                 fix="export the checkpoint, or build for onnxruntime-cpu",
             )
     progress("weights came quantised: they stay as they are", None)
-    return "fp32"
+    return "kept"
 
 
 def take_source(

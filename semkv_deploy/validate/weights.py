@@ -91,7 +91,7 @@ def with_target_weights(portable: Path, target: Path, folder: Path) -> Path:
     return _save(model, folder, "reference.onnx")
 
 
-def with_float32_activations(target: Path, folder: Path) -> Path:
+def with_float32_activations(target: Path, folder: Path, name: str) -> Path:
     """A quantised decoder whose products take float32 activations (as shipped they round them to 8 bits)."""
     import onnx
 
@@ -100,7 +100,7 @@ def with_float32_activations(target: Path, folder: Path) -> Path:
         for attribute in node.attribute:
             if node.op_type == "MatMulNBits" and attribute.name == "accuracy_level":
                 attribute.i = 1
-    return _save(model, folder, "float32_activations.onnx")
+    return _save(model, folder, name)
 
 
 def in_float32(path: Path, folder: Path) -> Path:

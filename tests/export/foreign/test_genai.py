@@ -11,6 +11,7 @@ from pathlib import Path
 import onnx
 import pytest
 
+from semkv_deploy import open_bundle
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.export.foreign import import_decoder
 
@@ -80,3 +81,19 @@ def test_proof_catches_a_wrong_import(genai, tmp_path, monkeypatch):
     )
     with pytest.raises(SemkvError, match="not the original"):
         import_decoder(genai / "model.onnx", tmp_path)
+
+
+def run(*words: str, where: Path) -> None:
+    command = [sys.executable, "-m", "semkv_deploy.cli", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=where)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_bundle_of_it_is_valid(genai, tmp_path):
+    """Quantised weights are kept, and compared with what they were, activations in float32."""
+    options = ["--budget", "0.5", "--max-context", "512", "--weights", "fp32", "--native", "off"]
+    run("build", str(genai / "model.onnx"), *options, "-o", "bundle", where=tmp_path)
+    stored = open_bundle(tmp_path / "bundle").target("onnxruntime-cpu").weights
+    quantised = any(node.op_type == "MatMulNBits" for node in onnx.load(genai / "model.onnx").graph.node)
+    assert stored == ("kept" if quantised else "fp32")
+    run("validate", "bundle", "--tokens", "400", where=tmp_path)
