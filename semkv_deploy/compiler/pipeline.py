@@ -27,12 +27,12 @@ from semkv_deploy.compiler import calibrate, reading
 from semkv_deploy.compiler import domains as domain
 from semkv_deploy.compiler.limits import check_head_size, check_source_limits
 from semkv_deploy.compiler.shares import cache_groups, calibrated_shares, make_profiles
+from semkv_deploy.compiler.source import take_source, weights_of_source
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.export import local_source
 from semkv_deploy.methods.layout import DECODE
 from semkv_deploy.model.cache_groups import GroupShare, is_default
 from semkv_deploy.model.delimiters import Delimiters
-from semkv_deploy.model.exported import copy_export, open_export
 from semkv_deploy.runtime.tokens import load_tokenizer
 from semkv_deploy.targets import is_tensorrt, require_available
 from semkv_deploy.targets.build import Progress, TargetInputs, WrittenProgram, file_stem
@@ -40,7 +40,7 @@ from semkv_deploy.targets.onnxruntime.build import BuiltDecoder, build_onnxrunti
 from semkv_deploy.targets.onnxruntime.native import NativeChoice, choose_native
 
 if TYPE_CHECKING:
-    from semkv_deploy.choices import BudgetBy, CacheType, Native, StoredWeights, WeightFormat
+    from semkv_deploy.choices import BudgetBy, CacheType, Native, WeightFormat
     from semkv_deploy.methods import Method
     from semkv_deploy.methods.calibration import Reading, Settings
     from semkv_deploy.methods.dd_select import DelimiterTable, DomainText
@@ -239,69 +239,6 @@ def check_reading(method: Method, targets: Sequence[str]) -> None:
                 expected="onnxruntime-cpu",
                 fix="leave the target out, or predict what would be looked at: --method-option queries=predicted",
             )
-
-
-def weights_of_source(root: Path, weights: WeightFormat, targets: Sequence[str], progress: Progress) -> StoredWeights:
-    """The format that `onnxruntime-*` targets store weights in: as they came, where they came quantised.
-
-    Raises:
-        SemkvError: when the source's weights are quantised and another format, or TensorRT, is asked for.
-    """
-    from semkv_deploy.export.foreign import keeps_weights
-
-    if not keeps_weights(root / "onnx" / "decoder.onnx"):
-        return weights
-    if weights == "int8":
-        raise SemkvError(
-            "the source's weights are quantised already",
-            where=f"--weights {weights}",
-            expected="weights as they are",
-            fix="leave --weights out, or give a float32 graph",
-        )
-    for name in targets:
-        if is_tensorrt(name):
-            raise SemkvError(
-                "TensorRT has no MatMulNBits",
-                where=f"--target {name}",
-                expected="a graph with float32 weights",
-                fix="export the checkpoint, or build for onnxruntime-cpu",
-            )
-    progress("weights came quantised: they stay as they are", None)
-    return "kept"
-
-
-def take_source(
-    source: str, root: Path, family: str | None, progress: Progress, *, prove_import: bool = True
-) -> ModelFacts:
-    """Puts the portable decoder into `root/onnx`, and tokenizer and delimiters into `root`; returns the model's facts.
-
-    Raises:
-        SemkvError: when it cannot be read or exported, or is of another family.
-    """
-    from semkv_deploy.export.foreign import import_decoder, is_foreign
-
-    portable = Path(source)
-    stranger = portable.suffix == ".onnx" and is_foreign(portable)
-    model = open_export(portable) if portable.suffix == ".onnx" and not stranger else None
-    onnx_dir = root / "onnx"
-    onnx_dir.mkdir()
-    if stranger:
-        model = import_decoder(portable, onnx_dir, proof=prove_import, progress=progress)
-    elif model is None:
-        from semkv_deploy.export import export_checkpoint
-
-        model = export_checkpoint(source, onnx_dir, progress)
-    else:
-        # Copied, not linked: onnx tools refuse external data with several hard links.
-        copy_export(portable, onnx_dir)
-    if family is not None and family != model.family:
-        raise SemkvError("the recipe is for another family of models", where=source, expected=family, got=model.family)
-    for name in ("tokenizer", "delimiters.json"):
-        shutil.move(onnx_dir / name, root / name)
-    (onnx_dir / "model.json").unlink()
-    for compressor in onnx_dir.glob("compressor*.onnx"):
-        compressor.unlink()
-    return model
 
 
 def read_text_again(root: Path, model: ModelFacts, text: str | None, progress: Progress) -> list[Reading]:

@@ -16,6 +16,7 @@ import numpy as np
 
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.graph.external import save_with_data
+from semkv_deploy.graph.products import use_float32_activations
 from semkv_deploy.model import names
 from semkv_deploy.ops import DOMAIN, function_protos
 
@@ -96,10 +97,7 @@ def with_float32_activations(target: Path, folder: Path, name: str) -> Path:
     import onnx
 
     model = onnx.load(target)
-    for node in model.graph.node:
-        for attribute in node.attribute:
-            if node.op_type == "MatMulNBits" and attribute.name == "accuracy_level":
-                attribute.i = 1
+    use_float32_activations(model)
     return _save(model, folder, name)
 
 

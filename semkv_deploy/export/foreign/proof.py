@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from semkv_deploy.errors import SemkvError
-from semkv_deploy.export.foreign.interface import CONTRIB
+from semkv_deploy.graph.products import use_float32_activations
 from semkv_deploy.model.names import LENGTH, LOGITS, LOGITS_INDEX, cache_names, present_names
 
 if TYPE_CHECKING:
-    import onnx
     import onnxruntime
     from numpy.typing import NDArray
 
@@ -70,7 +69,7 @@ def _session(path: Path) -> onnxruntime.InferenceSession:
     import onnxruntime
 
     graph = onnx.load(path, load_external_data=False)
-    _exact_products(graph)
+    use_float32_activations(graph)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
@@ -80,14 +79,6 @@ def _session(path: Path) -> onnxruntime.InferenceSession:
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise SemkvError("ONNX Runtime does not load it", where=path, got=reason) from error
-
-
-def _exact_products(model: onnx.ModelProto) -> None:
-    for node in model.graph.node:
-        if node.domain == CONTRIB and node.op_type == "MatMulNBits":
-            for entry in node.attribute:
-                if entry.name == "accuracy_level":
-                    entry.i = 1
 
 
 def _grown(model: ModelFacts, pasts: Pasts, batch: int) -> dict[str, NDArray[Any]]:
