@@ -131,7 +131,7 @@ def build_bundle(
         check_head_size(model.head_dim, source)
         stored = weights_of_source(root, weights, targets, progress)
         context = choose_context(max_context, model.max_position)
-        method = method.for_targets(records=not any(map(is_tensorrt, targets))).resolve(model, capped=is_capped(root))
+        method = method.for_build(records=not any(map(is_tensorrt, targets)), capped=is_capped(root)).resolve(model)
         check_reading(method, targets)
         cache_types = {options.dtype if is_tensorrt(name) else cache_dtype for name in targets}
         resolved = resolve_budgets(budgets, context, slot_bytes(model, cache_types))

@@ -107,20 +107,17 @@ class Method(BaseModel):
     more_columns: ClassVar[tuple[str, ...]] = ()
     """Slot columns beside the position and the chunk."""
 
-    def for_targets(self, *, records: bool) -> Self:
-        """The method with every choice that depends on the targets made.
+    def for_build(self, *, records: bool, capped: bool = False) -> Self:
+        """The method with every choice made that depends on the decoders it is built for.
 
         Args:
-            records: whether decoders of all of them can record attention.
+            records: whether those of all targets can record attention.
+            capped: whether they cap its logits.
         """
         return self
 
-    def resolve(self, model: ModelFacts, *, capped: bool = False) -> Self:
-        """The method with every choice that depends on the model made, so that manifests say what was built.
-
-        Args:
-            capped: whether the model caps its attention's logits.
-        """
+    def resolve(self, model: ModelFacts) -> Self:
+        """The method with every choice made that depends on the model, so that manifests say what was built."""
         return self
 
     @property

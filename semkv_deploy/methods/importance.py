@@ -111,16 +111,11 @@ class Importance(Method):
             raise ValueError(f"fit={self.fit} needs queries=repeat: it fits to the queries of a second reading")
         return self
 
-    def for_targets(self, *, records: bool) -> Self:
-        if self.queries != "auto":
-            return self
+    def for_build(self, *, records: bool, capped: bool = False) -> Self:
         # What is to be fitted says by itself that there are queries to fit to.
-        repeat = records or self.fit in ("bias", "all")
-        return self.model_copy(update={"queries": "repeat" if repeat else "predicted"})
-
-    def resolve(self, model: ModelFacts, *, capped: bool = False) -> Self:
-        fit = "none" if capped and self.fit == "auto" else self.fits
-        return self.model_copy(update={"queries": "repeat" if self.reads_again else "predicted", "fit": fit})
+        repeat = self.queries == "repeat" or (self.queries == "auto" and (records or self.fit in ("bias", "all")))
+        fit = self.fit if self.fit != "auto" else "all" if repeat and not capped else "none"
+        return self.model_copy(update={"queries": "repeat" if repeat else "predicted", "fit": fit})
 
     @property
     def budget_by(self) -> BudgetBy:

@@ -104,7 +104,7 @@ class SemantiCache(Method):
         preset = PAPER if given.get("form") == "paper" else ONE_LEVEL if given.get("ladder") == "paper" else {}
         return {**preset, **given}
 
-    def resolve(self, model: ModelFacts, *, capped: bool = False) -> SemantiCache:
+    def resolve(self, model: ModelFacts) -> SemantiCache:
         if self.merge_keys != "auto":
             return self
         return self.model_copy(update={"merge_keys": "unrotated" if rotation.can_unrotate(model) else "cached"})

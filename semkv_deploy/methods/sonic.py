@@ -86,7 +86,7 @@ class Sonic(Method):
             return {**given, "adapter": str(given["adapter"]), "adapter_sha256": hashlib.sha256(content).hexdigest()}
         return given
 
-    def resolve(self, model: ModelFacts, *, capped: bool = False) -> Self:
+    def resolve(self, model: ModelFacts) -> Self:
         """Reads the adapter.
 
         Raises:

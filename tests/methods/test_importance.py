@@ -135,7 +135,7 @@ def test_what_is_best_is_taken_where_it_can_be_had():
     """What a build makes of the defaults: for targets, then for the model."""
 
     def resolved(method: Importance, *, records: bool = True, capped: bool = False) -> tuple[str, str, str]:
-        found = method.for_targets(records=records).resolve(facts(), capped=capped)
+        found = method.for_build(records=records, capped=capped)
         return found.queries, found.fit, found.budget_by
 
     assert resolved(Importance()) == ("repeat", "all", "head")
