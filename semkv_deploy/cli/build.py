@@ -91,7 +91,8 @@ def build(
 ) -> None:
     """Builds a bundle from an export or a checkpoint.
 
-    SOURCE is decoder.onnx of an export, an ONNX decoder of onnxruntime-genai, or anything that `export` takes.
+    SOURCE is decoder.onnx of an export, an ONNX decoder of onnxruntime-genai, optimum or torch.onnx, or anything that
+    `export` takes.
 
     \b
     semkv-deploy build exported/decoder.onnx --budget 0.2 --budget 0.5 -o bundle/

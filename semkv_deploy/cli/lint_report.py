@@ -84,18 +84,35 @@ def lint_bundle(root: Path) -> list[LintedGraph]:
 
 
 def report(path: Path, *, target: str, as_json: bool) -> bool:
-    """Prints the findings of a file or bundle.
+    """Prints the findings of a file or bundle, and of a stranger's decoder whether `build` takes it.
 
     Returns:
         Whether one of them is fatal.
     """
     linted = lint_bundle(path) if path.is_dir() else [lint_file(path, target)]
+    taken = {} if path.is_dir() else _import(path)
     if as_json:
-        click.echo(json.dumps([_as_data(graph, path) for graph in linted], indent=1))
+        click.echo(json.dumps([{**_as_data(graph, path), **taken} for graph in linted], indent=1))
     else:
         for graph in linted:
             _table(graph, path)
+        for words in taken.values():
+            click.echo(
+                f"build would import it: {words['pattern']}" if words["pattern"] else f"no import: {words['why']}"
+            )
     return any(finding.fatal for graph in linted for finding in graph.findings)
+
+
+def _import(path: Path) -> dict[str, dict[str, str | None]]:
+    """By "import": the pattern by which `build` would take a file's attention, or why it would not."""
+    from semkv_deploy.export.foreign import recognised
+    from semkv_deploy.terminal import printable
+
+    try:
+        pattern = recognised(path)
+    except SemkvError as error:
+        return {"import": {"pattern": None, "why": printable(str(error))}}
+    return {} if pattern is None else {"import": {"pattern": pattern, "why": None}}
 
 
 def _label(graph: LintedGraph, root: Path) -> str:

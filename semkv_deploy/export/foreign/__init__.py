@@ -83,6 +83,31 @@ def import_decoder(
     return facts
 
 
+def recognised(path: Path) -> str | None:
+    """What `import_decoder` would make of a stranger's decoder, in a sentence; None: its inputs are no caches.
+
+    Raises:
+        SemkvError: naming what of its attention is not recognised.
+    """
+    import onnx_ir as ir
+
+    from semkv_deploy.export.foreign.decomposed import grown_caches
+    from semkv_deploy.export.foreign.gqa import is_group_query
+    from semkv_deploy.export.foreign.interface import find_interface
+
+    if not is_foreign(path):
+        return None
+    model = ir.load(path)
+    if not grown_caches(model.graph) and not any(is_group_query(node) for node in model.graph):
+        return None
+    roles = find_interface(model, path.name)
+    windows = sorted({layer.window for layer in roles.layers if layer.window})
+    window = f", windows of {', '.join(map(str, windows))}" if windows else ""
+    turned = any(layer.turned_by for layer in roles.layers)
+    positions = "in the node" if turned else f"by {roles.positions.name}" if roles.positions else "none"
+    return f"{len(roles.layers)} x {roles.layers[0].kind}{window}; positions: {positions}"
+
+
 def keeps_weights(decoder: Path) -> bool:
     """Whether a portable decoder's weights came quantised, so that they stay as they are."""
     import onnx
@@ -91,4 +116,4 @@ def keeps_weights(decoder: Path) -> bool:
     return any(node.op_type == "MatMulNBits" for node in graph.node)
 
 
-__all__ = ["import_decoder", "is_foreign", "keeps_weights"]
+__all__ = ["import_decoder", "is_foreign", "keeps_weights", "recognised"]

@@ -128,7 +128,7 @@ def _run_theirs(
     presents = {name for layer in pasts for name in layer[2:]}
     logits = next(value.name for value in session.get_outputs() if value.name not in presents)
     names = [logits, *(name for layer in pasts for name in layer[2:])]
-    outputs = dict(zip(names, session.run(names, feeds), strict=True))
+    outputs = dict(zip(names, _outputs(session, names, feeds, "the original"), strict=True))
     for key, value, new_key, new_value in pasts:
         caches[key], caches[value] = outputs[new_key], outputs[new_value]
     result: NDArray[Any] = outputs[logits]
@@ -153,12 +153,24 @@ def _run_ours(
     }
     wanted = {value.name for value in session.get_inputs()}
     names = [LOGITS, *(name for layer in range(model.layers) for name in present_names(layer, model.layers))]
-    outputs = session.run(names, {name: value for name, value in feeds.items() if name in wanted})
+    outputs = _outputs(session, names, {name: value for name, value in feeds.items() if name in wanted}, "the import")
     for layer in range(model.layers):
         key, value, _ = cache_names(layer, model.layers)
         caches[key], caches[value] = outputs[1 + 2 * layer], outputs[2 + 2 * layer]
     result: NDArray[Any] = outputs[0]
     return result
+
+
+def _outputs(
+    session: onnxruntime.InferenceSession, names: list[str], feeds: dict[str, Any], what: str
+) -> list[NDArray[Any]]:
+    try:
+        found: list[NDArray[Any]] = session.run(names, feeds)
+    except Exception as error:
+        shapes = {name: list(array.shape) for name, array in feeds.items() if array.ndim == 2}
+        reason = " ".join(str(error).split())[:200]
+        raise SemkvError(f"ONNX Runtime does not run {what}", where=f"inputs {shapes}", got=reason) from error
+    return found
 
 
 def _compare(expected: NDArray[Any], got: NDArray[Any], where: str) -> float:
