@@ -121,7 +121,7 @@ class Session(Turns):
         """
         rows = self._rows(tokens)
         for row, ids in enumerate(rows):
-            self._check_append(row, len(ids))
+            self.check_append(row, len(ids))
         if not any(len(ids) for ids in rows):
             raise SemkvError("nothing to prefill", where="prefill", expected="at least one token", got="none")
         if all_logits and len(rows) != 1:
@@ -159,7 +159,7 @@ class Session(Turns):
             ids = np.where(moving, ids, 0)
         self._check_ids(ids, "step")
         for row in rows:
-            self._check_append(row, 1)
+            self.check_append(row, 1)
         self._begin(moving)
         before = self._snapshot()
         try:
@@ -309,7 +309,8 @@ class Session(Turns):
         """Whether a row takes one more token."""
         return self._refusal(row, 1) is None
 
-    def _check_append(self, row: int, count: int) -> None:
+    def check_append(self, row: int, count: int) -> None:
+        """Fails as `prefill` does where a row does not take so many more tokens, in whatever pieces they come."""
         refusal = self._refusal(row, count)
         if refusal is not None:
             raise refusal
