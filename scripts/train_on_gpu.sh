@@ -4,7 +4,7 @@
 #   scripts/train_on_gpu.sh prepare [DIR]      here: model, texts and a wheel, cut into pieces of at most PIECE_MB
 #   scripts/train_on_gpu.sh take PIECE …       there: keeps pieces for `run` (as many calls as the way there needs)
 #   scripts/train_on_gpu.sh run [--minutes N] [--recipe FILE] [--examples N]
-#                                              there: trains, measures, writes adapter, log, curve and table to $OUT
+#                                              there: trains into $OUT: adapter, log, curve; then a table
 #
 # DIR       where the pieces go (default build/train-gpu)
 # PIECE_MB  size of a piece (default 45)
@@ -54,7 +54,7 @@ unpack() {
 }
 
 run() {
-  local minutes=7 recipe="$root/recipes/smollm2-135m-sonic-gpu/recipe.yaml" examples=100
+  local minutes=6 recipe="$root/recipes/smollm2-135m-sonic-gpu/recipe.yaml" examples=25
   while [ $# -gt 0 ]; do
     case "$1" in
       --minutes) minutes="$2"; shift 2 ;;
@@ -66,16 +66,15 @@ run() {
   local out="${OUT:-$root/build/train-gpu/out}" work
   unpack
   "$python" -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' || echo "no GPU: training on the CPU"
+  rm -rf "$out/checkpoint.pt"
   work="$(mktemp -d)"
   trap 'rm -rf "${work:-}"' EXIT
   "$python" -c 'import gguf, pydantic' 2>/dev/null || "$python" -m pip install --quiet --no-deps --no-index \
     --target "$work/lib" "$kept"/*.whl
   export PYTHONPATH="$root:$work/lib${PYTHONPATH:+:$PYTHONPATH}" HF_HUB_OFFLINE=1
-  "$python" -m semkv_deploy.cli train "$recipe" --model "$kept/SmolLM2-135M-Instruct.Q4_1.gguf" -o "$work/run" \
+  # Into OUT from the start: a run that is cut short leaves its best adapter there.
+  "$python" -m semkv_deploy.cli train "$recipe" --model "$kept/SmolLM2-135M-Instruct.Q4_1.gguf" -o "$out" \
     --minutes "$minutes" --fit --evaluate --examples "$examples" --kept 0.2 --kept 0.5
-  mkdir -p "$out"
-  cp "$work"/run/{adapter.safetensors,log.jsonl,evaluation.json,evaluation.md} "$out/"
-  [ ! -f "$work/run/curve.png" ] || cp "$work/run/curve.png" "$out/"
   ls -l "$out"
 }
 

@@ -46,6 +46,11 @@ class Batches(Dataset[Batch]):
     def loaded(self, first: int, last: int, device: torch.device) -> Iterator[Batch]:
         """Batches `first` … `last - 1` in order. For a GPU other processes make them, a CPU has no core to spare."""
         workers = 0 if device.type == "cpu" else min(MOST_WORKERS, max(1, (os.cpu_count() or 2) - 1))
+        for batch in self.made(first, last, workers):
+            yield batch.to(device)
+
+    def made(self, first: int, last: int, workers: int) -> Iterator[Batch]:
+        """The same on the CPU, by so many other processes; 0: by this one."""
         loader: Any = DataLoader(
             self,
             batch_size=None,
@@ -55,8 +60,7 @@ class Batches(Dataset[Batch]):
             multiprocessing_context="fork" if workers else None,  # texts are shared, not sent
             prefetch_factor=4 if workers else None,
         )
-        for batch in loader:
-            yield batch.to(device)
+        return iter(loader)
 
 
 def _as_it_is(batch: Any) -> Any:

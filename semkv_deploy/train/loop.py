@@ -109,9 +109,6 @@ class Training:
         seconds = sum(stage.steps * self._seconds_of_step(stage, batches) for stage in self.recipe.stages)
         left = 60 * minutes - (time.monotonic() - start)
         self.recipe = self.recipe.scaled(max(left, 0) / seconds)
-        self._batches = Batches(
-            self.dialogues, self.recipe, self.accelerator.process_index, self.accelerator.num_processes
-        )
 
     def _seconds_of_step(self, stage: Stage, batches: Sequence[Batch]) -> float:
         """Of losses and gradients of a stage; what changes weights, checkpoints and reports is little beside them."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from semkv_deploy.bundle.contract import GraphContract, Phase
-    from semkv_deploy.choices import CacheType, WeightFormat
+    from semkv_deploy.choices import CacheType, StoredWeights
     from semkv_deploy.methods.base import BiasMode
     from semkv_deploy.targets.build import TargetInputs
     from semkv_deploy.targets.onnxruntime.native import NativeChoice
@@ -107,7 +107,7 @@ def save_decoder(model: ir.Model, path: Path, *, native: bool = False) -> BuiltD
 def build_onnxruntime(
     inputs: TargetInputs,
     target: str,
-    weights: WeightFormat,
+    weights: StoredWeights,
     reference: Path,
     built: BuiltDecoder,
     choice: NativeChoice,
@@ -140,7 +140,7 @@ def build_onnxruntime(
         lowered = lower_decoder(inputs.portable, bias=bias, groups=groups, native=cache_dtype)
         built = save_decoder(lowered, reference, native=True)
     kl = cache_kl = None
-    if weights == "fp32":
+    if weights == "fp32" or weights == "kept":
         for file in (reference, reference.with_name(reference.name + ".data")):
             shutil.copyfile(file, folder / file.name)
     else:
@@ -150,7 +150,7 @@ def build_onnxruntime(
     if narrow:
         inputs.progress(f"measuring what {cache_dtype} caches cost", None)
         cache_kl = round(cost(reference, cache_dtype, native), 4)
-    if weights != "fp32":
+    if weights != "fp32" and weights != "kept":
         inputs.progress(f"measuring what {weights} weights cost", None)
         kl = round(cost(decoder, cache_dtype, native), 4)
 
