@@ -240,15 +240,15 @@ class Session(Turns):
             logits = self.step(chosen, active)
         return generated
 
-    def save(self, path: Path | str, row: int | None = None) -> None:
-        """Writes the conversation of one row, or of all, to one file: see `runtime.state`.
+    def save(self, path: Path | str, row: int | None = None, note: str = "") -> None:
+        """Writes the conversation of one row, or of all, to one file, with a note: see `runtime.state`.
 
         Raises:
             SemkvError: when the file cannot be written.
         """
         from semkv_deploy.runtime.state import save_session
 
-        save_session(self, Path(path), row)
+        save_session(self, Path(path), row, note)
 
     def load(self, path: Path | str, row: int | None = None) -> None:
         """Goes on with the conversation of a saved session, in place of what one row, or all, held.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.model.template import Message
@@ -23,13 +23,33 @@ class Unavailable(SemkvError):
     """No row is free, or too many turns wait: the same call may succeed later."""
 
 
+class Failed(SemkvError):
+    """A turn failed, and not by what was asked."""
+
+
+class TooLong(SemkvError):
+    """A prompt does not fit what is left of its session's context or cache."""
+
+
+Kind = TypeVar("Kind", bound=SemkvError)
+
+
+def as_kind(kind: type[Kind], error: Exception) -> Kind:
+    """The error as one of a kind, with what it said."""
+    if isinstance(error, SemkvError):
+        return kind(error.what, where=error.where, expected=error.expected, got=error.got, fix=error.fix)
+    return kind(f"internal {type(error).__name__}: {error}", where="turn")
+
+
 @dataclass(frozen=True)
 class Request:
-    """What a turn is to do.
+    """What a turn is to do, given as one of `ids`, `text` and `messages`.
 
     Attributes:
-        ids: tokens to append; or
-        messages: of a chat, the user's last of all, whose tokens the chat template makes.
+        ids: tokens to append.
+        text: to append as it is, without the chat template.
+        messages: of a chat, the user's last of all, whose tokens the chat template makes: those that are new to the
+            session; for a session without a name, all.
         max_new_tokens: most tokens generated.
         sampler: of this turn alone, so that what it draws depends on no other.
         stop_ids, stop: see `ReplyBuilder`; the model's own ends are added.
@@ -37,12 +57,29 @@ class Request:
     """
 
     ids: Sequence[int] = ()
+    text: str = ""
     messages: Sequence[Message] = ()
     max_new_tokens: int = 256
     sampler: Sampler = field(default_factory=Sampler)
     stop_ids: Sequence[int] = ()
     stop: Sequence[str] = ()
     end_session: bool = False
+
+    def check(self) -> None:
+        """Fails where the request can be served by no session.
+
+        Raises:
+            SemkvError: naming what is wrong.
+        """
+        given = [name for name in ("ids", "text", "messages") if len(getattr(self, name))]
+        if len(given) != 1:
+            raise SemkvError(
+                "a turn has one of ids, text and messages", where="request", got=" and ".join(given) or "none"
+            )
+        if self.max_new_tokens < 1:
+            raise SemkvError("out of range", where="max_new_tokens", expected="1 or more", got=self.max_new_tokens)
+        if "" in self.stop:
+            raise SemkvError("an empty text would end every reply", where="stop")
 
 
 @dataclass(frozen=True)
@@ -74,11 +111,15 @@ class Finished:
 
 Listener = Callable[[Piece | Finished], None]
 
+Clock = Callable[[], float]
+"""Seconds; never goes back."""
+
 
 class Turn:
     """One turn; `cancel` may be called from any thread.
 
     Attributes:
+        session: its name.
         appended: prompt tokens appended so far, of `ids`.
         pending: the token that was chosen and is not appended yet.
     """

@@ -2,63 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from semkv_deploy.runtime.open import open_bundle, open_session
-from semkv_deploy.runtime.tokens import load_tokenizer
-from semkv_deploy.serve.scheduler import Scheduler
-from semkv_deploy.serve.turn import Finished, Piece, Request, Unavailable
+from semkv_deploy.errors import SemkvError
+from semkv_deploy.serve.turn import Failed, Request, Unavailable
+
+from .schedulers import Heard, Parts, alone, prompt, run, scheduler
 
 
-def prompt(seed: int, count: int) -> list[int]:
-    return np.random.default_rng(seed).integers(2, 512, count).tolist()
-
-
-class Heard:
-    def __init__(self) -> None:
-        self.events: list[Any] = []
-        self.ids: list[int] = []
-        self.end: Finished | None = None
-
-    def __call__(self, event: Any) -> None:
-        assert self.end is None, "nothing follows the end"
-        self.events.append(event)
-        if isinstance(event, Piece):
-            self.ids += event.ids
-        else:
-            self.end = event
-
-
-@pytest.fixture(scope="module")
-def parts(tiny_bundle: Path) -> Any:
-    return open_bundle(tiny_bundle), load_tokenizer(tiny_bundle)
-
-
-def scheduler(parts: Any, batch: int = 4, **options: Any) -> Scheduler:
-    bundle, tokenizer = parts
-    return Scheduler(open_session(bundle, budget=0.25, batch=batch, threads=1), tokenizer, **options)
-
-
-def run(server: Scheduler) -> None:
-    while server.advance():
-        pass
-
-
-def alone(parts: Any, turns: list[list[int]], count: int) -> list[list[int]]:
-    session = open_session(parts[0], budget=0.25, threads=1)
-    replies = []
-    for ids in turns:
-        replies.append(session.generate(ids, max_new_tokens=count)[0])
-        session.end_turn()
-    return replies
-
-
-def test_interleaved_conversations_are_what_they_are_alone(parts: Any):
-    """Six turns on four rows, all submitted at once, past the capacity of 128 slots."""
+def test_interleaved_conversations_are_what_they_are_alone(parts: Parts):
+    """Twelve turns on four rows, all submitted at once, past the capacity of 128 slots."""
     server = scheduler(parts)
     turns = {f"s{s}": [prompt(10 * s + t, 45 + 9 * s) for t in range(3)] for s in range(4)}
     heard: dict[str, list[Heard]] = {name: [] for name in turns}
@@ -73,14 +29,15 @@ def test_interleaved_conversations_are_what_they_are_alone(parts: Any):
     assert server.statistics.compressions > 0 and server.held().rows_used == 4
 
 
-def test_rows_run_out_and_come_back(parts: Any):
+def test_rows_run_out_and_come_back(parts: Parts):
     server = scheduler(parts, batch=1)
     server.submit("a", Request(ids=[5, 6], max_new_tokens=2), Heard())
     run(server)
     refused, taken = Heard(), Heard()
     server.submit("b", Request(ids=[5, 6], max_new_tokens=2), refused)
     run(server)
-    assert refused.end and isinstance(refused.end.error, Unavailable) and "no row is free" in str(refused.end.error)
+    assert refused.end and isinstance(refused.end.error, Unavailable) and "no row is free" in refused.error
+    assert server.statistics.refused == 1
     server.end_session("a")
     run(server)
     server.submit("b", Request(ids=[5, 6], max_new_tokens=2), taken)
@@ -88,21 +45,151 @@ def test_rows_run_out_and_come_back(parts: Any):
     assert taken.end and taken.end.reason == "length"
 
 
-def test_a_saved_session_goes_on(parts: Any, tmp_path: Path):
-    server = scheduler(parts, batch=1, on_full="save", folder=tmp_path)
-    turns = {name: [prompt(ord(name) + t, 60) for t in range(3)] for name in "ab"}
-    heard: dict[str, list[Heard]] = {"a": [], "b": []}
-    for turn in range(3):
-        for name in turns:
-            heard[name].append(Heard())
-            server.submit(name, Request(ids=turns[name][turn], max_new_tokens=6), heard[name][-1])
-            run(server)
-    for name, prompts in turns.items():
-        assert [each.ids for each in heard[name]] == alone(parts, prompts, 6)
+def test_a_turn_waits_for_a_row_as_long_as_it_is_told(parts: Parts):
+    now = [0.0]
+    server = scheduler(parts, batch=1, wait_seconds=10.0, clock=lambda: now[0])
+    server.submit("a", Request(ids=[5, 6], max_new_tokens=2), Heard())
+    run(server)
+    first, second = Heard(), Heard()
+    server.submit("b", Request(ids=[5, 6], max_new_tokens=2), first)
+    run(server)
+    assert first.end is None and server.held().waiting == 1
+    now[0] = 11.0
+    run(server)
+    assert "no row is free" in first.error
+    server.submit("b", Request(ids=[5, 6], max_new_tokens=2), second)
+    run(server)
+    server.end_session("a")
+    run(server)
+    assert second.end and second.end.reason == "length"
+
+
+def test_an_idle_session_loses_its_row(parts: Parts):
+    now = [0.0]
+    server = scheduler(parts, batch=2, idle_seconds=60.0, clock=lambda: now[0])
+    for name in "ab":
+        server.submit(name, Request(ids=prompt(1, 9), max_new_tokens=2), Heard())
+        run(server)
+        now[0] += 50.0
+    assert server.held().rows_used == 2
+    server.advance()
+    assert server.held().rows_used == server.held().sessions == 1 and server.statistics.evicted == 1
+    again = Heard()
+    server.submit("a", Request(ids=prompt(1, 9), max_new_tokens=2), again)
+    run(server)
+    assert again.end and again.end.cached_tokens == 0, "it began anew"
+
+
+@pytest.mark.parametrize("on_full", ["refuse", "forget"])
+def test_no_more_sessions_than_allowed(on_full: Any, parts: Parts):
+    server = scheduler(parts, batch=2, max_sessions=1, on_full=on_full)
+    heard = {name: Heard() for name in "ab"}
+    for name in "ab":
+        server.submit(name, Request(ids=[5, 6], max_new_tokens=2), heard[name])
+        run(server)
+    assert server.held().sessions == 1
+    if on_full == "refuse":
+        assert "too many sessions (expected at most 1)" in heard["b"].error
+    else:
+        assert heard["b"].end and heard["b"].end.left == "ended"
+
+
+def test_no_more_turns_wait_than_allowed(parts: Parts):
+    server = scheduler(parts, max_waiting=2)
+    for _ in range(2):
+        server.submit("a", Request(ids=[5, 6]), Heard())
+    with pytest.raises(Unavailable, match=r"too many turns wait \(expected at most 2\)"):
+        server.submit("a", Request(ids=[5, 6]), Heard())
+
+
+@pytest.mark.parametrize(
+    ("request_", "words"),
+    [
+        (Request(), "one of ids, text and messages"),
+        (Request(ids=[1], text="a"), "got ids and text"),
+        (Request(ids=[1], max_new_tokens=0), "max_new_tokens: out of range"),
+        (Request(text="a", stop=["b", ""]), "an empty text would end every reply"),
+    ],
+)
+def test_a_request_that_no_session_serves(request_: Request, words: str, parts: Parts):
+    with pytest.raises(SemkvError, match=words):
+        scheduler(parts).submit("a", request_, Heard())
+
+
+@pytest.mark.parametrize(
+    ("request_", "words"),
+    [
+        (Request(ids=[5, 512]), r"no token of the model has this id \(expected 0 to 511, got 512\)"),
+        (Request(ids=[-1]), "got -1"),
+        (Request(ids=[5] * 600), "600 more tokens do not fit the context"),
+        (Request(messages=[{"role": "user", "content": "a"}]), r"messages or of tokens.*expected ids or text"),
+    ],
+)
+def test_what_is_refused_leaves_the_session_as_it_was(request_: Request, words: str, parts: Parts):
+    server, refused, after = scheduler(parts), Heard(), Heard()
+    turns = [prompt(1, 30), prompt(2, 20)]
+    server.submit("a", Request(ids=turns[0], max_new_tokens=4), Heard())
+    server.submit("a", request_, refused)
+    server.submit("a", Request(ids=turns[1], max_new_tokens=4), after)
+    run(server)
+    assert refused.end and refused.end.left == "undone" and not isinstance(refused.end.error, Failed)
+    with pytest.raises(SemkvError, match=words):
+        raise refused.end.error or AssertionError
+    assert after.ids == alone(parts, turns, 4)[1]
+
+
+def test_a_session_that_ends_frees_its_row(parts: Parts):
+    server, heard = scheduler(parts, batch=1), Heard()
+    server.submit("a", Request(ids=[5, 6], max_new_tokens=2, end_session=True), heard)
+    run(server)
+    assert heard.end and heard.end.left == "ended" and server.held().sessions == server.held().rows_used == 0
+
+
+def test_a_failing_step_takes_turns_back_and_others_go_on(parts: Parts, monkeypatch: pytest.MonkeyPatch):
+    """The engine fails once, in a step of two rows: both turns are told, a third session notices nothing."""
+    server = scheduler(parts)
+    turns = {name: [prompt(ord(name), 20), prompt(ord(name) + 1, 9)] for name in "abc"}
+    for name in "ab":
+        server.submit(name, Request(ids=turns[name][0], max_new_tokens=6), Heard())
+    run(server)
+    step, failed = server.session.step, {name: Heard() for name in "ab"}
+
+    def failing(*arguments: Any) -> Any:
+        monkeypatch.setattr(server.session, "step", step)
+        raise RuntimeError("out of luck")
+
+    for name in "ab":
+        server.submit(name, Request(ids=[7, 8], max_new_tokens=6), failed[name])
+    server.advance()
+    monkeypatch.setattr(server.session, "step", failing)
+    server.advance()
+    heard, late = {name: Heard() for name in "abc"}, turns["c"]
+    for name in "abc":
+        server.submit(name, Request(ids=late[0] if name == "c" else turns[name][1], max_new_tokens=6), heard[name])
+    run(server)
+    broken = [each for each in failed.values() if each.end and each.end.reason == "error"]
+    assert broken and all(isinstance(each.end.error, Failed) for each in broken if each.end)
+    assert "internal RuntimeError: out of luck" in broken[0].error
+    assert heard["c"].ids == alone(parts, [late[0]], 6)[0]
+    for name in "ab":
+        if failed[name] in broken:
+            assert heard[name].ids == alone(parts, turns[name], 6)[1], "as if the failed turn had never been"
+
+
+def test_a_listener_that_fails_ends_its_turn_alone(parts: Parts):
+    def gone(event: Any) -> None:
+        raise ConnectionError
+
+    server, other = scheduler(parts), Heard()
+    turn = server.submit("a", Request(ids=prompt(1, 9), max_new_tokens=200), gone)
+    server.submit("b", Request(ids=prompt(2, 9), max_new_tokens=6), other)
+    run(server)
+    assert turn.finished and turn.finished.reason == "cancelled" and turn.finished.new_tokens <= 2
+    assert other.ids == alone(parts, [prompt(2, 9)], 6)[0]
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_nothing_is_lost_with_random_cancels(seed: int, parts: Any):
+def test_nothing_is_lost_with_random_cancels(seed: int, parts: Parts):
     """A turn that was undone never was: the others' tokens are those of a conversation without it."""
     random = np.random.default_rng(seed)
     server = scheduler(parts)
