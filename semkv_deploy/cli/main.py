@@ -23,6 +23,7 @@ COMMANDS = (
     "calibrate",
     "build",
     "generate",
+    "serve",
     "validate",
     "bench",
     "evaluate",

@@ -85,6 +85,11 @@ cache_dtype_option = _choice(
 )
 
 
+threads_option = click.option(
+    "--threads", type=click.IntRange(min=1), help="Of whatever computes.  [default: all cores]"
+)
+
+
 def json_option(help: str = "Print JSON instead of a table.") -> Decorator:
     """Adds `--json`, passed as `as_json`."""
     return click.option("--json", "as_json", is_flag=True, help=help)
