@@ -30,6 +30,7 @@ from semkv_deploy.serve.turn import (
     Request,
     Turn,
     Unavailable,
+    UnknownSession,
     as_kind,
 )
 
@@ -85,8 +86,8 @@ class Scheduler:
         )
         self._running = RunningTurns(session, tokenizer, stop_ids, form, self.statistics, clock, self._finished)
         self._changed = threading.Condition()
-        self._inbox: list[Turn] = []
-        self._to_end: list[str] = []
+        self._inbox: list[Turn | str] = []
+        """Turns, and names of sessions that end, as they came."""
         self._waiting = 0
         self._closed = False
         self._thread: threading.Thread | None = None
@@ -122,7 +123,7 @@ class Scheduler:
     def end_session(self, session: str) -> None:
         """Forgets a session once its turns are done."""
         with self._changed:
-            self._to_end.append(session)
+            self._inbox.append(session)
             self._changed.notify()
 
     def held(self) -> Held:
@@ -160,7 +161,7 @@ class Scheduler:
             while not self._closed:
                 if not self._round():
                     with self._changed:
-                        if not self._inbox and not self._to_end and not self._closed:
+                        if not self._inbox and not self._closed:
                             # Idle sessions expire, and waiting turns are given up, without a call.
                             self._changed.wait(WAIT if self._waiting else IDLE_WAIT)
         except Exception as error:
@@ -195,22 +196,25 @@ class Scheduler:
 
     def _take_in(self) -> None:
         with self._changed:
-            turns, self._inbox = self._inbox, []
-            ends, self._to_end = self._to_end, []
+            came, self._inbox = self._inbox, []
             # Counted before the lock is let go, so that no turn is in neither number.
-            self._waiting += len(turns)
-        for turn in turns:
+            self._waiting += sum(isinstance(each, Turn) for each in came)
+        for each in came:
+            if isinstance(each, str):
+                self._end_when_done(each)
+                continue
             try:
-                self._session_of(turn).turns.append(turn)
+                self._session_of(each).turns.append(each)
             except Unavailable as error:
-                self._refuse(turn, error)
-        for name in ends:
-            entry = self._table.entries.get(name)
-            if entry is not None and entry.turns:
-                last = entry.turns[-1]
-                last.request = replace(last.request, end_session=True)
-            elif entry is not None:
-                self._table.forget(entry)
+                self._refuse(each, error)
+
+    def _end_when_done(self, name: str) -> None:
+        entry = self._table.entries.get(name)
+        if entry is not None and entry.turns:
+            last = entry.turns[-1]
+            last.request = replace(last.request, end_session=True)
+        elif entry is not None:
+            self._table.forget(entry)
 
     def _session_of(self, turn: Turn) -> Entry:
         if turn.session:
@@ -242,6 +246,11 @@ class Scheduler:
         waiting = [entry for entry in self._table.entries.values() if entry.turns and entry not in self._running]
         for entry in sorted(waiting, key=lambda entry: entry.turns[0].submitted):
             turn = entry.turns[0]
+            if turn.request.start:
+                self._table.renew(entry)
+            elif turn.request.start is False and not self._table.holds(entry):
+                self._withdraw(entry, turn, _unknown(entry))
+                continue
             try:
                 got = self._table.give_row(entry)
             except Unavailable as error:
@@ -272,8 +281,7 @@ class Scheduler:
     def _withdraw(self, entry: Entry, turn: Turn, error: SemkvError | None) -> None:
         """Ends a turn that has not begun; a session that has no other, and never had one, was none."""
         entry.turns.remove(turn)
-        never = entry.saved is None and (entry.row is None or self.session.position[entry.row] == 0)
-        if not entry.turns and (never or turn.request.end_session):
+        if not entry.turns and (turn.request.end_session or not self._table.holds(entry)):
             self._table.forget(entry)
         self._refuse(turn, error)
 
@@ -295,6 +303,8 @@ class Scheduler:
             self._lose(entry, error)
         elif (turn.request.end_session or nothing) and not entry.turns:
             self._table.forget(entry)
+        elif turn.request.end_session:
+            self._table.renew(entry)
         turn.tell(Finished(reason, left, turn.before + turn.appended, turn.before, turn.generated, error))
 
     def _lose(self, entry: Entry, why: Exception | None) -> None:
@@ -304,3 +314,11 @@ class Scheduler:
             entry.turns.remove(turn)
             self._refuse(turn, lost)
         self._table.forget(entry)
+
+
+def _unknown(entry: Entry) -> UnknownSession:
+    return UnknownSession(
+        "there is no such session: it never began, has ended, or lost its row while it was idle",
+        where=f"session {entry.name}",
+        fix="begin it anew, with all that was said",
+    )

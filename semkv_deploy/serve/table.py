@@ -138,6 +138,18 @@ class SessionTable:
         entry.row = self._free.pop()
         return True
 
+    def holds(self, entry: Entry) -> bool:
+        """Whether there is anything of a session, in its row or saved."""
+        return entry.saved is not None or (entry.row is not None and self._session.position[entry.row] > 0)
+
+    def renew(self, entry: Entry) -> None:
+        """Makes a session what it is before its first turn; it keeps a row that it has, and turns that wait."""
+        if entry.row is not None:
+            self._session.reset(entry.row)
+        if entry.saved is not None:
+            entry.saved.unlink(missing_ok=True)
+        entry.saved = entry.conversation = None
+
     def forget(self, entry: Entry) -> None:
         """Ends a session: its row is free, its file is gone."""
         if entry.row is not None:

@@ -23,6 +23,10 @@ class Unavailable(SemkvError):
     """No row is free, or too many turns wait: the same call may succeed later."""
 
 
+class UnknownSession(SemkvError):
+    """A turn goes on with a session that is not there."""
+
+
 class Failed(SemkvError):
     """A turn failed, and not by what was asked."""
 
@@ -53,6 +57,8 @@ class Request:
         max_new_tokens: most tokens generated.
         sampler: of this turn alone, so that what it draws depends on no other.
         stop_ids, stop: see `ReplyBuilder`; the model's own ends are added.
+        start: True: the session begins with this turn, whatever there was of that name; False: it is gone on with, and
+            refused where there is none; None: either.
         end_session: forget the session after the turn.
     """
 
@@ -63,6 +69,7 @@ class Request:
     sampler: Sampler = field(default_factory=Sampler)
     stop_ids: Sequence[int] = ()
     stop: Sequence[str] = ()
+    start: bool | None = None
     end_session: bool = False
 
     def check(self) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from semkv_deploy.errors import SemkvError
-from semkv_deploy.serve.turn import Failed, Request, Unavailable
+from semkv_deploy.serve.turn import Failed, Request, Unavailable, UnknownSession
 
 from .schedulers import Heard, Parts, alone, prompt, run, scheduler
 
@@ -143,6 +143,38 @@ def test_a_session_that_ends_frees_its_row(parts: Parts):
     server.submit("a", Request(ids=[5, 6], max_new_tokens=2, end_session=True), heard)
     run(server)
     assert heard.end and heard.end.left == "ended" and server.held().sessions == server.held().rows_used == 0
+
+
+def test_a_session_that_is_to_be_gone_on_with_has_to_be_there(parts: Parts):
+    """And one that is to begin begins anew, also behind a turn that ends it."""
+    server = scheduler(parts, batch=1, on_full="forget")
+    heard = [Heard() for _ in range(6)]
+    asked: list[tuple[str, dict[str, Any]]] = [
+        ("a", {"start": True}),
+        ("b", {"start": False}),
+        ("a", {"start": False, "end_session": True}),
+        ("a", {"start": False}),
+        ("a", {"start": True}),
+        ("a", {"start": True}),
+    ]
+    for (name, options), each in zip(asked, heard, strict=True):
+        server.submit(name, Request(ids=[5, 6], max_new_tokens=2, **options), each)
+    run(server)
+    assert all(isinstance(heard[number].end.error, UnknownSession) for number in (1, 3) if heard[number].end)
+    assert "session b: there is no such session" in heard[1].error and "session a" in heard[3].error
+    cached = [each.end.cached_tokens for each in heard if each.end]
+    assert cached[2] > 0 == cached[0] == cached[4] == cached[5]
+    assert heard[0].ids == heard[4].ids == heard[5].ids and server.held().sessions == 1
+    assert server.statistics.evicted == 0, "who asks for a session that is not there takes nobody's row"
+
+
+def test_a_session_ends_before_what_came_later(parts: Parts):
+    server, heard = scheduler(parts), [Heard(), Heard()]
+    for each in heard:
+        server.submit("a", Request(ids=[5, 6], max_new_tokens=2), each)
+        server.end_session("a")
+    run(server)
+    assert heard[0].ids == heard[1].ids and server.held().sessions == 0
 
 
 def test_a_failing_step_takes_turns_back_and_others_go_on(parts: Parts, monkeypatch: pytest.MonkeyPatch):
