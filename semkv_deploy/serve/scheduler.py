@@ -57,8 +57,10 @@ class Scheduler:
         wait_seconds: how long a turn waits for a row; 0: it is refused at once.
         max_waiting: most turns that wait, those behind another of their session included.
         max_sessions: most sessions, saved ones included.
+        max_new_tokens: most tokens of a reply; None: as many as fit.
 
     Attributes:
+        max_new_tokens: most tokens that a request may ask for.
         failure: the mistake that ended the rounds; None: there was none.
     """
 
@@ -75,10 +77,12 @@ class Scheduler:
         wait_seconds: float = 0.0,
         max_waiting: int = 256,
         max_sessions: int = 1024,
+        max_new_tokens: int | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
         self.session, self.form, self.statistics = session, form, Statistics()
         self.failure: Exception | None = None
+        self.max_new_tokens = min(max_new_tokens or session.max_context, session.max_context)
         self._clock, self._idle_seconds, self._wait_seconds = clock, idle_seconds, wait_seconds
         self._max_waiting = max_waiting
         self._table = SessionTable(
@@ -106,6 +110,13 @@ class Scheduler:
             Unavailable: when too many turns wait, or the scheduler is closed.
         """
         request.check()
+        if request.max_new_tokens > self.max_new_tokens:
+            raise SemkvError(
+                "more tokens than a reply may have",
+                where="request",
+                expected=f"at most {self.max_new_tokens}",
+                got=request.max_new_tokens,
+            )
         if request.messages and self.form is None:
             raise SemkvError("the tokenizer has no chat template", where="messages", fix="give ids, or text as it is")
         with self._changed:

@@ -108,6 +108,7 @@ def test_no_more_turns_wait_than_allowed(parts: Parts):
         (Request(), "one of ids, text and messages"),
         (Request(ids=[1], text="a"), "got ids and text"),
         (Request(ids=[1], max_new_tokens=0), "max_new_tokens: out of range"),
+        (Request(ids=[1], max_new_tokens=513), r"more tokens than a reply may have \(expected at most 512, got 513\)"),
         (Request(text="a", stop=["b", ""]), "an empty text would end every reply"),
     ],
 )

@@ -35,13 +35,11 @@ class Options:
     Attributes:
         name: of the model.
         api_key: asked for everywhere but at /health; None: for nothing.
-        max_tokens: most tokens of a reply.
         max_body: bytes of a request's body.
     """
 
     name: str
     api_key: str | None = None
-    max_tokens: int = 1 << 20
     max_body: int = 1 << 22
 
 
@@ -75,7 +73,7 @@ def create_app(scheduler: Scheduler, options: Options) -> FastAPI:
     async def _answer(kind: type[Body], http: Request, *, chat: bool) -> Response:
         body = parse(kind, await _read(http, options.max_body), options.name)
         include_usage = body.stream_options is not None and body.stream_options.include_usage
-        call = Call(scheduler, http, body.asked(options.max_tokens))
+        call = Call(scheduler, http, body.asked(scheduler.max_new_tokens))
         replies = Replies(chat=chat, model=options.name)
         return await (_stream(call, replies, include_usage) if body.stream else _whole(call, replies))
 

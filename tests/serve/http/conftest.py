@@ -61,5 +61,5 @@ def serving(schedule: Scheduler, **options: Any) -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def served(parts: Parts) -> Iterator[Served]:
-    with serving(scheduler(parts, on_full="forget", wait_seconds=60.0), max_tokens=300, max_body=20_000) as server:
+    with serving(scheduler(parts, on_full="forget", wait_seconds=60.0, max_new_tokens=300), max_body=20_000) as server:
         yield server
