@@ -347,9 +347,7 @@ serving_options = _group(
         _at_least("--wait-seconds", 0, 30.0, "How long a request waits for a row."),
         _at_least("--max-waiting", 1, 256, "Most requests that wait."),
         _at_least("--max-sessions", 1, 1024, "Most sessions, saved ones included."),
-        click.option(
-            "--max-tokens", type=click.IntRange(min=1), help="Most tokens of a reply.  [default: context]"
-        ),
+        click.option("--max-tokens", type=click.IntRange(min=1), help="Most tokens of a reply.  [default: context]"),
         click.option(
             "--save-sessions", type=PATH, metavar="FOLDER", help="Save idle sessions there instead of forgetting them."
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,7 +72,7 @@ def serve(
         )
         contract = scheduler.session.contract
         options = Options(
-            name=name or bundle.resolve().name,
+            name=name or Path(os.path.abspath(bundle)).name,
             api_key=api_key,
             max_body=max_body or Options.max_body,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeVar
@@ -12,6 +13,8 @@ from semkv_deploy.runtime.sampling import Sampler
 
 if TYPE_CHECKING:
     from semkv_deploy.runtime.reply import ReplyBuilder
+
+_log = logging.getLogger(__name__)
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 Left = Literal["ended", "undone", "kept", "dropped"]
@@ -151,5 +154,6 @@ class Turn:
             self.finished = event
         try:
             self._listener(event)
-        except Exception:
+        except Exception as error:
+            _log.warning("the caller of a turn does not hear it, which is broken off: %s", error)
             self.cancelled = True

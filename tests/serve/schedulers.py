@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,11 +70,11 @@ def run(server: Scheduler) -> None:
         pass
 
 
-def alone(parts: Parts, turns: list[list[int]], count: int) -> list[list[int]]:
+def alone(parts: Parts, turns: list[list[int]], count: int, stop_ids: Sequence[int] = ()) -> list[list[int]]:
     """Replies to the turns of a conversation that has a session of its own."""
     session = open_session(parts.bundle, budget=0.25, threads=1)
     replies = []
     for ids in turns:
-        replies.append(session.generate(ids, max_new_tokens=count)[0])
+        replies.append(session.generate(ids, max_new_tokens=count, stop_ids=stop_ids)[0])
         session.end_turn()
     return replies
