@@ -21,7 +21,7 @@ from semkv_deploy.methods.streaming_llm import StreamingLLM
 
 METHODS: dict[str, type[Method]] = {
     method.model_fields["kind"].default: method
-    for method in (SemantiCache, StreamingLLM, Importance, DynSplit, Sonic, Full)
+    for method in (Importance, SemantiCache, DynSplit, Sonic, StreamingLLM, Full)
 }
 """Methods by name; the first is the default."""
 
