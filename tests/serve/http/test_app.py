@@ -245,7 +245,7 @@ def test_a_client_that_goes_frees_its_row(stream: bool, served: Served):
             next(answer.iter_lines())
     else:
         with pytest.raises(httpx.ReadTimeout):
-            httpx.post(f"{served.url}{TEXT}", json=body, headers=headers, timeout=0.05)
+            httpx.post(f"{served.url}{TEXT}", json=body, headers=headers, timeout=httpx.Timeout(60, read=0.05))
     end = time.monotonic() + 20
     while served.scheduler.statistics.turns == ended and time.monotonic() < end:
         time.sleep(0.01)
