@@ -12,10 +12,13 @@ from semkv_deploy.errors import SemkvError
 from semkv_deploy.export.foreign.interface import CONTRIB, Interface
 from semkv_deploy.export.foreign.norms import expand_norms
 from semkv_deploy.export.foreign.positions import Tables
-from semkv_deploy.graph.editing import GraphEditor, sole, static
+from semkv_deploy.graph.editing import GraphEditor, attribute, sole, static
 from semkv_deploy.graph.files import INLINE_LIMIT
-from semkv_deploy.model.names import LENGTH, LOGITS, LOGITS_INDEX, POSITION_IDS, cache_names, present_names
+from semkv_deploy.model.names import INPUT_IDS, LENGTH, LOGITS, LOGITS_INDEX, POSITION_IDS, cache_names, present_names
 from semkv_deploy.ops import nexus_attention as nexus
+
+_SLOTS = 2
+"""Axis of a cache's slots."""
 
 
 def to_portable(model: ir.Model, roles: Interface, head_dim: int) -> None:
@@ -45,9 +48,11 @@ def _replace_attention(graph: ir.Graph, roles: Interface, head_dim: int) -> None
     positions = roles.positions or _input(POSITION_IDS, ir.DataType.INT64, ["batch", "sequence"])
     lengths = _input(LENGTH, ir.DataType.INT64, [layers, "batch"])
     index = _input(LOGITS_INDEX, ir.DataType.INT64, ["batch", "rows"])
-    roles.ids.shape = ir.Shape(["batch", "sequence"])
-    if roles.ids.dtype != ir.DataType.INT64:
-        raise SemkvError("token ids of another type", where=roles.ids.name, expected="int64", got=roles.ids.dtype)
+    for value in (roles.ids, positions):
+        value.shape = ir.Shape(["batch", "sequence"])
+        if value.dtype != ir.DataType.INT64:
+            raise SemkvError("ids or positions of another type", where=value.name, expected="int64", got=value.dtype)
+    roles.ids.name, positions.name = INPUT_IDS, POSITION_IDS
     tables = Tables(edit, first, positions)
     inputs = [roles.ids, positions, index, lengths]
     outputs = [roles.logits]
@@ -119,13 +124,26 @@ def _check_sizes(roles: Interface) -> None:
     """
     for cache in (cache for layer in roles.layers for cache in layer.past):
         for use in cache.uses():
-            if use.node.domain != ops.DOMAIN:
+            if use.node.domain != ops.DOMAIN and _reads_length(use.node):
                 raise SemkvError(
                     "the graph counts positions by the length of its cache",
                     where=use.node.name,
                     expected="positions by an input position_ids",
                     fix="export it with position_ids as an input",
                 )
+
+
+def _reads_length(shape: ir.Node) -> bool:
+    """Whether a Shape of a cache tells how many slots it has, and not rows, heads or sizes alone."""
+    first, last = attribute(shape, "start", 0) % 4, attribute(shape, "end", 4)
+    axes = list(range(4))[first:last]
+    if _SLOTS not in axes:
+        return False
+    picks = [use.node for use in shape.outputs[0].uses()]
+    if any(pick.op_type != "Gather" for pick in picks):
+        return True
+    indices = [None if (given := pick.inputs[1]) is None else ir.convenience.get_const_tensor(given) for pick in picks]
+    return any(index is None or axes.index(_SLOTS) in index.numpy() % len(axes) for index in indices)
 
 
 def _finish(model: ir.Model) -> None:

@@ -1,7 +1,8 @@
 """Runs an imported graph beside its original in ONNX Runtime: the same logits, or there is no import.
 
 The original grows its cache, the import has a full one. Rows: a prompt, a piece on top of it, single tokens; then two
-rows at once, a prompt and single tokens (the original's kernel takes no piece on a past in several rows).
+rows at once, a prompt and single tokens (GroupQueryAttention takes no piece on a past in several rows); then tokens
+far from the first, on caches of random numbers: what a window hides and how late positions are turned shows there.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ _CAPACITY = 64
 _PIECES = {1: (13, 5, 1, 1, 1), 2: (9, 1, 1)}
 """Tokens of each run, by batch."""
 
+_LATE, _LATE_PIECES = 1500, (3, 1)
+"""Slots before the late runs at most, and their tokens."""
+
 Pasts = list[tuple[str, str, str, str]]
 """Of each layer, in order: the original's past key and value inputs, its present key and value outputs."""
 
@@ -41,10 +45,16 @@ def check_import(original: Path, imported: Path, model: ModelFacts, pasts: Pasts
     theirs, ours = _session(original), _session(imported)
     random = np.random.default_rng(0)
     worst = 0.0
-    for batch, pieces in _PIECES.items():
-        grown = _grown(model, pasts, batch)
-        full = _full(model, batch)
-        position = 0
+    late = min(_LATE, model.max_position - sum(_LATE_PIECES))
+    for batch, position, pieces in (
+        *((batch, 0, pieces) for batch, pieces in _PIECES.items()),
+        (1, late, _LATE_PIECES),
+    ):
+        grown = _grown(model, pasts, batch, position, random)
+        full = _full(model, batch, position + _CAPACITY)
+        for layer in range(model.layers):
+            for name, grows in zip(cache_names(layer, model.layers)[:2], pasts[layer][:2], strict=True):
+                full[name][:, :, :position] = grown[grows]
         for number, count in enumerate(pieces):
             tokens = random.integers(0, model.vocab_size, (batch, count))
             where = f"batch {batch}, run {number + 1} ({count} tokens at position {position})"
@@ -81,13 +91,15 @@ def _session(path: Path) -> onnxruntime.InferenceSession:
         raise SemkvError("ONNX Runtime does not load it", where=path, got=reason) from error
 
 
-def _grown(model: ModelFacts, pasts: Pasts, batch: int) -> dict[str, NDArray[Any]]:
-    shape = (batch, model.kv_heads, 0, model.head_dim)
-    return {name: np.zeros(shape, np.float32) for layer in pasts for name in layer[:2]}
+def _grown(
+    model: ModelFacts, pasts: Pasts, batch: int, slots: int, random: np.random.Generator
+) -> dict[str, NDArray[Any]]:
+    shape = (batch, model.kv_heads, slots, model.head_dim)
+    return {name: random.standard_normal(shape).astype(np.float32) for layer in pasts for name in layer[:2]}
 
 
-def _full(model: ModelFacts, batch: int) -> dict[str, NDArray[Any]]:
-    shape = (batch, model.kv_heads, _CAPACITY, model.head_dim)
+def _full(model: ModelFacts, batch: int, capacity: int) -> dict[str, NDArray[Any]]:
+    shape = (batch, model.kv_heads, capacity, model.head_dim)
     caches: dict[str, NDArray[Any]] = {}
     for layer in range(model.layers):
         key, value, bias = cache_names(layer, model.layers)
