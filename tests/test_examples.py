@@ -94,4 +94,6 @@ def test_each_is_short_says_how_it_is_called_and_is_listed():
         assert f"`{path.name}`" in listed
         if path.name != "contract_host.py":
             assert len(source.splitlines()) <= 60, path.name
-            assert f"python examples/{path.name} bundle/" in (ast.get_docstring(ast.parse(source)) or ""), path.name
+            # Clients of a server are run by tests/docs/test_serving_page.py and tests/serve/triton/test_server.py.
+            first = "http://" if path.name in ("http_chat.py", "triton_chat.py") else "bundle/"
+            assert f"python examples/{path.name} {first}" in (ast.get_docstring(ast.parse(source)) or ""), path.name

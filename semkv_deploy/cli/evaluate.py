@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from semkv_deploy.cli.console import progress
-from semkv_deploy.cli.options import PATH, budgets_option, json_option, source_argument
+from semkv_deploy.cli.options import PATH, budgets_option, json_option, source_argument, threads_option
 from semkv_deploy.errors import SemkvError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ QUICK = ("prose", "passkey", "facts")
 @click.option("--examples", type=click.IntRange(min=2), default=8, show_default=True, help="Of each task.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the examples.")
 @click.option("--text", "texts", multiple=True, metavar="NAME=FILE", help="File for a corpus: prose, code or chat.")
-@click.option("--threads", type=click.IntRange(min=1), help="Of whatever computes.  [default: all cores]")
+@threads_option
 @click.option("--kvpress-python", type=PATH, help="Python that has kvpress installed.  [default: this one]")
 @click.option(
     "--plots/--no-plots", default=True, help="Draw quality.png and tasks.png.  [default: where matplotlib is]"

@@ -23,6 +23,8 @@ COMMANDS = (
     "calibrate",
     "build",
     "generate",
+    "serve",
+    "triton",
     "validate",
     "bench",
     "evaluate",
@@ -32,7 +34,7 @@ COMMANDS = (
 )
 """Each is the function of that name in the module of that name, beside this one."""
 
-ALL_OR_NOTHING = ("export", "build")
+ALL_OR_NOTHING = ("export", "build", "triton")
 """Commands whose output appears in one step; others may have written a report, or text."""
 
 

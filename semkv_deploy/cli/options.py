@@ -21,6 +21,7 @@ from semkv_deploy.sizes import parse_size
 if TYPE_CHECKING:
     from semkv_deploy.budget_units import Budget
     from semkv_deploy.methods import AnyMethod
+    from semkv_deploy.serve.options import ServingOptions
     from semkv_deploy.targets.tensorrt.build import TensorRTOptions
 
 Decorator = Callable[[Any], Any]
@@ -85,6 +86,11 @@ native_option = _choice(
 )
 cache_dtype_option = _choice(
     "--cache-dtype", CacheType, "float32", "ONNX Runtime: type of the caches; all but float32 take native operators."
+)
+
+
+threads_option = click.option(
+    "--threads", type=click.IntRange(min=1), help="Of whatever computes.  [default: all cores]"
 )
 
 
@@ -302,4 +308,51 @@ tensorrt_options = _group(
         click.option("--no-engines", is_flag=True, help="TensorRT: write the graphs and contracts, build no engine."),
     ],
     _parse_tensorrt,
+)
+
+
+def _parse_serving(
+    rows: int,
+    threads: int | None,
+    idle_seconds: float,
+    wait_seconds: float,
+    max_waiting: int,
+    max_sessions: int,
+    max_tokens: int | None,
+    save_sessions: Path | None,
+) -> ServingOptions:
+    from semkv_deploy.serve.options import ServingOptions
+
+    return ServingOptions(
+        rows=rows,
+        threads=threads,
+        idle_seconds=idle_seconds,
+        wait_seconds=wait_seconds,
+        max_waiting=max_waiting,
+        max_sessions=max_sessions,
+        max_tokens=max_tokens,
+        save_sessions=save_sessions,
+    )
+
+
+def _at_least(name: str, least: int, default: float, help: str) -> Decorator:
+    kind = click.IntRange(min=least) if isinstance(default, int) else click.FloatRange(min=least)
+    return click.option(name, type=kind, default=default, show_default=True, help=help)
+
+
+serving_options = _group(
+    "serving",
+    [
+        _at_least("--rows", 1, 4, "Sessions that have caches at one time."),
+        threads_option,
+        _at_least("--idle-seconds", 0, 600.0, "How long an idle session keeps its row."),
+        _at_least("--wait-seconds", 0, 30.0, "How long a request waits for a row."),
+        _at_least("--max-waiting", 1, 256, "Most requests that wait."),
+        _at_least("--max-sessions", 1, 1024, "Most sessions, saved ones included."),
+        click.option("--max-tokens", type=click.IntRange(min=1), help="Most tokens of a reply.  [default: context]"),
+        click.option(
+            "--save-sessions", type=PATH, metavar="FOLDER", help="Save idle sessions there instead of forgetting them."
+        ),
+    ],
+    _parse_serving,
 )

@@ -59,17 +59,18 @@ class Turns:
             # Some templates want a user's message.
             return ""
 
-    def following(self, messages: Sequence[Message], user: str) -> str:
+    def following(self, messages: Sequence[Message], new: str | Sequence[Message]) -> str:
         """The text between the last reply and the next: the turn's end, the user's message, what opens a reply.
 
         Args:
             messages: the conversation until the message that was replied to last, included.
-            user: the user's next message.
+            new: the user's next message; or messages, the user's next the last of them.
 
         Raises:
             SemkvError: when the template fails, refuses the conversation or does not show replies.
         """
-        return self._after_reply(messages, [{"role": "user", "content": user}], prompt=True)
+        after = [{"role": "user", "content": new}] if isinstance(new, str) else list(new)
+        return self._after_reply(messages, after, prompt=True)
 
     def end_ids(self, tokenizer: Any) -> tuple[int, ...]:
         """Ids of the tokens with which the template ends a reply (or, without such, opens the next turn)."""

@@ -3,32 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from semkv_deploy.errors import SemkvError
-from semkv_deploy.model.template import ChatTemplate, Message
-from semkv_deploy.model.turns import Turns, encode_following
+from semkv_deploy.model.template import Message
+from semkv_deploy.runtime.conversation import ChatFormat, Conversation
+from semkv_deploy.runtime.reply import Reply, ReplyBuilder
 from semkv_deploy.runtime.sampling import Sampler
-from semkv_deploy.runtime.tokens import StopFilter, TextStream, check_ids
 
 if TYPE_CHECKING:
     from semkv_deploy.runtime.session import Session
-
-
-@dataclass(frozen=True)
-class Reply:
-    """A generated text.
-
-    Attributes:
-        text: without what stopped it.
-        cached: the text of the tokens that the cache holds: `text`, or less, or with the beginning of a stop text.
-        cancelled: whether it was broken off by the caller.
-    """
-
-    text: str
-    cached: str
-    cancelled: bool = False
 
 
 def complete(
@@ -47,43 +31,33 @@ def complete(
     """Appends `ids` to a session of one row, then generates until a stop, `max_new_tokens` or the end of its room.
 
     Args:
-        stop_ids: ids that end the text; neither shown nor appended.
-        stop: texts that end it; not shown. One that is a single special token is an id.
+        stop_ids, stop: see `ReplyBuilder`.
         stream: called with pieces of the text as they become certain, whole characters all.
         cancelled: asked after each token.
         pinned: how many of the ids, which open a conversation then, are never to be dropped.
     """
     sampler = sampler or Sampler()
-    ends = {*stop_ids, *_special_ids(tokenizer, stop)}
-    pieces, shown = TextStream(tokenizer), StopFilter(stop)
-    text: list[str] = []
+    reply = ReplyBuilder(tokenizer, stop_ids, stop)
 
     def show(piece: str) -> None:
-        text.append(piece)
         if stream and piece:
             stream(piece)
 
     logits = _prefilled(session, list(ids), pinned)
-    # Characters decoded, and of those the characters of tokens that the cache holds.
-    decoded, appended, broken_off = "", 0, False
+    broken_off = False
     for _ in range(max_new_tokens):
         if broken_off := cancelled():
             break
         token = int(sampler(logits)[0])
-        if token in ends or not session.has_room():
+        if reply.ends(token) or not session.has_room():
             break
-        piece = pieces.push(token)
-        show(shown.push(piece))
-        decoded += piece
-        if shown.stopped:
+        show(reply.push(token))
+        if reply.stopped:
             break
         logits = session.step([token])
-        appended = len(decoded)
-    rest = pieces.flush()
-    show(shown.push(rest) + shown.flush())
-    if not shown.stopped:
-        appended = len(decoded) + len(rest)
-    return Reply("".join(text), (decoded + rest)[:appended], broken_off)
+        reply.appended()
+    show(reply.flush())
+    return reply.reply(cancelled=broken_off)
 
 
 def _prefilled(session: Session, ids: list[int], pinned: int) -> Any:
@@ -97,13 +71,6 @@ def _prefilled(session: Session, ids: list[int], pinned: int) -> Any:
     except SemkvError:
         session.reset()
         raise
-
-
-def _special_ids(tokenizer: Any, stop: Sequence[str]) -> set[int]:
-    """Ids of stop texts that are special tokens, which decoded text does not show."""
-    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
-    encoded = [tokenizer.encode(text, add_special_tokens=False) for text in stop]
-    return {ids[0] for ids in encoded if len(ids) == 1 and ids[0] in special}
 
 
 class Chat:
@@ -130,19 +97,15 @@ class Chat:
         stop: Sequence[str] = (),
         vocab_size: int | None = None,
     ) -> None:
-        template = ChatTemplate.of(tokenizer)
-        if template is None:
-            raise SemkvError(
-                "the tokenizer has no chat template",
-                where="chat",
-                fix="give --prompt with --raw to complete text, or a bundle of a chat model",
-            )
-        self.session, self._tokenizer, self._vocab_size, self._stop = session, tokenizer, vocab_size, tuple(stop)
-        self._turns = Turns(template)
-        self._stop_ids = (*stop_ids, *self._turns.end_ids(tokenizer))
-        self.messages: list[Message] = [{"role": "system", "content": system}] if system else []
-        self._last: Reply | None = None
-        self._asked, self._pinned = "", 0
+        self.session, self._tokenizer, self._stop = session, tokenizer, tuple(stop)
+        self._form = ChatFormat(tokenizer, stop_ids, vocab_size)
+        self._conversation = Conversation(self._form, [{"role": "system", "content": system}] if system else [])
+        self._asked: list[Message] = []
+
+    @property
+    def messages(self) -> list[Message]:
+        """The conversation so far."""
+        return self._conversation.messages
 
     def user_tokens(self, text: str) -> list[int]:
         """Ids to append for the user's next message, which `add_reply` records with its reply.
@@ -150,23 +113,8 @@ class Chat:
         Raises:
             SemkvError: when the template fails or refuses, or the text has tokens that the model has not.
         """
-        message: Message = {"role": "user", "content": text}
-        if self._last is None:
-            new = self._turns.opening([*self.messages, message])
-            ids = self._tokenizer.encode(new, add_special_tokens=False)
-            self._pinned = self._system_tokens(ids) if self.session.keeps_turns else 0
-        else:
-            new = self._turns.following(self.messages[:-1], text)
-            ids = encode_following(self._tokenizer, _after(self._last, new))
-            self._pinned = 0
-        self._asked = text
-        return check_ids(self._tokenizer, ids, self._vocab_size)
-
-    def _system_tokens(self, opening: list[int]) -> int:
-        """How many tokens of an opening are the system message's: what it is without a user's."""
-        alone = self._tokenizer.encode(self._turns.before_user(self.messages), add_special_tokens=False)
-        same = [first == second for first, second in zip(alone, opening, strict=False)]
-        return same.index(False) if False in same else len(same)
+        self._asked = [{"role": "user", "content": text}]
+        return self._conversation.tokens(self._asked)
 
     def add_reply(self, reply: Reply | Sequence[int]) -> str:
         """Records the reply to the message asked last and ends the turn; returns its text.
@@ -177,8 +125,7 @@ class Chat:
         if not isinstance(reply, Reply):
             text = self._tokenizer.decode(list(reply), skip_special_tokens=True)
             reply = Reply(text, text)
-        self.messages += [{"role": "user", "content": self._asked}, {"role": "assistant", "content": reply.text}]
-        self._last = reply
+        self._conversation.record(self._asked, reply)
         self.session.end_turn()
         return reply.text
 
@@ -196,25 +143,18 @@ class Chat:
         Args:
             stream, cancelled: as for `complete`.
         """
+        ids = self.user_tokens(text)
         reply = complete(
             self.session,
             self._tokenizer,
-            self.user_tokens(text),
+            ids,
             max_new_tokens=max_new_tokens,
-            stop_ids=self._stop_ids,
+            stop_ids=self._form.stop_ids,
             stop=self._stop,
             sampler=sampler,
             stream=stream,
             cancelled=cancelled,
-            pinned=self._pinned,
+            pinned=self._conversation.pinned if self.session.keeps_turns else 0,
         )
         self.add_reply(reply)
         return reply
-
-
-def _after(reply: Reply, new: str) -> str:
-    """The template's text after a reply, less what the cache holds of it already, with what the cache lacks of it."""
-    if reply.cached.startswith(reply.text):
-        begun = reply.cached[len(reply.text) :]
-        return new[len(begun) :] if new.startswith(begun) else new
-    return reply.text[len(reply.cached) :] + new

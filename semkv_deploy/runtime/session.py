@@ -121,7 +121,7 @@ class Session(Turns):
         """
         rows = self._rows(tokens)
         for row, ids in enumerate(rows):
-            self._check_append(row, len(ids))
+            self.check_append(row, len(ids))
         if not any(len(ids) for ids in rows):
             raise SemkvError("nothing to prefill", where="prefill", expected="at least one token", got="none")
         if all_logits and len(rows) != 1:
@@ -159,7 +159,7 @@ class Session(Turns):
             ids = np.where(moving, ids, 0)
         self._check_ids(ids, "step")
         for row in rows:
-            self._check_append(row, 1)
+            self.check_append(row, 1)
         self._begin(moving)
         before = self._snapshot()
         try:
@@ -240,15 +240,15 @@ class Session(Turns):
             logits = self.step(chosen, active)
         return generated
 
-    def save(self, path: Path | str, row: int | None = None) -> None:
-        """Writes the conversation of one row, or of all, to one file: see `runtime.state`.
+    def save(self, path: Path | str, row: int | None = None, note: str = "") -> None:
+        """Writes the conversation of one row, or of all, to one file, with a note: see `runtime.state`.
 
         Raises:
             SemkvError: when the file cannot be written.
         """
         from semkv_deploy.runtime.state import save_session
 
-        save_session(self, Path(path), row)
+        save_session(self, Path(path), row, note)
 
     def load(self, path: Path | str, row: int | None = None) -> None:
         """Goes on with the conversation of a saved session, in place of what one row, or all, held.
@@ -309,7 +309,8 @@ class Session(Turns):
         """Whether a row takes one more token."""
         return self._refusal(row, 1) is None
 
-    def _check_append(self, row: int, count: int) -> None:
+    def check_append(self, row: int, count: int) -> None:
+        """Fails as `prefill` does where a row does not take so many more tokens, in whatever pieces they come."""
         refusal = self._refusal(row, count)
         if refusal is not None:
             raise refusal

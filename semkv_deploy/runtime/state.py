@@ -9,7 +9,8 @@
 | buffer.NAME.NN | as the layout says, the slots cut alike | a buffer of group NN |
 | behaviour.N.NAME | | what the contract's behaviour N keeps |
 
-Metadata name the bundle by the SHA-256 of its manifest, the target, the budget, and the SHA-256 of all tensors.
+Metadata name the bundle by the SHA-256 of its manifest, the target, the budget, and the SHA-256 of all tensors; a note
+is the caller's own.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from __future__ import annotations
 import hashlib
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,8 +38,11 @@ FORMAT, VERSION = "semkv-session", "1"
 """Of the file's metadata."""
 
 
-def save_session(session: Session, path: Path, row: int | None = None) -> None:
+def save_session(session: Session, path: Path, row: int | None = None, note: str = "") -> None:
     """Writes the conversation of one row, or of all, to `path`, which appears when it is whole.
+
+    Args:
+        note: text that is kept with it, for `read_note`.
 
     Raises:
         SemkvError: when the file cannot be written, or a row is not in a state to go on from.
@@ -46,7 +52,7 @@ def save_session(session: Session, path: Path, row: int | None = None) -> None:
     rows = slice(None) if row is None else slice(row, row + 1)
     session.check_rows(row)
     tensors = _tensors(session, rows)
-    metadata = {**_identity(session), "sha256": _digest(tensors)}
+    metadata = {**_identity(session), "sha256": _digest(tensors), **({"note": note} if note else {})}
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         partial.write_bytes(save(tensors, metadata))
@@ -55,6 +61,18 @@ def save_session(session: Session, path: Path, row: int | None = None) -> None:
         raise SemkvError(f"cannot be written: {error.strerror}", where=path, fix="give another path") from None
     finally:
         partial.unlink(missing_ok=True)
+
+
+def read_note(session: Session, path: Path) -> str:
+    """The note that was saved with a conversation, without reading the conversation; empty where there is none.
+
+    Raises:
+        SemkvError: for a file that is damaged, or of another bundle, target or budget.
+    """
+    with _opened(path) as file:
+        metadata = file.metadata() or {}
+    _check_identity(path, metadata, _identity(session))
+    return str(metadata.get("note", ""))
 
 
 def load_session(session: Session, path: Path, row: int | None = None) -> None:
@@ -168,18 +186,33 @@ def _digest(tensors: dict[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def _read(path: Path, identity: dict[str, str]) -> dict[str, Array]:
-    """The tensors of a file of this bundle, target and budget."""
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
         raise SemkvError("no such file", where=path, expected="a file that Session.save wrote")
     try:
         with safe_open(str(path), framework="numpy") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            yield file
     except (SafetensorError, OSError, ValueError, TypeError) as error:
         raise SemkvError("not a saved session, or a damaged one", where=path, got=str(error).splitlines()[0]) from None
+
+
+def _read(path: Path, identity: dict[str, str]) -> dict[str, Array]:
+    """The tensors of a file of this bundle, target and budget."""
+    with _opened(path) as file:
+        metadata = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    _check_identity(path, metadata, identity)
+    if metadata.get("sha256") != _digest(tensors):
+        raise SemkvError(
+            "the saved session is damaged", where=path, expected=f"SHA-256 {metadata.get('sha256', '')[:12]}…"
+        )
+    return tensors
+
+
+def _check_identity(path: Path, metadata: dict[str, str], identity: dict[str, str]) -> None:
     called = {
         "format": "kind of file",
         "version": "version of the file",
@@ -196,8 +229,3 @@ def _read(path: Path, identity: dict[str, str]) -> dict[str, Array]:
                 got=str(metadata.get(key, "none"))[:16],
                 fix="open the bundle and budget that it was saved from",
             )
-    if metadata.get("sha256") != _digest(tensors):
-        raise SemkvError(
-            "the saved session is damaged", where=path, expected=f"SHA-256 {metadata.get('sha256', '')[:12]}…"
-        )
-    return tensors

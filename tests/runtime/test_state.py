@@ -19,6 +19,7 @@ from semkv_deploy.errors import SemkvError
 from semkv_deploy.methods import Method
 from semkv_deploy.model.cache_groups import one_a_head
 from semkv_deploy.runtime.open import larger, open_session
+from semkv_deploy.runtime.state import read_note
 from tests.tiny import with_adapter
 
 from ..methods.matrix import FORMS
@@ -193,3 +194,17 @@ def test_a_bundle_that_was_moved_takes_its_sessions(bundle: Bundle, tiny_bundle:
     shutil.copytree(tiny_bundle, tmp_path / "moved")
     again = open_session(Bundle.open(tmp_path / "moved"), budget=0.5, state=tmp_path / "state")
     np.testing.assert_array_equal(again.step([5]), session.step([5]))
+
+
+def test_a_note_is_kept_beside_the_conversation(bundle: Bundle, tmp_path: Path):
+    session, path = open_session(bundle, budget=0.25), tmp_path / "noted.safetensors"
+    session.prefill(text(1, 30))
+    session.save(path, note="\u00e9 {}")
+    assert read_note(session, path) == "\u00e9 {}" and open_session(bundle, budget=0.25, state=path).position[0] == 30
+    session.save(path)
+    assert read_note(session, path) == ""
+    with pytest.raises(SemkvError, match="of another budget"):
+        read_note(open_session(bundle, budget=0.5), path)
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(SemkvError, match="not a saved session, or a damaged one"):
+        read_note(session, path)

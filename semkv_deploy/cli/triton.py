@@ -1,0 +1,67 @@
+"""`triton`: a bundle becomes a model repository for Triton Inference Server."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from semkv_deploy.cli.console import progress
+from semkv_deploy.cli.options import (
+    PATH,
+    allow_plugins_option,
+    budget_option,
+    bundle_argument,
+    force_option,
+    serving_options,
+    target_option,
+)
+
+if TYPE_CHECKING:
+    from semkv_deploy.budget_units import Budget
+    from semkv_deploy.serve.options import ServingOptions
+
+
+@click.command()
+@bundle_argument
+@click.option("-o", "--output", type=PATH, required=True, help="Model repository; other models in it stay.")
+@click.option("--name", help="Name of the model.  [default: the bundle's directory]")
+@budget_option("the smallest built")
+@serving_options
+@target_option()
+@allow_plugins_option
+@force_option
+def triton(
+    bundle: Path,
+    output: Path,
+    name: str | None,
+    budget: Budget | None,
+    serving: ServingOptions,
+    target: str,
+    allow_plugins: bool,
+    force: bool,
+) -> None:
+    """Writes a model for Triton's Python backend, with a copy of the bundle.
+
+    Triton's Python has to have this package installed; docs/serving.md says what the model takes and gives.
+
+    \b
+    semkv-deploy triton bundle/ -o repository/ --name chat --budget 0.2 --rows 16
+    """
+    from semkv_deploy.serve.triton.repository import write_repository
+
+    with progress() as report:
+        model = write_repository(
+            bundle,
+            output,
+            name or Path(os.path.abspath(bundle)).name,
+            serving,
+            budget=budget,
+            target=target,
+            allow_plugins=allow_plugins,
+            force=force,
+            progress=report,
+        )
+    click.echo(f"{model}: run it with: tritonserver --model-repository={output}")
