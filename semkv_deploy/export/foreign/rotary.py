@@ -25,7 +25,7 @@ TABLE_ROWS = 512
 
 def rotary_of(cos: NDArray[Any], sin: NDArray[Any]) -> Rotary | None:
     """Frequencies behind tables `[P,D/2]`, if the tables follow from them; None: they do not."""
-    if len(cos) < 2:
+    if min(cos.shape) < 1 or len(cos) < 2:
         return None
     scaling = float(np.hypot(cos[0], sin[0])[0])
     frequencies = np.arctan2(sin[1], cos[1])
