@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from semkv_deploy.choices import CacheType, EngineLayout
-from semkv_deploy.methods.behaviours import Behaviour, MakeRoom
+from semkv_deploy.methods.behaviours import Behaviour, BlockTables, MakeRoom
 from semkv_deploy.methods.layout import COMPRESS, DECODE, Binding, CacheLayout, Scope, with_scales
 from semkv_deploy.sizes import row_bytes
 
@@ -229,6 +229,11 @@ class Contract(BaseModel):
     def make_room(self) -> MakeRoom | None:
         """The behaviour that compresses; None where nothing is compressed."""
         return next((behaviour for behaviour in self.behaviours if isinstance(behaviour, MakeRoom)), None)
+
+    @property
+    def tables(self) -> tuple[BlockTables, ...]:
+        """The behaviour that keeps tables of blocks; empty where no step chooses among them."""
+        return tuple(behaviour for behaviour in self.behaviours if isinstance(behaviour, BlockTables))
 
     def compressed_buffers(self, *, of_slots: bool = False) -> dict[str, str]:
         """Buffers of a group that "compress" takes, and what it calls them; `of_slots`: only what is said of slots."""

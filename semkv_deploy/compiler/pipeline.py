@@ -47,6 +47,9 @@ if TYPE_CHECKING:
     from semkv_deploy.model.config import ModelFacts
     from semkv_deploy.targets.tensorrt.build import TensorRTOptions
 
+PLAIN = "plain.onnx"
+"""The portable decoder before a method that selects rewrote it, while a bundle is built."""
+
 PORTABLE = "portable"
 """What contracts of portable graphs have for a target."""
 
@@ -129,6 +132,7 @@ def build_bundle(
         context = choose_context(max_context, model.max_position)
         method = method.resolve(model)
         check_reading(method, targets)
+        check_selecting(method, targets, choice)
         cache_types = {options.dtype if is_tensorrt(name) else cache_dtype for name in targets}
         resolved = resolve_budgets(budgets, context, slot_bytes(model, cache_types))
         given = cache_groups(groups, budget_by, model)
@@ -238,6 +242,31 @@ def check_reading(method: Method, targets: Sequence[str]) -> None:
             )
 
 
+def check_selecting(method: Method, targets: Sequence[str], choice: NativeChoice) -> None:
+    """Fails where no decoder that attends to chosen slots can be built.
+
+    Raises:
+        SemkvError: naming the target, or what is missing.
+    """
+    if not method.selects:
+        return
+    for name in targets:
+        if is_tensorrt(name):
+            raise SemkvError(
+                f"{method.kind} has no decoder for it yet",
+                where=f"--target {name}",
+                expected="onnxruntime-cpu",
+                fix="leave the target out, or keep blocks in a smaller cache: --method dynsplit",
+            )
+    if not choice.on or choice.cache_dtype != "float32":
+        raise SemkvError(
+            f"{method.kind} needs native operators, and caches of float32",
+            where="--native, --cache-dtype",
+            got=f"{choice.cache_dtype} caches; {choice.why}",
+            fix="build them with scripts/build_native.sh and leave both options out, or use --method dynsplit",
+        )
+
+
 def take_source(source: str, root: Path, family: str | None, progress: Progress) -> ModelFacts:
     """Puts the portable decoder into `root/onnx`, and tokenizer and delimiters into `root`; returns the model's facts.
 
@@ -325,6 +354,9 @@ def write_portable(
 
     layout = method.layout(model, profiles[0].groups)
     default = is_default(profiles[0].groups, model.layers)
+    if method.selects:
+        # What is calibrated on, and weights are compared with, attends to everything.
+        shutil.copyfile(root / "onnx" / "decoder.onnx", root / "onnx" / PLAIN)
     if not default or type(method).rewrite_decoder is not Base.rewrite_decoder:
         path = root / "onnx" / "decoder.onnx"
         decoder = ir.load(path)
@@ -341,7 +373,7 @@ def write_portable(
         name = file_stem(program.name) + ("" if alone else f".{heads}_heads")
         file = f"onnx/{name}.onnx"
         (root / file).write_bytes(program.graph.SerializeToString(deterministic=True))
-        written.append(WrittenProgram(program.name, file, program.groups))
+        written.append(WrittenProgram(program.name, file, program.groups, program.in_place))
     return tuple(written)
 
 
@@ -362,12 +394,16 @@ def read_calibration_text(
         SemkvError: when the text is too short.
     """
     path = root / "work" / "decoder.onnx"
-    lowered = lower_decoder(root / "onnx" / "decoder.onnx", bias=method.bias_mode, groups=len(groups))
+    plain = root / "onnx" / PLAIN
+    portable = plain if plain.exists() else root / "onnx" / "decoder.onnx"
+    lowered = lower_decoder(portable, bias=method.bias_mode, groups=len(groups))
+    plain.unlink(missing_ok=True)
     built = save_decoder(lowered, path)
     tokens = calibrate.calibration_tokens(load_tokenizer(root), model, text)
     progress("calibrating", 0.0)
     logits = calibrate.StoredLogits(root / "work" / "logits")
-    engine = calibrate.read_text(path, model, groups, tokens, logits.append, method)
+    layout = None if method.selects else method
+    engine = calibrate.read_text(path, model, groups, tokens, logits.append, layout)
     delimiters = Delimiters.read(root / "delimiters.json")
     settings = calibrate.calibrate(
         method,

@@ -13,13 +13,15 @@ from pydantic import BeforeValidator, SerializeAsAny, ValidationError
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.methods.base import Method
 from semkv_deploy.methods.dynsplit import DynSplit
+from semkv_deploy.methods.dynsplit_select import DynSplitSelect
 from semkv_deploy.methods.full import Full
 from semkv_deploy.methods.importance import Importance
 from semkv_deploy.methods.semanticache import SemantiCache
 from semkv_deploy.methods.streaming_llm import StreamingLLM
 
 METHODS: dict[str, type[Method]] = {
-    method.model_fields["kind"].default: method for method in (SemantiCache, StreamingLLM, Importance, DynSplit, Full)
+    method.model_fields["kind"].default: method
+    for method in (SemantiCache, StreamingLLM, Importance, DynSplit, DynSplitSelect, Full)
 }
 """Methods by name; the first is the default."""
 

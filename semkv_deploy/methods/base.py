@@ -187,6 +187,11 @@ class Method(BaseModel):
         return False
 
     @property
+    def selects(self) -> bool:
+        """Whether a decode step attends to chosen slots only; the method's decoder has no lowering without."""
+        return False
+
+    @property
     def reads_domains(self) -> bool:
         """Whether `calibrate` needs texts of several domains with the model's queries (`CalibrationText.domains`)."""
         return False

@@ -155,6 +155,7 @@ class CompareState(BaseCompareFunc):
             "logits": self.tolerance.logits,
             "key": self.tolerance.cache,
             "value": self.tolerance.cache,
+            "representatives": self.tolerance.cache,
             "slot_bias": self.tolerance.bias,
             "slot_attention": self.tolerance.bias,
         }

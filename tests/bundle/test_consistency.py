@@ -91,7 +91,7 @@ READS, ROOM = f"{CONTRACT}.behaviours.0", f"{CONTRACT}.behaviours.1"
         (f"{ROOM}.by_group.scored.0", 1, "by_group.scored contradicts .*expected float32"),
         (f"{ROOM}.by_group", {}, "a value of (scored|sinks) for group 0"),
         (f"{CONTRACT}.programs.compress.buffers.slot_attention.input", "x", "a value of slot_attention"),
-        (f"{CONTRACT}.cache.step_inputs.0.shape", "B", "int64 of one dimension"),
+        (f"{CONTRACT}.cache.step_inputs.0.shape", "B", "int64 of one dimension, or of B rows of one"),
         (f"{CONTRACT}.cache.step_inputs.0.dtype", "float32", "int64 of one dimension"),
         (f"{CONTRACT}.cache.step_inputs", [], "known by name|step_inputs"),
     ],

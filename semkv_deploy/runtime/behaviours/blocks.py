@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semkv_deploy.methods.layout import POSITION
-from semkv_deploy.model.blocks import TURN, Segmenter, SegmenterState
+from semkv_deploy.model.blocks import Segmenter, SegmenterState
 from semkv_deploy.runtime.behaviours.base import CompressionStats
+from semkv_deploy.runtime.behaviours.segmenters import forgotten, restored, saved
 
 if TYPE_CHECKING:
     from semkv_deploy.methods.behaviours import Blocks
@@ -61,27 +62,13 @@ class BlockKeeper:
         """Compresses nothing."""
 
     def reset(self, rows: NDArray[np.bool_]) -> None:
-        for row in np.flatnonzero(rows):
-            self.segmenters[row].restore(SegmenterState((), (0,) * len(self.behaviour.domains), 0))
+        forgotten(self.segmenters, rows)
 
     def state(self, rows: slice) -> dict[str, NDArray[np.int64]]:
-        """`open` `[B,longest]`: codes of the open block's tokens, at least `TURN`, then less; `sums` `[B,domains]`;
-        `closed` `[B]`."""
-        segmenters = self.segmenters[rows]
-        codes = np.full((len(segmenters), self.behaviour.longest), TURN - 1, np.int64)
-        for number, segmenter in enumerate(segmenters):
-            codes[number, : len(segmenter.open)] = segmenter.open
-        sums = np.array([segmenter.sums for segmenter in segmenters], np.int64)
-        return {"open": codes, "sums": sums, "closed": np.array([each.closed for each in segmenters], np.int64)}
+        return saved(self.segmenters[rows], self.behaviour)
 
     def restore(self, state: dict[str, NDArray[np.int64]], rows: slice) -> None:
-        most = len(self.behaviour.token_ids)
-        for number, segmenter in enumerate(self.segmenters[rows]):
-            # A file that says otherwise was not saved by a session: what no block can be is not taken.
-            codes = state["open"][number, : self.behaviour.longest - 1].tolist()
-            held = next((n for n, code in enumerate(codes) if not TURN <= code <= most), len(codes))
-            sums = tuple(state["sums"][number].tolist())
-            segmenter.restore(SegmenterState(tuple(codes[:held]), sums, int(state["closed"][number])))
+        restored(self.segmenters[rows], self.behaviour, state)
 
     def snapshot(self) -> list[SegmenterState]:
         return [segmenter.state for segmenter in self.segmenters]

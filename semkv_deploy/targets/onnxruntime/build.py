@@ -13,7 +13,7 @@ from semkv_deploy.errors import SemkvError
 from semkv_deploy.lint.aliases import alias_map, check_alias_safety
 from semkv_deploy.lint.onnxruntime import lint_onnxruntime
 from semkv_deploy.methods.layout import DECODE
-from semkv_deploy.targets.onnxruntime.native import NATIVE_PROGRAMS, VERSION
+from semkv_deploy.targets.onnxruntime.native import NATIVE_DECODER, NATIVE_PROGRAMS, VERSION
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -69,7 +69,7 @@ def lower_decoder(
     if native is None:
         kind, lowered = "GroupQueryAttention", lower_to_gqa(model, bias=bias)
     else:
-        kind, lowered = "NexusAttention", keep_as_native(model, bias=bias, cache_dtype=native)
+        kind, lowered = "NexusAttention", keep_as_native(model, bias=bias, cache_dtype=native, kept=NATIVE_DECODER)
     optimize(model)
     found = sum(node.op_type.split("_")[0] == kind for node in model.graph)
     if not lowered == found == groups:
@@ -168,7 +168,7 @@ def build_onnxruntime(
             del narrowed.functions[:]
             narrowed.functions.extend(kept)
         written.write_bytes(narrowed.SerializeToString(deterministic=True))
-        graph = contract(written, "compressor", program.groups, {})
+        graph = contract(written, "compressor", program.groups, dict(program.in_place))
         graphs.setdefault(program.name, []).append(graph)
     return OnnxRuntimeRecord(
         weights=weights,

@@ -194,7 +194,9 @@ class OnnxRuntimeEngine:
         return _Binding(self, program, graph, rows, feeds).run(feeds)
 
     def run_groups(self, program: str, feeds: Mapping[int, Feeds]) -> dict[int, dict[str, Array]]:
-        self._step = None
+        if not all(graph.aliases for graph in self.contract.programs[program].graphs):
+            # Buffers are exchanged.
+            self._step = None
         with ThreadPoolExecutor(self._workers) as pool:
             results = pool.map(lambda group: self._run_group(program, group, feeds[group]), feeds)
             return dict(zip(feeds, results, strict=True))
@@ -213,8 +215,9 @@ class OnnxRuntimeEngine:
             if source is not None:
                 given[source] = self._buffers[name][group]
             if result is not None:
-                results[result] = self._buffers[name][group] if source is None else spare[name]
-                if source is not None:
+                in_place = source is None or graph.aliases.get(source) == result
+                results[result] = self._buffers[name][group] if in_place else spare[name]
+                if not in_place:
                     exchanged.append(name)
         run = session.io_binding()
         held = []

@@ -172,8 +172,9 @@ class TensorRTEngine:
                 if source is not None:
                     addresses[source] = self._buffers[name][group].ptr
                 if result is not None:
-                    addresses[result] = (self._buffers[name][group] if source is None else spare[name]).ptr
-                    if source is not None:
+                    in_place = source is None or graph.aliases.get(source) == result
+                    addresses[result] = (self._buffers[name][group] if in_place else spare[name]).ptr
+                    if not in_place:
                         exchanged.append(name)
             results[group] = self._engines[graph.name].run(0, {}, given, addresses)
             for name in exchanged:

@@ -1,0 +1,106 @@
+"""DynSplit-KV (Ye et al., arXiv 2602.03184) as selection: the whole cache stays, a step attends to its best blocks.
+
+A closed block has representatives, whatever its length: the smallest and largest value of each channel of its keys
+(Quest's, arXiv 2406.10774; 2) or their mean (1). In a step each KV head scores all blocks by its queries and attends to
+the best, `attend` slots in all; the first block and the recent ones, the open one among them, are always among these.
+Prompts attend to everything. What is ours of it is said in `SemanticBlockMap` and `SemanticBlockSelect`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from semkv_deploy.methods.behaviours import BlockTables
+from semkv_deploy.methods.layout import Binding, Buffer, CacheLayout, Program, Scope
+from semkv_deploy.methods.select_blocks import (
+    BLOCK_END,
+    MAP_BLOCKS,
+    REPRESENTATIVES,
+    map_program,
+    require_uniform,
+    select_blocks,
+)
+from semkv_deploy.methods.semantic_blocks import DynSplitSettings, SemanticBlocks
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from semkv_deploy.budget import BudgetProfile
+    from semkv_deploy.methods.behaviours import Behaviour
+    from semkv_deploy.methods.calibration import CalibrationText, Settings
+    from semkv_deploy.model.cache_groups import CacheGroup
+    from semkv_deploy.model.config import ModelFacts
+
+
+class DynSplitSelect(SemanticBlocks):
+    """Attends to the best blocks of a whole cache.
+
+    Attributes:
+        attend: slots that a step attends to beside its own, in each KV head.
+        vectors: representatives of a block: 2, smallest and largest, or 1, the mean.
+        recent_blocks: blocks at the end that are always attended to, the open one included.
+    """
+
+    kind: Literal["dynsplit-select"] = "dynsplit-select"
+    attend: int = Field(default=1024, ge=16, le=1 << 16)
+    vectors: Literal[1, 2] = 2
+    recent_blocks: int = Field(default=4, ge=1, le=64)
+
+    compresses: ClassVar[bool] = False
+
+    @property
+    def selects(self) -> bool:
+        return True
+
+    def most_blocks(self, groups: Sequence[CacheGroup]) -> int:
+        """N: as many as a whole cache has, one that is open, and one that is none."""
+        require_uniform({group.capacity for group in groups})
+        return -(-groups[0].capacity // (self.block - self.radius)) + 2
+
+    def layout(self, model: ModelFacts, groups: Sequence[CacheGroup]) -> CacheLayout:
+        layout = super().layout(model, groups)
+        most = self.most_blocks(layout.groups)
+        table = Buffer(name=REPRESENTATIVES, shape=f"B,Hkv,{most},{self.vectors},D", dtype="float32")
+        ends = Buffer(name=BLOCK_END, shape=f"B,{most}", dtype="int64")
+        return layout.model_copy(update={"buffers": (*layout.buffers, table), "step_inputs": (ends,)})
+
+    def rewrite_decoder(self, decoder: ir.Model, layout: CacheLayout) -> None:
+        select_blocks(
+            decoder,
+            longest=self.longest,
+            width=self.attend,
+            vectors=self.vectors,
+            first=1,
+            recent=self.recent_blocks,
+        )
+
+    def bindings(self, program: str, layout: CacheLayout) -> tuple[Scope, dict[str, Binding]]:
+        if program != MAP_BLOCKS:
+            return super().bindings(program, layout)
+        return "group", {
+            "key": Binding(input="key_cache", output=None),
+            REPRESENTATIVES: Binding(input=REPRESENTATIVES, output=f"{REPRESENTATIVES}_out"),
+        }
+
+    def programs(self, model: ModelFacts, layout: CacheLayout) -> list[Program]:
+        graph = map_program(model, longest=self.longest, vectors=self.vectors)
+        in_place = {REPRESENTATIVES: f"{REPRESENTATIVES}_out"}
+        return [Program(MAP_BLOCKS, graph, "group", tuple(range(len(layout.groups))), in_place)]
+
+    def calibrate(self, model: ModelFacts, text: CalibrationText) -> DynSplitSettings:
+        return DynSplitSettings(table=self.table(model, text), scores=None)
+
+    def behaviours(self, model: ModelFacts, profile: BudgetProfile, settings: Settings | None) -> list[Behaviour]:
+        most = self.most_blocks(profile.groups)
+        return [
+            BlockTables(
+                program=MAP_BLOCKS,
+                input=BLOCK_END,
+                most=most,
+                closed=-(-profile.prefill_chunk // (self.block - self.radius)) + 1,
+                **self.rule(model, settings),
+            )
+        ]
