@@ -74,7 +74,7 @@ class Host:
         }
         self.delimiters = set(json.loads((root / contract["delimiters"]).read_text(encoding="utf-8"))["token_ids"])
         self.compressions = 0
-        self.cutters = [each for each in contract["behaviours"] if each["kind"] == "blocks"]
+        self.cutters = [each for each in contract["behaviours"] if each["kind"] in ("blocks", "block_tables")]
         self.new_conversation()
 
     def _type(self, buffer: dict[str, Any]) -> Any:
@@ -86,9 +86,8 @@ class Host:
             "Hkv": len(group["heads"]),
             "C": group["capacity"],
             "D": self.contract["head_dim"],
-            "1": 1,
         }
-        return [sizes[size] for size in buffer["shape"].split(",")]
+        return [sizes[size] if size in sizes else int(size) for size in buffer["shape"].split(",")]
 
     def new_conversation(self) -> None:
         self.position = np.zeros(self.batch, np.int64)
@@ -97,6 +96,7 @@ class Host:
         self.unread: list[list[int]] = [[] for _ in range(self.batch)]
         self.open: list[list[int]] = [[] for _ in range(self.batch)]
         self.closed = [0] * self.batch
+        self.ends: list[list[int]] = [[] for _ in range(self.batch)]
         self.sums = [[0] * sum(len(each["domains"]) for each in self.cutters) for _ in range(self.batch)]
         for name in ("slot_bias", "slot_attention"):
             for said in self.buffers.get(name, []):
@@ -162,7 +162,10 @@ class Host:
             "position_ids": (self.position[rows, None] if position is None else position) + np.arange(width)[None],
             "logits_index": np.full((count, 1), index),
             "length": np.ascontiguousarray(self.length[:, rows]),
-            **{each["name"]: np.full(1, int(record)) for each in self.contract["cache"]["step_inputs"]},
+            **{
+                each["name"]: np.full(1, int(record)) if each["shape"] == "1" else self._block_ends(rows, each["shape"])
+                for each in self.contract["cache"]["step_inputs"]
+            },
         }
         results: Arrays = {"logits": np.zeros((count, 1, self.contract["vocab_size"]), np.float32)}
         for name, patterns in program["buffers"].items():
@@ -180,12 +183,42 @@ class Host:
         graph.run(given, results)
         return results["logits"]
 
+    def _block_ends(self, rows: slice, shape: str) -> Ids:
+        ends = np.zeros((self.batch, int(shape.removeprefix("B,"))), np.int64)
+        for row, closed in enumerate(self.ends):
+            every = [*closed, *([int(self.position[row])] if self.open[row] else [])]
+            ends[row, : len(every)] = every
+        return np.ascontiguousarray(ends[rows])
+
+    def _map(self, behaviour: dict[str, Any], row: int, first: int) -> None:
+        """Maps the row's blocks from a number on: they were closed by what was appended last."""
+        length = np.zeros((self.batch, behaviour["closed"]), np.int64)
+        start, number = length.copy(), np.full_like(length, behaviour["most"] - 1)
+        for place, block in enumerate(range(first, len(self.ends[row]))):
+            begin = self.ends[row][block - 1] if block else 0
+            start[row, place], length[row, place] = begin, self.ends[row][block] - begin
+            number[row, place] = block
+        (graph,) = self.graphs[behaviour["program"]]
+        patterns = self.contract["programs"][behaviour["program"]]["buffers"]
+        for group in range(len(self.groups)):
+            given = {"block_start": start, "block_length": length, "block_number": number}
+            given |= {of["input"]: self.buffers[name][group] for name, of in patterns.items()}
+            table = self.buffers["representatives"][group]
+            graph.run(given, {patterns["representatives"]["output"]: table})
+
     def _name(self, pattern: str | None, group: int) -> str | None:
         width = max(2, len(str(len(self.groups) - 1)))
         return pattern and pattern.replace("{group}", f"{group:0{width}d}")
 
     def _count(self, row: int, tokens: list[int]) -> None:
         self.unread[row] += tokens
+        first = len(self.ends[row])
+        self._count_each(row, tokens)
+        for behaviour in self.cutters:
+            if behaviour["kind"] == "block_tables" and len(self.ends[row]) > first:
+                self._map(behaviour, row, first)
+
+    def _count_each(self, row: int, tokens: list[int]) -> None:
         for token in tokens:
             delimiter = token in self.delimiters
             if self.after_delimiter[row] and not delimiter:
@@ -195,7 +228,8 @@ class Host:
                 self.columns["slot_position"][group][row, :, length] = self.position[row]
                 self.columns["slot_chunk"][group][row, :, length] = 2 * self.chunk[row] + delimiter
                 for behaviour in self.cutters:
-                    self.columns[behaviour["column"]][group][row, :, length] = self.closed[row]
+                    if "column" in behaviour:
+                        self.columns[behaviour["column"]][group][row, :, length] = self.closed[row]
             self.length[:, row] += 1
             self.position[row] += 1
             for behaviour in self.cutters:
@@ -236,6 +270,9 @@ class Host:
                 )
         self.open[row] = tokens[length:]
         self.closed[row] += 1
+        self.ends[row].append((self.ends[row][-1] if self.ends[row] else 0) + length)
+        if "column" not in behaviour:
+            return
         first = self.position[row] - len(self.open[row])
         for group, positions in enumerate(self.columns["slot_position"]):
             live = np.arange(positions.shape[2]) < self.length[group, row]
