@@ -68,4 +68,5 @@ def test_wheel_has_the_licence_and_says_that_it_is_typed(tmp_path: Path):
     subprocess.run([*command, source], check=True, capture_output=True)
     names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
     assert "semkv_deploy/py.typed" in names and "semkv_deploy/data/calibration.txt" in names
+    assert {f"semkv_deploy/data/domains/{name}.txt" for name in ("prose", "code", "chat", "cjk")} <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)

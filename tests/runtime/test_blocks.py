@@ -16,6 +16,7 @@ from semkv_deploy.methods.behaviours import Blocks
 from semkv_deploy.model.blocks import segment
 from semkv_deploy.runtime.open import open_session
 from semkv_deploy.runtime.session import Session
+from semkv_deploy.runtime.tokens import load_tokenizer
 from semkv_deploy.validate.run import validate
 
 from .test_rows import same, snapshot
@@ -135,6 +136,29 @@ def test_a_saved_session_goes_on_in_the_middle_of_a_block(bundle: Bundle, tmp_pa
 
 def test_budget_one_cuts_nothing(bundle: Bundle):
     assert open_session(bundle, budget=1.0).behaviours == []
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "春天到了，河边的柳树发出了新芽。孩子们放风筝；老人们晒太阳。" * 4,
+        "incomprehensibility" * 40,
+        "\n\n\n;;;...\n" * 30,
+    ],
+    ids=["bytes", "one word", "delimiters"],
+)
+def test_texts_that_are_hard_to_cut(bundle: Bundle, written: str):
+    """A tokenizer that spells characters in bytes, a word without an end, nothing but delimiters; and an empty turn."""
+    session = open_session(bundle, budget=0.25)
+    session.end_turn()
+    ids = load_tokenizer(bundle.root).encode(written, add_special_tokens=False)[:400]
+    session.prefill(ids)
+    session.end_turn()
+    session.end_turn()
+    assert len(ids) > 128 and session.stats.runs > 0
+    check(session, [ids])
+    lengths = np.unique(blocks_of(session, ids), return_counts=True)[1]
+    assert lengths[:-1].min() >= 12 and lengths.max() <= 20
 
 
 def test_it_validates(bundle: Bundle):
