@@ -8,6 +8,7 @@ top of it.
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -93,17 +94,19 @@ class Host:
         self.position = np.zeros(self.batch, np.int64)
         self.length = np.zeros((len(self.groups), self.batch), np.int64)
         self.chunk, self.after_delimiter = [0] * self.batch, [False] * self.batch
+        self.turn, self.begun, self.ended = (np.zeros(self.batch, np.int64) for _ in range(3))
         self.unread: list[list[int]] = [[] for _ in range(self.batch)]
         self.open: list[list[int]] = [[] for _ in range(self.batch)]
         self.closed = [0] * self.batch
         self.ends: list[list[int]] = [[] for _ in range(self.batch)]
         self.sums = [[0] * sum(len(each["domains"]) for each in self.cutters) for _ in range(self.batch)]
-        for name in ("slot_bias", "slot_attention"):
-            for said in self.buffers.get(name, []):
+        for buffer in self.contract["cache"]["buffers"]:
+            for said in self.buffers[buffer["name"]] if buffer["dtype"] == "float32" else []:
                 said.fill(0)
 
     def prompt(self, row: int, ids: list[int]) -> NDArray[np.float32]:
         """`[V]` logits after the last token."""
+        self._finish_turns([row])
         piece = self.contract["prefill_chunk"]
         for start in range(0, len(ids), piece):
             tokens = ids[start : start + piece]
@@ -116,6 +119,7 @@ class Host:
 
     def step(self, tokens: Ids, wanted: list[bool]) -> NDArray[np.float32]:
         """`[B,V]` logits after one token in each row; rows that are not wanted stay as they are."""
+        self._finish_turns(np.flatnonzero(wanted).tolist())
         self._make_room(np.array(wanted, np.int64))
         capacity = np.array([group["capacity"] for group in self.groups])[:, None]
         if (self.length[:, ~np.array(wanted)] >= capacity).any():
@@ -129,8 +133,14 @@ class Host:
                 self._count(row, [token])
         return logits[:, 0]
 
-    def end_turn(self) -> None:
+    def end_turn(self, rows: list[int] | None = None) -> None:
         for behaviour in self.contract["behaviours"]:
+            if behaviour["kind"] == "nexus_turns":
+                ended = np.isin(np.arange(self.batch), range(self.batch) if rows is None else rows)
+                self.ended |= ended & (self.position > self.begun)
+                if behaviour["when"] == "turn":
+                    self._finish_turns(list(range(self.batch)))
+                continue
             if behaviour.get("when") != "turn":
                 continue
             if behaviour["kind"] == "read_again":
@@ -141,16 +151,91 @@ class Host:
                     self._compress(behaviour, group, np.clip(target, behaviour["least"], keep))
                 self.compressions += 1
 
+    def _finish_turns(self, rows: list[int]) -> None:
+        rows = [row for row in rows if self.ended[row]]
+        behaviours = [each for each in self.contract["behaviours"] if each["kind"] == "nexus_turns"]
+        if not rows or not behaviours:
+            return
+        (behaviour,) = behaviours
+        gone = np.zeros((2, self.batch), np.int64)
+        for row in rows:
+            first = max(int(self.begun[row]), behaviour["sinks"])
+            length = int(self.position[row]) - first
+            slots = behaviour["tokens"] or math.ceil(behaviour["kept"] * length)
+            share = math.ceil(behaviour["nexus_share"] * slots)
+            if slots < length:
+                nexus = min(share, behaviour["most"])
+                gone[:, row] = first, self.position[row] - (slots - share)
+                turn = min(int(self.turn[row]), behaviour["turns"] - 1)
+                first_id = behaviour["first_id"] + turn * behaviour["most"]
+                self._append(row, list(range(first_id, first_id + nexus)))
+        kept = []
+        for group, live in enumerate(self._live()):
+            position, turn = (self.columns[name][group][:, 0] for name in ("slot_position", "slot_turn"))
+            of_turn = (turn == 2 * self.turn[:, None]) & (position >= gone[0, :, None]) & (position < gone[1, :, None])
+            kept.append(live & ~of_turn)
+        self._drop(behaviour, kept)
+        self.turn[rows] += 1
+        self.begun[rows], self.ended[rows] = self.position[rows], 0
+
+    def _append(self, row: int, ids: list[int]) -> None:
+        appended = np.zeros(self.batch, np.int64)
+        appended[row] = len(ids)
+        self._make_room(appended)
+        piece = self.contract["prefill_chunk"]
+        for start in range(0, len(ids), piece):
+            rows = ids[start : start + piece]
+            self._run(np.array([rows]), row, len(rows) - 1)
+            self._count(row, rows)
+
+    def _live(self) -> list[NDArray[np.bool_]]:
+        """By group, `[B,C]`."""
+        return [
+            np.arange(of["capacity"]) < length[:, None] for of, length in zip(self.groups, self.length, strict=True)
+        ]
+
+    def _drop_turns(self, behaviour: dict[str, Any], appended: Ids) -> None:
+        kept = self._live()
+        for group, stays in enumerate(kept):
+            position, turn = (self.columns[name][group][:, 0] for name in ("slot_position", "slot_turn"))
+            free = stays & (turn != -1) & (position >= behaviour["sinks"])
+            for row in np.flatnonzero(self.length[group] + appended > self.groups[group]["capacity"]):
+                most = self.groups[group]["capacity"] - int(appended[row])
+                for number in range(int(self.turn[row])):
+                    if stays[row].sum() > most:
+                        stays[row, free[row] & (turn[row] // 2 == number)] = False
+                if stays[row].sum() > most:
+                    excess = stays[row].sum() - min(most, behaviour["keep_slots"][group])
+                    stays[row, np.flatnonzero(free[row] & stays[row])[:excess]] = False
+        self._drop(behaviour, kept)
+
+    def _drop(self, behaviour: dict[str, Any], kept: list[NDArray[np.bool_]]) -> None:
+        changed = [bool((stays.sum(1) < length).any()) for stays, length in zip(kept, self.length, strict=True)]
+        self.compressions += any(changed)
+        for group in np.flatnonzero(changed):
+            index = np.full((self.batch, 1, self.groups[group]["capacity"]), -1)
+            for row, stays in enumerate(kept[group]):
+                index[row, 0, : stays.sum()] = np.flatnonzero(stays)
+            self._run_group(behaviour["program"], int(group), {"keep_index": index})
+
     def _read_again(self, behaviour: dict[str, Any], rows: list[int]) -> None:
         for row in rows:
             first = min(int(self.position[row]), self.contract["max_context"] - behaviour["piece"])
-            for start in range(0, len(self.unread[row]), behaviour["piece"]):
+            starts = range(0, len(self.unread[row]), behaviour["piece"])
+            for number, start in enumerate(starts, 1):
                 tokens = self.unread[row][start : start + behaviour["piece"]]
-                self._run(np.array([tokens]), row, 0, position=first, record=True)
+                recorded = {behaviour["input"]: np.array([number, len(starts)])}
+                self._run(np.array([tokens]), row, 0, position=first, recorded=recorded)
             self.unread[row] = []
 
     def _run(
-        self, tokens: Ids, row: int | None, index: int, *, position: int | None = None, record: bool = False
+        self,
+        tokens: Ids,
+        row: int | None,
+        index: int,
+        *,
+        position: int | None = None,
+        recorded: Arrays | None = None,
     ) -> NDArray[np.float32]:
         rows = slice(None) if row is None else slice(row, row + 1)
         count, width = tokens.shape
@@ -163,7 +248,9 @@ class Host:
             "logits_index": np.full((count, 1), index),
             "length": np.ascontiguousarray(self.length[:, rows]),
             **{
-                each["name"]: np.full(1, int(record)) if each["shape"] == "1" else self._block_ends(rows, each["shape"])
+                each["name"]: (recorded or {}).get(each["name"], np.zeros(int(each["shape"]), np.int64))
+                if each["shape"].isdecimal()
+                else self._block_ends(rows, each["shape"])
                 for each in self.contract["cache"]["step_inputs"]
             },
         }
@@ -220,13 +307,16 @@ class Host:
 
     def _count_each(self, row: int, tokens: list[int]) -> None:
         for token in tokens:
-            delimiter = token in self.delimiters
+            nexus = token >= self.contract["vocab_size"]
+            delimiter = token in self.delimiters and not nexus
             if self.after_delimiter[row] and not delimiter:
                 self.chunk[row] += 1
             self.after_delimiter[row] = delimiter
             for group, length in enumerate(self.length[:, row]):
                 self.columns["slot_position"][group][row, :, length] = self.position[row]
                 self.columns["slot_chunk"][group][row, :, length] = 2 * self.chunk[row] + delimiter
+                if "slot_turn" in self.columns:
+                    self.columns["slot_turn"][group][row, :, length] = 2 * self.turn[row] + nexus
                 for behaviour in self.cutters:
                     if "column" in behaviour:
                         self.columns[behaviour["column"]][group][row, :, length] = self.closed[row]
@@ -284,6 +374,10 @@ class Host:
         full = [(self.length[group] + appended > of["capacity"] - reserve) for group, of in enumerate(self.groups)]
         if not np.any(full):
             return
+        for each in self.contract["behaviours"]:
+            if each["kind"] == "nexus_turns":
+                self._drop_turns(each, appended)
+                return
         (behaviour,) = (each for each in self.contract["behaviours"] if each["kind"] == "make_room")
         for each in self.contract["behaviours"]:
             if each["kind"] == "read_again":
@@ -295,19 +389,18 @@ class Host:
         self.compressions += 1
 
     def _compress(self, behaviour: dict[str, Any], group: int, target: Ids) -> None:
-        program = self.contract["programs"][behaviour["program"]]
-        graph = next(graph for graph in self.graphs[behaviour["program"]] if group in graph.contract["groups"])
-        given: Arrays = {
-            "length": self.length[group].copy(),
-            "target": target,
-            "recent": np.maximum(np.floor(behaviour["recent_share"] * target), behaviour["recent_least"]).astype(
-                np.int64
-            ),
-            **{name: column[group] for name, column in self.columns.items()},
-        }
+        recent = np.maximum(np.floor(behaviour["recent_share"] * target), behaviour["recent_least"]).astype(np.int64)
+        given: Arrays = {"target": target, "recent": recent}
         for name, values in behaviour["by_group"].items():
             fixed = np.array(values[group])
             given[name] = fixed.astype(np.float32) if fixed.dtype == np.float64 else fixed
+        self._run_group(behaviour["program"], group, given)
+
+    def _run_group(self, name_of_program: str, group: int, given: Arrays) -> None:
+        program = self.contract["programs"][name_of_program]
+        graph = next(graph for graph in self.graphs[name_of_program] if group in graph.contract["groups"])
+        columns = {name: column[group] for name, column in self.columns.items()}
+        given = {**given, **columns, "length": self.length[group].copy()}
         results = {f"{name}_out": np.zeros_like(given[name]) for name in ("length", *self.columns)}
         results |= {name: np.zeros(self.batch, np.int64) for name in ("level", "evicted")}
         for name, patterns in program["buffers"].items():

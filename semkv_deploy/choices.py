@@ -13,6 +13,9 @@ TensorRTTarget = Literal["tensorrt", "tensorrt-rtx"]
 WeightFormat = Literal["fp32", "int8", "int4"]
 """How `onnxruntime-*` targets store weights."""
 
+StoredWeights = Literal["fp32", "int8", "int4", "kept"]
+"""How a bundle's are stored. kept: as they came, from a graph whose weights were quantised already."""
+
 CacheType = Literal["float32", "float16", "bfloat16", "int8"]
 """Types of caches that `onnxruntime-cpu` has; all but float32 take native operators."""
 

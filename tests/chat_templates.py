@@ -128,6 +128,8 @@ class ScriptedSession:
         replies: ids of each reply, one a `prefill`, its stop included.
     """
 
+    keeps_turns = False
+
     def __init__(self, replies: list[list[int]], vocabulary: int, max_context: int = 1 << 20) -> None:
         self.cache: list[int] = []
         self.max_context, self.turns = max_context, 0

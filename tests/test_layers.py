@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parent.parent / "semkv_deploy"
 
 FLOORS = (
     ("cli",),
-    ("validate", "bench", "evaluate", "calibrate"),
+    ("validate", "bench", "evaluate", "calibrate", "train"),
     ("compiler", "runtime", "memory"),
     ("targets", "export"),
     ("lint", "passes"),

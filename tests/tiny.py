@@ -70,6 +70,57 @@ def tiny_export_at(checkpoint: Path, out: Path) -> Path:
     return out
 
 
+def tiny_adapter_at(export: Path, out: Path, *, k_max: int = 8, turns_max: int = 3, **changes: Any) -> Path:
+    """A random SONIC adapter for an exported model, for every linear module of its layers.
+
+    Args:
+        changes: fields of the adapter that are to be others than the model's.
+    """
+    import numpy as np
+    import onnx
+    from onnx import numpy_helper
+
+    from semkv_deploy.methods.sonic_adapter import MODULES, NEXUS, TURN, SonicAdapter, fingerprint, save_adapter
+    from semkv_deploy.model.exported import open_export
+
+    facts, random = open_export(export / "decoder.onnx"), np.random.default_rng(7)
+    graph = onnx.load(export / "decoder.onnx").graph
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    (table,) = (node.input[0] for node in graph.node if node.op_type == "Gather" and node.input[1] == "input_ids")
+    embedding = numpy_helper.to_array(weights[table])
+    rank, hidden = 4, facts.hidden_size
+
+    def normal(*shape: int) -> Any:
+        return (0.3 * random.standard_normal(shape)).astype(np.float32)
+
+    tensors = {NEXUS: normal(k_max, hidden), TURN: normal(turns_max, hidden)}
+    for layer in range(facts.layers):
+        for module in MODULES:
+            part = "self_attn" if module in MODULES[:4] else "mlp"
+            inputs, outputs = weights[f"layers.{layer:02d}.{part}.{module}.weight"].dims
+            tensors[f"layers.{layer}.{module}.lora_A"] = normal(rank, inputs)
+            tensors[f"layers.{layer}.{module}.lora_B"] = normal(outputs, rank)
+    given: dict[str, Any] = {
+        "tensors": tensors,
+        "base": fingerprint(embedding),
+        "k_max": k_max,
+        "turns_max": turns_max,
+        "rank": rank,
+        "hidden": hidden,
+        "layers": facts.layers,
+    }
+    save_adapter(out, SonicAdapter(**{**given, **changes}))
+    return out
+
+
+def with_adapter(method: Any, export: Path) -> Any:
+    """The method, with a random adapter for an exported model if it is one that is learned."""
+    if not method.learned:
+        return method
+    adapter = tiny_adapter_at(export, export.parent / f"{export.name}.adapter.safetensors")
+    return type(method).model_validate({**method.model_dump(), "adapter": str(adapter)})
+
+
 def tiny_bundle_at(export: Path, out: Path) -> Path:
     """Budgets 0.25, 0.5 and 1 of 512 tokens, float32 weights."""
     from semkv_deploy.compiler.pipeline import build_bundle

@@ -20,7 +20,9 @@ struct TensorShape
     static constexpr int kSteps = kKeyPiece / 4; // mma of a chunk and tile
     static constexpr int kValuePiece = kIsCode<C> && kDims % 128 == 0 ? 16 : 8;
     static constexpr int kValueChunks = ceilDivide(kDims, 8 * kValuePiece);
-    static constexpr int kSlots = kDims * static_cast<int>(sizeof(C)) > 64 ? 16 : 32; // of a warp's step
+    // Of a warp's step: as many as registers take, for bytes are on their way while a step is computed. (16 slots of codes
+    // instead of 32 take a quarter longer on an H200: gpu_check/results, h200_first.json and h200.json.)
+    static constexpr int kSlots = kIsCode<C> || kDims * static_cast<int>(sizeof(C)) <= 64 ? 32 : 16;
     static constexpr int kTiles = kSlots / 8;
     static constexpr int kGroups = kSlots / 16;
     static constexpr int kSlotTile = kParts * kSlots;

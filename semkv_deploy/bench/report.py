@@ -13,6 +13,7 @@ import click
 
 from semkv_deploy.bundle import Bundle
 from semkv_deploy.errors import SemkvError
+from semkv_deploy.methods.behaviours import NexusTurns
 
 if TYPE_CHECKING:
     from semkv_deploy.budget_units import BudgetLike
@@ -24,6 +25,7 @@ def run(
     budgets: Sequence[BudgetLike] = (),
     context: int | None,
     tokens: int,
+    turns: int = 1,
     genai: Path | None,
     plot: Path | None,
     as_json: bool,
@@ -34,6 +36,7 @@ def run(
 
     Args:
         budgets: that were built; empty: all.
+        turns: of equal length that the context has.
 
     Raises:
         SemkvError: when the context is larger than the bundle's, or a measurement fails.
@@ -41,8 +44,12 @@ def run(
     bundle = Bundle.open(root, only=["bundle.json"])
     limit = bundle.manifest.max_context
     context = limit if context is None else context
-    if not tokens + 64 <= context <= limit:
-        raise SemkvError("out of range", where="--context", expected=f"{tokens + 64} to {limit} tokens", got=context)
+    reserve = _reserve(bundle) if turns > 1 else 0
+    least = turns * (tokens + 64 + reserve)
+    if not least <= context <= limit:
+        raise SemkvError("out of range", where="--context", expected=f"{least} to {limit} tokens", got=context)
+    if genai is not None and turns > 1:
+        raise SemkvError("its runs have one turn", where="--genai", fix="leave out --turns or --genai")
     if genai is not None and not (genai / "genai_config.json").is_file():
         raise SemkvError(
             "not an onnxruntime-genai model",
@@ -56,11 +63,19 @@ def run(
     chosen = {bundle.share(budget) for budget in budgets} or bundle.manifest.budgets
     for share in sorted(chosen, reverse=True):
         request = {"engine": "bundle", "path": str(root), "target": target, "budget": share}
-        requests.append((f"budget {share:g}", {**request, "allow_plugins": allow_plugins}))
+        options = {"turns": turns, "reserve": reserve, "allow_plugins": allow_plugins}
+        requests.append((f"budget {share:g}", {**request, **options}))
     for name, request in requests:
         click.echo(f"measuring {name} at {context} tokens …", err=True)
         results[name] = _measure({**request, "context": context, "tokens": tokens})
-    output = {"bundle": root.name, "context": context, "tokens": tokens, "results": results, "ratios": _ratios(results)}
+    output = {
+        "bundle": root.name,
+        "context": context,
+        "tokens": tokens,
+        "turns": turns,
+        "results": results,
+        "ratios": _ratios(results, whole=turns > 1),
+    }
     if plot is not None:
         _draw(output, plot)
     if as_json:
@@ -78,14 +93,31 @@ def _measure(request: dict[str, Any]) -> dict[str, Any]:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def _ratios(results: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """Decode time and memory of the full cache over each smaller one, and of budget 1 over genai."""
+def _reserve(bundle: Bundle) -> int:
+    """Positions that the method may take at a turn's end: free at every budget, so that all do the same work."""
+    behaviours = [
+        behaviour
+        for record in bundle.manifest.targets.values()
+        for built in record.budgets
+        for behaviour in built.contract.behaviours
+    ]
+    return max((each.most for each in behaviours if isinstance(each, NexusTurns)), default=0)
+
+
+def _ratios(results: dict[str, dict[str, Any]], *, whole: bool) -> dict[str, float]:
+    """Times and memory of the full cache over each smaller one, and of budget 1 over genai.
+
+    Args:
+        whole: of all turns together as well.
+    """
     ratios = {}
     full = results.get("budget 1")
     if full:
         for name, result in results.items():
             if name.startswith("budget") and result is not full:
                 ratios[f"decode: budget 1 / {name}"] = full["decode_ms"] / result["decode_ms"]
+                if whole:
+                    ratios[f"all turns: budget 1 / {name}"] = full["total_s"] / result["total_s"]
                 if "peak_mib" in result:
                     ratios[f"peak memory: budget 1 / {name}"] = full["peak_mib"] / result["peak_mib"]
     peer = results.get("onnxruntime-genai")
@@ -135,6 +167,7 @@ def _table(output: dict[str, Any]) -> None:
         "",
         "decode ms",
         "prefill s",
+        "all s",
         "compressing s",
         "live slots",
         "cache read MiB/step",
@@ -151,6 +184,7 @@ def _table(output: dict[str, Any]) -> None:
             name,
             cell("decode_ms", ".1f"),
             cell("prefill_s", ".1f"),
+            cell("total_s", ".1f"),
             cell("compress_s", ".2f"),
             cell("kept", ".0f"),
             cell("read_mib", ".1f"),

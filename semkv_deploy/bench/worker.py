@@ -27,40 +27,58 @@ def prompt_tokens(encode: Any, count: int) -> list[int]:
 
 
 def measure_bundle(
-    root: Path, target: str, budget: float, context: int, tokens: int, *, allow_plugins: bool = False
+    root: Path,
+    target: str,
+    budget: float,
+    context: int,
+    tokens: int,
+    *,
+    turns: int = 1,
+    reserve: int = 0,
+    allow_plugins: bool = False,
 ) -> dict[str, Any]:
-    """Prefills `context - tokens` tokens, then times `tokens` decode steps.
+    """Times `turns` turns of `context / turns - reserve` tokens, the last `tokens` of each decoded, the rest prefilled.
+
+    Args:
+        reserve: positions of each turn that nothing is appended at: some method may take them for rows of its own.
 
     Returns:
-        prefill_s, compress_s, decode_ms (median), decode_ms_all, kept (mean live slots of a cache group), cache_mib
-        (allocated), read_mib (cache read by one step), peak_mib (most memory beside the loaded weights; not on a GPU,
-        whose memory is not the process's).
+        prefill_s, total_s (of all turns), compress_s, decode_ms (median), decode_ms_all, kept (mean live slots of a
+        cache group), cache_mib (allocated), read_mib (cache read by one step), peak_mib (most memory beside the loaded
+        weights; not on a GPU, whose memory is not the process's).
     """
     from semkv_deploy.runtime.open import open_bundle, open_session
     from semkv_deploy.runtime.tokens import load_tokenizer
 
     bundle = open_bundle(root, target, allow_plugins=allow_plugins)
     tokenizer = load_tokenizer(bundle.root)
-    ids = prompt_tokens(lambda text: tokenizer.encode(text, add_special_tokens=False), context - tokens)
+    prompt = context // turns - reserve - tokens
+    ids = prompt_tokens(lambda text: tokenizer.encode(text, add_special_tokens=False), turns * prompt)
     session = open_session(bundle, budget=budget, target=target)
     # Weights are loaded, and no page of the caches is resident before something is written to it.
     with memory.PeakMemory() as peak:
         session.step(session.prefill(ids[:8]).argmax(-1))
         session.reset()
-        started = time.perf_counter()
-        logits = session.prefill(ids)
-        prefill = time.perf_counter() - started
+        begun, prefill = time.perf_counter(), 0.0
         times = []
-        for _ in range(tokens):
+        for turn in range(turns):
             started = time.perf_counter()
-            logits = session.step(logits.argmax(-1))
-            times.append((time.perf_counter() - started) * 1e3)
+            logits = session.prefill(ids[turn * prompt : (turn + 1) * prompt])
+            prefill += time.perf_counter() - started
+            for _ in range(tokens):
+                started = time.perf_counter()
+                logits = session.step(logits.argmax(-1))
+                times.append((time.perf_counter() - started) * 1e3)
+            if turn < turns - 1:
+                session.end_turn()
+        total = time.perf_counter() - begun
     contract, memory_is_ours = session.contract, not bundle.target(target).on_gpu
     heads = np.array([len(group.heads) for group in contract.cache.groups])
     read = float((heads * session.length.mean(1)).sum()) * 2 * row_bytes(contract.dtype, contract.head_dim)
     kept = float(session.length.mean())
     return {
         "prefill_s": prefill,
+        "total_s": total,
         "compress_s": session.stats.seconds,
         "compressions": session.stats.runs,
         "levels": {str(level): count for level, count in sorted(session.stats.levels.items())},
@@ -119,7 +137,14 @@ def main() -> None:
         result = measure_genai(root, context, tokens)
     else:
         result = measure_bundle(
-            root, request["target"], request["budget"], context, tokens, allow_plugins=request["allow_plugins"]
+            root,
+            request["target"],
+            request["budget"],
+            context,
+            tokens,
+            turns=request["turns"],
+            reserve=request["reserve"],
+            allow_plugins=request["allow_plugins"],
         )
     print(json.dumps(result))
 

@@ -12,8 +12,8 @@ from semkv_deploy.budget import SLOT_MULTIPLE
 from semkv_deploy.bundle.files import REBUILD
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.graph.external import is_inside
-from semkv_deploy.methods.behaviours import Blocks, BlockTables, MakeRoom, ReadAgain
-from semkv_deploy.methods.layout import CHUNK, DECODE, POSITION
+from semkv_deploy.methods.behaviours import Blocks, BlockTables, MakeRoom, NexusTurns, ReadAgain
+from semkv_deploy.methods.layout import CHUNK, DECODE, POSITION, TURN
 
 if TYPE_CHECKING:
     from semkv_deploy.bundle.contract import Contract, GraphContract, ProgramContract, TensorContract
@@ -159,8 +159,8 @@ def _bindings(
         group = contract.cache.groups[number]
         for name, binding in program.buffers.items():
             sizes = {"Hkv": len(group.heads), "C": group.capacity, "D": contract.head_dim}
-            named = buffers[name].shape.split(",")
-            expected = [sizes.get(size, int(size) if size.isdecimal() else size) for size in named]
+            shape = buffers[name].shape.split(",")
+            expected = [int(size) if size.isdecimal() else sizes.get(size, size) for size in shape]
             bound = zip(binding.names(number, len(contract.cache.groups)), (inputs, outputs), strict=True)
             for tensor, there in bound:
                 if tensor is None or (tensor not in there and binding.output is None):
@@ -179,7 +179,7 @@ def _fits(tensor: TensorContract, expected: list[int | str]) -> bool:
     if len(tensor.shape) != len(expected):
         return False
     numbers = [(got, want) for got, want in zip(tensor.shape, expected, strict=True) if isinstance(got, int)]
-    if all(got == want or (isinstance(want, str) and not want.isdecimal()) for got, want in numbers):
+    if all(got == want or isinstance(want, str) for got, want in numbers):
         return True
     first, second, *rest = tensor.shape
     heads = expected[1]
@@ -228,6 +228,34 @@ def _reading(contract: Contract, behaviour: ReadAgain, field: str) -> Iterator[C
         )
 
 
+def _turns(contract: Contract, behaviour: NexusTurns, field: str) -> Iterator[Contradiction]:
+    if behaviour.decoder != DECODE:
+        yield f"{field}.decoder", DECODE, behaviour.decoder
+    if behaviour.first_id != contract.vocab_size:
+        yield f"{field}.first_id", f"{contract.vocab_size}, the first id beyond the vocabulary", behaviour.first_id
+    if behaviour.most * behaviour.turns > _MOST:
+        yield f"{field}.most", "a table of a sensible size", f"{behaviour.most} rows of {behaviour.turns} turns"
+    if math.ceil(behaviour.nexus_share * behaviour.tokens) > behaviour.most:
+        yield f"{field}.tokens", f"at most {behaviour.most} Nexus rows", behaviour.tokens
+    if TURN not in contract.cache.slot_columns:
+        yield "cache.slot_columns", f"{TURN.name} {TURN.shape}", [each.name for each in contract.cache.slot_columns]
+    groups = contract.cache.groups
+    fits = [0 < keep <= group.capacity for keep, group in zip(behaviour.keep_slots, groups, strict=False)]
+    if len(behaviour.keep_slots) != len(groups) or not all(fits):
+        yield f"{field}.keep_slots", f"{len(groups)} values, at most each group's capacity", behaviour.keep_slots
+    program = contract.programs.get(behaviour.program)
+    if program is None:
+        return
+    columns = [column.name for column in contract.cache.slot_columns]
+    for graph in program.graphs:
+        bound = {binding.names(group, len(groups))[0] for binding in program.buffers.values() for group in graph.groups}
+        for tensor in graph.inputs:
+            if tensor.name not in {"length", "keep_index", *columns, *bound}:
+                yield f"graph {graph.name}", "inputs that are buffers, columns, length or keep_index", tensor.name
+        if not graph.has_input("keep_index"):
+            yield f"graph {graph.name}", "an input keep_index", "none of that name"
+
+
 def _inputs(contract: Contract, behaviour: MakeRoom, field: str) -> Iterator[Contradiction]:
     """A program's inputs are buffers, what a host counts, or given by group, in the graph's type."""
     program = contract.programs.get(behaviour.program)
@@ -266,6 +294,9 @@ def _behaviours(contract: Contract) -> Iterator[Contradiction]:
             continue
         if isinstance(behaviour, ReadAgain):
             yield from _reading(contract, behaviour, field)
+            continue
+        if isinstance(behaviour, NexusTurns):
+            yield from _turns(contract, behaviour, field)
             continue
         yield from _inputs(contract, behaviour, field)
         lists = {"keep_slots": behaviour.keep_slots, "turn_share": behaviour.turn_share, **behaviour.by_group}

@@ -52,8 +52,8 @@ BIAS_RULE = (
     "counts every live slot once"
 )
 CONVERSATION_RULE = (
-    "a new conversation sets position, length and the chunk count of every row, and all of slot_bias and of "
-    "slot_attention, to 0; keys and values may stay"
+    "a new conversation sets position, length and the chunk count of every row, and all buffers of dtype float32, to "
+    "0; keys and values may stay"
 )
 BATCH_RULE = (
     "a prompt goes in pieces of at most prefill_chunk tokens, one row at a time: the run has batch 1, length is "
@@ -235,13 +235,11 @@ class Contract(BaseModel):
         """The behaviour that keeps tables of blocks; empty where no step chooses among them."""
         return tuple(behaviour for behaviour in self.behaviours if isinstance(behaviour, BlockTables))
 
-    def compressed_buffers(self, *, of_slots: bool = False) -> dict[str, str]:
-        """Buffers of a group that "compress" takes, and what it calls them; `of_slots`: only what is said of slots."""
+    def compressed_buffers(self) -> dict[str, str]:
+        """Buffers of a group that "compress" takes, and what it calls them."""
         if COMPRESS not in self.programs:
             return {}
-        wanted = {buffer.name for buffer in self.cache.buffers if buffer.of_slots or not of_slots}
-        bindings = self.programs[COMPRESS].buffers.items()
-        return {name: each.input for name, each in bindings if each.input and name in wanted}
+        return {name: each.input for name, each in self.programs[COMPRESS].buffers.items() if each.input}
 
     def cache_bytes(self, batch: int | None = None) -> int:
         """Bytes of all groups' keys and values with their scales, for so many rows (None: the contract's, or one)."""

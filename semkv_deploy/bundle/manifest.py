@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 from semkv_deploy.budget_units import MAX_TOKENS
 from semkv_deploy.bundle.contract import Contract
 from semkv_deploy.bundle.files import FileRecord
-from semkv_deploy.choices import DType, EngineLayout, TensorRTTarget, WeightFormat
+from semkv_deploy.choices import DType, EngineLayout, StoredWeights, TensorRTTarget
 from semkv_deploy.methods import AnyMethod
 from semkv_deploy.model.config import ModelFacts
 
@@ -108,7 +108,7 @@ class OnnxRuntimeRecord(TargetRecord):
     """
 
     kind: Literal["onnxruntime"] = "onnxruntime"
-    weights: WeightFormat
+    weights: StoredWeights
     weight_bytes: int = Field(ge=0)
     weight_kl: FiniteFloat | None
     cache_kl: FiniteFloat | None = None

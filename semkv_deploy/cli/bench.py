@@ -25,6 +25,13 @@ if TYPE_CHECKING:
 @budgets_option()
 @click.option("--context", type=click.IntRange(min=256), help="Tokens of context.  [default: the bundle's max-context]")
 @click.option("--tokens", type=click.IntRange(min=4), default=32, show_default=True, help="Tokens decoded and timed.")
+@click.option(
+    "--turns",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Turns of equal length that the context has; each ends with --tokens decoded.",
+)
 @click.option("--genai", type=PATH, help="onnxruntime-genai model directory to compare with.")
 @click.option("--plot", type=PATH, help="Also draw a picture (needs matplotlib).")
 @json_option()
@@ -35,6 +42,7 @@ def bench(
     budgets: list[Budget],
     context: int | None,
     tokens: int,
+    turns: int,
     genai: Path | None,
     plot: Path | None,
     as_json: bool,
@@ -47,6 +55,7 @@ def bench(
 
     \b
     semkv-deploy bench bundle/ --genai smollm2-genai/ --json
+    semkv-deploy bench bundle/ --turns 8 --context 8192 --tokens 64
     """
     from semkv_deploy.bench import report
 
@@ -55,6 +64,7 @@ def bench(
         budgets=budgets,
         context=context,
         tokens=tokens,
+        turns=turns,
         genai=genai,
         plot=plot,
         as_json=as_json,

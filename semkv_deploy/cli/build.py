@@ -66,6 +66,7 @@ def _read_recipe(ctx: click.Context, _: click.Parameter, path: Path | None) -> s
 @click.option("--calibration-text", type=PATH, help="Text to calibrate on.  [default: one that ships here]")
 @click.option("--calibration", type=PATH, help="Delimiters' weights from `calibrate`.  [default: calibrates itself]")
 @click.option("--no-portable", is_flag=True, help="Leave out the float32 graphs, which validate needs.")
+@click.option("--no-import-check", is_flag=True, help="Do not compare another exporter's graph with its import.")
 @force_option
 @method_options
 def build(
@@ -84,12 +85,13 @@ def build(
     calibration_text: Path | None,
     calibration: Path | None,
     no_portable: bool,
+    no_import_check: bool,
     force: bool,
     method: AnyMethod,
 ) -> None:
     """Builds a bundle from an export or a checkpoint.
 
-    SOURCE is decoder.onnx of an export, or anything that `export` takes.
+    SOURCE is decoder.onnx of an export, an ONNX decoder of onnxruntime-genai, or anything that `export` takes.
 
     \b
     semkv-deploy build exported/decoder.onnx --budget 0.2 --budget 0.5 -o bundle/
@@ -123,6 +125,7 @@ def build(
             calibration_text=text,
             calibration=table,
             portable=not no_portable,
+            prove_import=not no_import_check,
             force=force,
             progress=report,
         )

@@ -90,11 +90,10 @@ def _budgets(console: Console, manifest: Manifest) -> None:
     table = number_table(*columns, left=("budget",))
     for contract in (each.contract for each in built):
         capacities = [group.capacity for group in contract.cache.groups]
-        room = contract.make_room
         row = (
             label(contract.budget),
             _range(capacities),
-            _range(room.keep_slots) if room is not None else "-",
+            _range([group.keep_slots for group in contract.cache.groups]) if contract.compressors else "-",
             f"{contract.cache_bytes(1) / MIB:.1f}",
         )
         table.add_row(*row[: len(columns)])

@@ -81,7 +81,7 @@ def evaluate(
     from semkv_deploy.evaluate.tasks import TASKS, task_of
     from semkv_deploy.methods import METHODS
 
-    chosen = methods or tuple(name for name in METHODS if name != "full")
+    chosen = methods or tuple(name for name, of in METHODS.items() if name != "full" and not of.learned)
     if quick:
         tasks, context, examples = tasks or QUICK, min(context, 512), min(examples, 4)
     plan = Plan(

@@ -17,7 +17,19 @@ from semkv_deploy.cli.console import internal, sentence
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.terminal import one_line
 
-COMMANDS = ("export", "calibrate", "build", "generate", "validate", "bench", "evaluate", "plan", "inspect", "doctor")
+COMMANDS = (
+    "export",
+    "train",
+    "calibrate",
+    "build",
+    "generate",
+    "validate",
+    "bench",
+    "evaluate",
+    "plan",
+    "inspect",
+    "doctor",
+)
 """Each is the function of that name in the module of that name, beside this one."""
 
 ALL_OR_NOTHING = ("export", "build")

@@ -52,6 +52,13 @@ def _group(keyword: str, options: Sequence[Decorator], parse: Callable[..., Any]
 
 bundle_argument = click.argument("bundle", type=PATH)
 source_argument = click.argument("source")
+
+
+def _choice(name: str, choices: Any, default: str, help: str) -> Decorator:
+    """An option that takes one of a literal type's values."""
+    return click.option(name, type=click.Choice(get_args(choices)), default=default, show_default=True, help=help)
+
+
 force_option = click.option("--force", is_flag=True, help="Replace the output directory.")
 max_context_option = click.option(
     "--max-context", type=int, help="Most tokens of a conversation.  [default: the model's, at most 8192]"
@@ -61,35 +68,20 @@ cache_groups_option = click.option(
     metavar="GROUPS",
     help="KV heads that share a capacity: layer, head, or a JSON file with heads and shares.  [default: layer]",
 )
-budget_by_option = click.option(
-    "--budget-by",
-    type=click.Choice(get_args(BudgetBy)),
-    default="uniform",
-    show_default=True,
-    help="Calibrate how much of each budget every layer or KV head gets.",
+budget_by_option = _choice(
+    "--budget-by", BudgetBy, "uniform", "Calibrate how much of each budget every layer or KV head gets."
 )
-weights_option = click.option(
-    "--weights",
-    type=click.Choice(get_args(WeightFormat)),
-    default="int4",
-    show_default=True,
-    help="How ONNX Runtime targets store weights.",
-)
+weights_option = _choice("--weights", WeightFormat, "int4", "How ONNX Runtime targets store weights.")
 
 
-native_option = click.option(
+native_option = _choice(
     "--native",
-    type=click.Choice(get_args(Native)),
-    default="auto",
-    show_default=True,
-    help="ONNX Runtime: native operators where scripts/build_native.sh has built them, for certain, or never.",
+    Native,
+    "auto",
+    "ONNX Runtime: native operators where scripts/build_native.sh has built them, for certain, or never.",
 )
-cache_dtype_option = click.option(
-    "--cache-dtype",
-    type=click.Choice(get_args(CacheType)),
-    default="float32",
-    show_default=True,
-    help="ONNX Runtime: type of the caches; all but float32 take native operators.",
+cache_dtype_option = _choice(
+    "--cache-dtype", CacheType, "float32", "ONNX Runtime: type of the caches; all but float32 take native operators."
 )
 
 
@@ -247,12 +239,11 @@ dtype_option = _group(
     _parse_dtype,
 )
 
-layout_option = click.option(
+layout_option = _choice(
     "--layout",
-    type=click.Choice(get_args(EngineLayout)),
-    default="dual",
-    show_default=True,
-    help="TensorRT: prefill and decode as two optimization profiles, as one, or as two engines.",
+    EngineLayout,
+    "dual",
+    "TensorRT: prefill and decode as two optimization profiles, as one, or as two engines.",
 )
 
 

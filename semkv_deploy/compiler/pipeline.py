@@ -27,12 +27,12 @@ from semkv_deploy.compiler import calibrate, reading
 from semkv_deploy.compiler import domains as domain
 from semkv_deploy.compiler.limits import check_head_size, check_source_limits
 from semkv_deploy.compiler.shares import cache_groups, calibrated_shares, make_profiles
+from semkv_deploy.compiler.source import take_source, weights_of_source
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.export import local_source
 from semkv_deploy.methods.layout import DECODE
 from semkv_deploy.model.cache_groups import GroupShare, is_default
 from semkv_deploy.model.delimiters import Delimiters
-from semkv_deploy.model.exported import copy_export, open_export
 from semkv_deploy.runtime.tokens import load_tokenizer
 from semkv_deploy.targets import is_tensorrt, require_available
 from semkv_deploy.targets.build import Progress, TargetInputs, WrittenProgram, file_stem
@@ -90,13 +90,14 @@ def build_bundle(
     calibration: DelimiterTable | None = None,
     family: str | None = None,
     portable: bool = True,
+    prove_import: bool = True,
     force: bool = False,
     progress: Progress = lambda what, share: None,
 ) -> Bundle:
     """Builds a bundle at `out`; nothing is left there when it fails or is interrupted.
 
     Args:
-        source: `decoder.onnx` of an export directory, or anything `export` takes.
+        source: `decoder.onnx` of an export directory, another exporter's ONNX decoder, or anything `export` takes.
         budgets: shares of cache entries kept, slots or bytes (`0.2`, `1638tokens`, `64MiB`), one profile each.
         max_context: most tokens of a conversation; None: the model's, at most 8,192.
         groups: cache groups and their shares of the cache, or what `model.cache_groups.parse_groups` takes; None: one a
@@ -111,6 +112,7 @@ def build_bundle(
         calibration: what `calibrate_delimiters` gave, for a method that weighs delimiters; None: it is calibrated here,
             on the texts that ship with the package.
         portable: keep the portable graphs and their float32 weights, which `validate` compares with.
+        prove_import: compare another exporter's graph with what it was rewritten to.
         family: fail unless the model is of this one (what a recipe is made for).
 
     Raises:
@@ -127,8 +129,9 @@ def build_bundle(
     check_source_limits(source)
     sources = [Path(source).parent] if Path(source).suffix == ".onnx" else local_source(source)
     with new_directory(out, force=force, foreign=foreign, sources=sources) as root:
-        model = take_source(source, root, family, progress)
+        model = take_source(source, root, family, progress, prove_import=prove_import)
         check_head_size(model.head_dim, source)
+        stored = weights_of_source(root, weights, targets, progress)
         context = choose_context(max_context, model.max_position)
         method = method.resolve(model)
         check_reading(method, targets)
@@ -177,7 +180,7 @@ def build_bundle(
             else build_onnxruntime(
                 inputs,
                 name,
-                weights,
+                stored,
                 reference.path,
                 reference.built,
                 choice,
@@ -265,33 +268,6 @@ def check_selecting(method: Method, targets: Sequence[str], choice: NativeChoice
             got=f"{choice.cache_dtype} caches; {choice.why}",
             fix="build them with scripts/build_native.sh and leave both options out, or use --method dynsplit",
         )
-
-
-def take_source(source: str, root: Path, family: str | None, progress: Progress) -> ModelFacts:
-    """Puts the portable decoder into `root/onnx`, and tokenizer and delimiters into `root`; returns the model's facts.
-
-    Raises:
-        SemkvError: when it cannot be read or exported, or is of another family.
-    """
-    portable = Path(source)
-    model = open_export(portable) if portable.suffix == ".onnx" else None
-    onnx_dir = root / "onnx"
-    onnx_dir.mkdir()
-    if model is None:
-        from semkv_deploy.export import export_checkpoint
-
-        model = export_checkpoint(source, onnx_dir, progress)
-    else:
-        # Copied, not linked: onnx tools refuse external data with several hard links.
-        copy_export(portable, onnx_dir)
-    if family is not None and family != model.family:
-        raise SemkvError("the recipe is for another family of models", where=source, expected=family, got=model.family)
-    for name in ("tokenizer", "delimiters.json"):
-        shutil.move(onnx_dir / name, root / name)
-    (onnx_dir / "model.json").unlink()
-    for compressor in onnx_dir.glob("compressor*.onnx"):
-        compressor.unlink()
-    return model
 
 
 def read_text_again(root: Path, model: ModelFacts, text: str | None, progress: Progress) -> list[Reading]:

@@ -101,6 +101,6 @@ def _read(engine: OnnxRuntimeEngine, tokens: list[int]) -> Reading:
     engine.reset()
     for start in range(0, count, PIECE):
         # Every piece in the place of the one before it.
-        append(engine, tokens[start : start + PIECE], count, given={RECORD.name: np.ones(1, np.int64)})
+        append(engine, tokens[start : start + PIECE], count, given={RECORD.name: np.ones(2, np.int64)})
     attention = [engine.read(SLOT_ATTENTION.name, layer)[0, :, :count].copy() for layer in layers]
     return Reading(keys, values, attention)

@@ -128,10 +128,10 @@ class BundleSubject:
         return Kept(slots, slots / whole)
 
     def _bytes(self, length: NDArray[np.int64]) -> int:
-        """Bytes of what the layout's buffers hold of so many slots of each group."""
+        """Bytes of what the layout's buffers hold of so many slots of each group; those not of slots are scratch."""
         contract, total = self._session.contract, 0
         for buffer in contract.cache.buffers:
-            if buffer.name == BIAS.name and not self._has_bias:
+            if not buffer.has_slots or (buffer.name == BIAS.name and not self._has_bias):
                 continue
             for group, live in zip(contract.cache.groups, length.tolist(), strict=True):
                 sizes = buffer.sizes(group, batch=1, head_dim=contract.head_dim)

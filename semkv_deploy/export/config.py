@@ -77,7 +77,7 @@ def _max_position(config: PreTrainedConfig) -> int:
 
 def _eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Tokens that end generation: of the generation settings, the model, the tokenizer and the chat template."""
-    ids = set(_turn_end_ids(tokenizer))
+    ids = set(turn_end_ids(tokenizer))
     generation = getattr(model, "generation_config", None)
     sources = (generation, model.config.get_text_config(), tokenizer)
     for given in (getattr(source, "eos_token_id", None) for source in sources):
@@ -86,7 +86,7 @@ def _eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
     return tuple(sorted(ids))
 
 
-def _turn_end_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+def turn_end_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """With which tokens the chat template ends a reply; none when it has a mistake, which a chat then reports."""
     try:
         template = ChatTemplate.of(tokenizer)

@@ -20,12 +20,12 @@ class GraphEditor:
         self._count = 0
         self._constants: dict[tuple[Any, ...], ir.Value] = {}
 
-    def constant(self, value: Any, dtype: npt.DTypeLike) -> ir.Value:
-        """An initializer; equal constants are one initializer."""
+    def constant(self, value: Any, dtype: npt.DTypeLike, name: str | None = None) -> ir.Value:
+        """An initializer; equal constants are one initializer, of the first name that was given."""
         array = np.asarray(value, dtype)
         key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self._constants:
-            name = f"{self.prefix}.constant_{len(self._constants)}"
+            name = name or f"{self.prefix}.constant_{len(self._constants)}"
             initializer = ir.Value(
                 name=name,
                 shape=ir.Shape(array.shape),

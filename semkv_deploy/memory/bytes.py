@@ -109,8 +109,10 @@ class Need(NamedTuple):
 
     @property
     def bias(self) -> int:
-        """What is kept of slots, of all groups."""
-        return self.entries * self.said_of_slots * FLOAT
+        """What is kept of slots, of all groups, and reference queries."""
+        heads = sum(len(group.heads) for group in self.profile.groups)
+        queries = self.batch * heads * self.method.fitted_queries * self.shape.head_dim
+        return (self.entries * self.said_of_slots + queries) * FLOAT
 
     def spare(self, element: int, sets: int) -> int:
         """Spare buffers: `sets` for each shape that groups have, no more than there are groups of it."""
@@ -118,14 +120,17 @@ class Need(NamedTuple):
             return 0
         kinds = Counter((len(group.heads), group.capacity) for group in self.profile.groups)
         entry = 2 * self.shape.head_dim * element + self.said_of_slots * FLOAT
-        return sum(min(sets, count) * self.batch * heads * slots * entry for (heads, slots), count in kinds.items())
+        queries = self.method.fitted_queries * self.shape.head_dim * FLOAT
+        return sum(
+            min(sets, count) * self.batch * heads * (slots * entry + queries) for (heads, slots), count in kinds.items()
+        )
 
     @property
     def metadata(self) -> int:
-        """Position and chunk number of every slot, which the session keeps in host memory."""
+        """Position and chunk number of every slot, and its turn where that counts: in the host's memory."""
         per_head = self.method.clusters_by_head
         slots = sum((len(group.heads) if per_head else 1) * group.capacity for group in self.profile.groups)
-        return 2 * self.batch * slots * INT64
+        return (2 + len(self.method.more_columns)) * self.batch * slots * INT64
 
 
 def onnxruntime_weights(shape: DecoderShape, weights: WeightFormat) -> tuple[int, int]:
@@ -170,7 +175,7 @@ def onnxruntime_bytes(need: Need, weights: WeightFormat, workers: int) -> Bytes:
     element = ELEMENT_BYTES[shape.cache_dtype]
     # A mask of [rows, capacity] is made from the biases for each layer, for every query head where biases differ by
     # head; two of them are alive at a time.
-    mask_heads = 0 if not need.method.merges else shape.query_heads if need.method.clusters_by_head else 1
+    mask_heads = {"none": 0, "group": 1, "head": shape.query_heads}[need.method.bias_mode]
 
     def activation(rows: int) -> int:
         live = rows * FLOAT * (shape.mlp_width + 3 * shape.hidden_size)
@@ -213,6 +218,8 @@ def _onnxruntime_compressor(need: Need) -> int:
     (measured with two workers, which share an arena: 1 to 6 rows, 2 to 8 heads of 64 and 128, 1,024 to 4,096 slots)."""
     if need.method.scores:
         return _scoring(need)
+    if need.method.fitted_queries:
+        return _fitting(need)
     if not need.method.merges:
         return int(1.1 * need.keys)
     unrotates = need.method.unrotates and need.shape.rotated_alike
@@ -223,6 +230,12 @@ def _scoring(need: Need) -> int:
     """Keys and values in float32, what rotates them back and their squares; for each slot and head 15 comparisons with
     thresholds, as truth and as number (counted, not measured)."""
     return 5 * need.keys + 15 * (1 + FLOAT) * need.slots * len(need.largest.heads)
+
+
+def _fitting(need: Need) -> int:
+    """Keys and values in float32, whole and chosen; logits, masses and weights by query (counted, not measured)."""
+    heads = len(need.largest.heads)
+    return 6 * need.keys + 8 * FLOAT * need.method.fitted_queries * need.slots * heads
 
 
 def tensorrt_weights(shape: DecoderShape, dtype: DType, layout: EngineLayout, batch: int) -> int:

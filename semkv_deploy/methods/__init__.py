@@ -17,11 +17,12 @@ from semkv_deploy.methods.dynsplit_select import DynSplitSelect
 from semkv_deploy.methods.full import Full
 from semkv_deploy.methods.importance import Importance
 from semkv_deploy.methods.semanticache import SemantiCache
+from semkv_deploy.methods.sonic import Sonic
 from semkv_deploy.methods.streaming_llm import StreamingLLM
 
 METHODS: dict[str, type[Method]] = {
     method.model_fields["kind"].default: method
-    for method in (SemantiCache, StreamingLLM, Importance, DynSplit, DynSplitSelect, Full)
+    for method in (SemantiCache, StreamingLLM, Importance, DynSplit, DynSplitSelect, Sonic, Full)
 }
 """Methods by name; the first is the default."""
 

@@ -20,6 +20,9 @@ group, `G` cluster groups (1 when all heads of a group share clusters, else H), 
 | weights | `[H*(F+1)]` float32 | of each head's F features of a slot, then a constant: what slots are scored by |
 | slot_attention | `[B,H,C]` float32 | the group's, where the decoder records it; moves with the slots |
 | scored | `[]` float32 | 1, or 0 where no slot's attention counts |
+| reference_queries | `[B,H,R,D]` float32 | the group's, where the decoder keeps some; used up |
+| keep_index | `[B,1,C]` int64 | in place of a target: slots that stay, in order, then -1 |
+| slot_turn | `[B,1,C]` int64 | see `layout.TURN` |
 
 Outputs: `key_cache_out … slot_chunk_out`, `length_out`, `level` `[B]` (the level taken, -1: nothing to do) and
 `evicted` `[B]` (slots dropped because no level met the target). A method declares only the inputs it uses.
@@ -28,6 +31,7 @@ Outputs: `key_cache_out … slot_chunk_out`, `length_out`, `level` `[B]` (the le
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -96,6 +100,12 @@ class Method(BaseModel):
     compresses: ClassVar[bool] = True
     """Whether the method has a program "compress"; one without it keeps every token."""
 
+    learned: ClassVar[bool] = False
+    """Whether it needs a file that was trained for the model, so that it has no parameters that fit every model."""
+
+    more_columns: ClassVar[tuple[str, ...]] = ()
+    """Slot columns beside the position and the chunk."""
+
     def resolve(self, model: ModelFacts) -> Self:
         """The method with every choice that depends on the model made, so that manifests say what was built."""
         return self
@@ -119,11 +129,17 @@ class Method(BaseModel):
     def layout(self, model: ModelFacts, groups: Sequence[CacheGroup]) -> CacheLayout:
         """What a host keeps: keys, values and biases of every group, and each slot's position and chunk."""
         heads = "Hkv" if self.clusters_by_head else "1"
-        columns = tuple(Buffer(name=name, shape=f"B,{heads},C", dtype="int64") for name in (POSITION, CHUNK))
+        columns = tuple(
+            Buffer(name=name, shape=f"B,{heads},C", dtype="int64") for name in (POSITION, CHUNK, *self.more_columns)
+        )
         return CacheLayout(groups=tuple(groups), buffers=(KEY, VALUE, BIAS), slot_columns=columns)
 
     def rewrite_decoder(self, decoder: ir.Model, layout: CacheLayout) -> None:
         """Changes the portable decoder in place, before it is lowered; by default not at all."""
+
+    def rewritten(self, model: Any) -> AbstractContextManager[None]:
+        """Inside the block, a transformers model computes what `rewrite_decoder` makes of its graph."""
+        return nullcontext()
 
     # Graphs.
 
@@ -205,6 +221,11 @@ class Method(BaseModel):
         """Fails where the method is for a domain that is not among those that it is calibrated on."""
 
     # What a memory estimate asks.
+
+    @property
+    def fitted_queries(self) -> int:
+        """Reference queries of each KV head that slots are fitted to; 0: nothing is fitted."""
+        return 0
 
     @property
     def scores(self) -> bool:

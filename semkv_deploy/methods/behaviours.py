@@ -70,8 +70,8 @@ READ_RULE = (
     "room (full_rule), and with when = turn at a turn's end, each row that has to, or whose turn it is, is read again: "
     "its unread tokens in pieces of piece tokens, one row and one run at a time as a prompt is, each appended behind "
     "the row's live slots, in the place of the one before it, with positions from min(position, max_context - piece) "
-    "on; the input is 1 in these runs and 0 in all others; neither length, position nor slot columns change, and "
-    "logits mean nothing; then unread[row] is empty"
+    "on; the input is [n, runs] in the n-th, from 1, of these runs and 0 in all others; neither length, position nor "
+    "slot columns change, and logits mean nothing; then unread[row] is empty"
 )
 
 
@@ -85,10 +85,66 @@ class ReadAgain(BaseModel):
 
     kind: Literal["read_again"] = Field(default="read_again", description="says which behaviour it is")
     program: str = Field(description="the decoder")
-    input: str = Field(description="of the program, int64 [1]: whether a run is recorded")
+    input: str = Field(description="of the program, int64 [2]: which run is recorded, of how many")
     when: Literal["full", "turn"] = Field(description="as the behaviour that makes room")
     piece: int = Field(description="most tokens that are read again in one run; reserve keeps room for them", ge=1)
     read_rule: str = READ_RULE
+
+
+SLOT_TURN_RULE = (
+    "slot_turn is, for a token, 2 x the turns that its row had finished when it was appended, and one more for a Nexus "
+    "row; -1 for a token that the user pinned; sinks are the slots whose slot_position is below sinks"
+)
+FINISH_RULE = (
+    "a row's turn has ended once the host says so; it is finished before the row's next run (with when = turn, at "
+    "once): its tokens are those with positions from begun on, sinks left out, L of them; slots = tokens, or where "
+    "that is 0 kept x L rounded up, in double; K = nexus_share x slots rounded up, at most `most`; R = slots "
+    "less nexus_share x slots rounded up; where slots < L: room is made for K, and the decoder appends K rows as a "
+    "prompt of the row, in pieces of at most prefill_chunk, with ids first_id + min(turn, turns - 1) x most + 0 … K-1 "
+    "(no delimiters) and the positions that follow, which the position counts; once all rows whose turn is over have "
+    "theirs, the program drops the turns' tokens but each one's last R; else they all stay; then such a row has one "
+    "more finished turn, and begun is its position; turn and begun are 0 at first"
+)
+NEXUS_ROOM_RULE = (
+    "before a run that appends n[row] rows: in each group where length + n > capacity in some row, such rows lose all "
+    "slots (no sinks) of finished turns, the oldest first, as many whole turns as it takes; where that does not do, "
+    "the oldest slots of the open turn go as well (no sinks, none that is pinned) until at most keep_slots and "
+    "capacity - n are left"
+)
+DROP_RULE = (
+    "the program is run for one group at a time as one that makes room is, without a target: keep_index [batch, 1, "
+    "capacity] names the slots that stay, in order, then -1; rows in which nothing is dropped name all of their live "
+    "slots"
+)
+
+
+class NexusTurns(BaseModel):
+    """Let a few Nexus rows stand for a finished turn (SONIC): append them, and drop the turn's tokens.
+
+    Until a turn is finished its tokens are the row's last: a host that puts position, length and the chunk count back
+    to what they were when it began has undone it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["nexus_turns"] = Field(default="nexus_turns", description="says which behaviour it is")
+    program: str = Field(description="drops slots; its input keep_index is [batch, 1, capacity]")
+    decoder: str = Field(description="appends Nexus rows: the program that runs prompts")
+    when: Literal["begin", "turn"] = Field(
+        description="when an ended turn is finished: as the next one begins, at once"
+    )
+    first_id: int = Field(description="id of the first Nexus row of turn 0: ids of the vocabulary are below", ge=1)
+    most: int = Field(description="most Nexus rows of a turn", ge=1)
+    turns: int = Field(description="turns whose Nexus rows differ; later ones have those of the last", ge=1)
+    kept: float = Field(description="slots that a turn keeps, as a share of its tokens", gt=0, le=1)
+    tokens: int = Field(default=0, description="slots that a turn keeps, whatever its length; 0: by kept", ge=0)
+    nexus_share: float = Field(description="of a turn's slots, how many are Nexus rows; the rest are its last tokens")
+    sinks: int = Field(description="first tokens of a conversation, which always stay", ge=0)
+    keep_slots: tuple[int, ...] = Field(description="by group, slots that may stay when an open turn is cut")
+    slot_turn_rule: str = SLOT_TURN_RULE
+    finish_rule: str = FINISH_RULE
+    nexus_room_rule: str = NEXUS_ROOM_RULE
+    drop_rule: str = DROP_RULE
 
 
 NUMBER_RULE = (
@@ -126,5 +182,5 @@ class BlockTables(BlockRule):
     table_rule: str = TABLE_RULE
 
 
-Behaviour = Annotated[MakeRoom | ReadAgain | Blocks | BlockTables, Field(discriminator="kind")]
+Behaviour = Annotated[MakeRoom | ReadAgain | NexusTurns | Blocks | BlockTables, Field(discriminator="kind")]
 """What manifests hold; they say which by `kind`."""

@@ -6,6 +6,9 @@ before a compression, which costs a second prefill, and nothing in between. A sl
 `slot_attention` and stays with it, so that no token is read more than twice. With `queries=predicted` it is predicted
 from key and value (`importance_prediction`), on every target and at no cost.
 
+With `fit` the slots that stay are then changed to give the queries of that reading the attention that the whole cache
+gave them (`attention_matching`).
+
 Sinks and a recent window always stay. The method is at its best with capacities of their own for each layer or KV head
 (`build --budget-by`).
 """
@@ -14,12 +17,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from semkv_deploy.methods import rotation, text
-from semkv_deploy.methods.base import Method, State
+from semkv_deploy.methods.attention_matching import QUERIES, REFERENCE_QUERIES, Fit, fit_slots, fitted
+from semkv_deploy.methods.base import BiasMode, Method, State
 from semkv_deploy.methods.behaviours import ReadAgain
 from semkv_deploy.methods.importance_prediction import (
     LEAST_ATTENTION,
@@ -37,6 +41,7 @@ if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
     from torch import Tensor
+    from typing_extensions import Self
 
     from semkv_deploy.budget import BudgetProfile
     from semkv_deploy.methods.behaviours import Behaviour
@@ -44,6 +49,9 @@ if TYPE_CHECKING:
     from semkv_deploy.methods.layout import CacheLayout
     from semkv_deploy.model.cache_groups import CacheGroup
     from semkv_deploy.model.config import ModelFacts
+
+_BUFFERS = ("slot_attention", "reference_queries")
+"""What is kept of a group beside its slots; a compressor takes and returns it."""
 
 _PREDICTED_SCORE = """
     channel_axis = Constant <value = int64[1] {{3}}> ()
@@ -87,11 +95,28 @@ class Importance(Method):
             regression on keys and values says of it.
         recent: share of the target that is a recent window, 32 slots at least, kept whatever its score. While a text is
             read in a small cache, tokens need what stands just before them.
+        fit: what of the slots that stay is fitted to the queries of the second reading: nothing, their biases, or
+            biases and values.
     """
 
     kind: Literal["importance"] = "importance"
     queries: Literal["repeat", "predicted"] = "repeat"
     recent: float = Field(default=0.5, ge=0, lt=1)
+    fit: Fit = "none"
+
+    @model_validator(mode="after")
+    def _fit_needs_queries(self) -> Self:
+        if self.fit != "none" and self.queries != "repeat":
+            raise ValueError(f"fit={self.fit} needs queries=repeat: it fits to the queries of a second reading")
+        return self
+
+    @property
+    def bias_mode(self) -> BiasMode:
+        return "none" if self.fit == "none" else "head"
+
+    @property
+    def fitted_queries(self) -> int:
+        return 0 if self.fit == "none" else QUERIES
 
     @property
     def scores(self) -> bool:
@@ -106,9 +131,6 @@ class Importance(Method):
         return True
 
     # What a method that scores slots likewise may do with the scores before the highest are kept.
-
-    more_columns: ClassVar[tuple[str, ...]] = ()
-    """Slot columns beside the position and the chunk."""
 
     @property
     def pool_text(self) -> str:
@@ -129,20 +151,22 @@ class Importance(Method):
 
     def layout(self, model: ModelFacts, groups: Sequence[CacheGroup]) -> CacheLayout:
         layout = super().layout(model, groups)
-        columns = tuple(layout.slot_columns[0].model_copy(update={"name": name}) for name in self.more_columns)
-        layout = layout.model_copy(update={"slot_columns": (*layout.slot_columns, *columns)})
-        return with_slot_attention(layout) if self.reads_again else layout
+        if not self.reads_again:
+            return layout
+        return with_slot_attention(layout, *([REFERENCE_QUERIES] if self.fit != "none" else []))
 
     def rewrite_decoder(self, decoder: ir.Model, layout: CacheLayout) -> None:
         if self.reads_again:
             from semkv_deploy.methods.record_attention import record_attention
 
-            record_attention(decoder)
+            record_attention(decoder, self.fitted_queries)
 
     def compressor(self, model: ModelFacts) -> onnx.ModelProto:
         heads, features = model.kv_heads, feature_count(model)
         if self.reads_again:
             more = {"slot_attention": f"float[batch,{heads},capacity]", "scored": "float"}
+            if self.fit != "none":
+                more["reference_queries"] = f"float[batch,{heads},{QUERIES},{model.head_dim}]"
             score, moved = _RECORDED_SCORE, _MOVE_ATTENTION
         else:
             more = {"weights": f"float[{heads * (features + 1)}]"}
@@ -154,7 +178,7 @@ class Importance(Method):
         own_inputs = tuple(more)
         more |= dict.fromkeys(self.more_columns, f"int64[batch,{heads},capacity]")
         moved += "".join(text.move_column(name) for name in self.more_columns)
-        outputs = [*(["slot_attention"] if self.reads_again else []), *self.more_columns]
+        outputs = [*(name for name in own_inputs if name in _BUFFERS), *self.more_columns]
         return text.parse_compressor(
             model,
             cluster_groups=heads,
@@ -167,8 +191,9 @@ class Importance(Method):
             {score}
             {self.pool_text}
             {KEEP_HIGHEST}
-            key_cache_out, value_cache_out, slot_bias_out, length_out =
+            key_cache_out, value_chosen, bias_chosen, length_out =
                 semkv.CompactCache (key_cache, value_cache, slot_bias, keep_index)
+            {fitted(self.fit)}
             final_index = Identity (keep_index)
             {text.MOVE_METADATA}
             {moved}
@@ -240,6 +265,9 @@ def _compress(
     }
     excess = state["length"] - target
     after: State = {"key_cache": key, "value_cache": value, "slot_bias": bias, "length": length, **moved}
+    if method.fit != "none":
+        fit_slots(state, after, (excess > 0) & bool(scored), method.fit)
+        after["reference_queries"] = state["reference_queries"] * 0
     return {**after, "level": torch.where(excess > 0, 0, -1), "evicted": excess.clamp_min(0)}
 
 

@@ -41,6 +41,11 @@ class Buffer(BaseModel):
     dtype: str
 
     @property
+    def has_slots(self) -> bool:
+        """Whether it holds something for each slot; one that does not is scratch, and of no slot."""
+        return "C" in self.shape.split(",")
+
+    @property
     def of_slots(self) -> bool:
         """Whether it says something of each slot, 0 of a dead one; keys and values of dead slots mean nothing."""
         return self.dtype == "float32" and self.shape.endswith(",C")
@@ -64,6 +69,9 @@ VALUE_SCALE = Buffer(name="value_scale", shape="B,Hkv,C", dtype="float32")
 """Of int8 caches: what a slot's codes are multiplied by."""
 
 POSITION, CHUNK = "slot_position", "slot_chunk"
+
+TURN = Buffer(name="slot_turn", shape="B,1,C", dtype="int64")
+"""The column of methods that work on turns: 2 x turns finished before a token, + 1 for a Nexus row; -1: pinned."""
 
 
 class CacheLayout(BaseModel):

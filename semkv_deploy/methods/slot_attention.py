@@ -12,13 +12,14 @@ if TYPE_CHECKING:
 
 SLOT_ATTENTION = Buffer(name=names.SLOT_ATTENTION, shape="B,Hkv,C", dtype="float32")
 
-RECORD = Buffer(name="record", shape="1", dtype="int64")
-"""The decoder's input that says whether a run is recorded."""
+RECORD = Buffer(name="record", shape="2", dtype="int64")
+"""The decoder's input that says whether a run is recorded: the run's number among those of a reading, from 1, or 0; and
+how many there are."""
 
 
-def with_slot_attention(layout: CacheLayout) -> CacheLayout:
-    """A layout whose decoder records attention."""
-    return layout.model_copy(update={"buffers": (*layout.buffers, SLOT_ATTENTION), "step_inputs": (RECORD,)})
+def with_slot_attention(layout: CacheLayout, *more: Buffer) -> CacheLayout:
+    """A layout whose decoder records attention, and `more` in the same runs."""
+    return layout.model_copy(update={"buffers": (*layout.buffers, SLOT_ATTENTION, *more), "step_inputs": (RECORD,)})
 
 
 class Look(NamedTuple):
@@ -36,6 +37,19 @@ class Look(NamedTuple):
     length: Tensor
     scale: float
     softcap: float
+
+    def queries(self, before: Tensor, number: int, runs: int) -> Tensor:
+        """`reference_queries` `[B,Hkv,R,D]` after run `number` (from 1) of a reading in so many: its share of them."""
+        batch, heads, count, dim = before.shape
+        result = before.clone()
+        for b in range(batch):
+            for h in range(heads):
+                rows = self.query[b].reshape(heads, -1, dim)[h].float() * (self.scale or dim**-0.5)
+                for place in range(count):
+                    run, inside = divmod(place * runs, count)
+                    if run == number - 1:
+                        result[b, h, place] = rows[inside * len(rows) // count]
+        return result
 
     def largest(self) -> Tensor:
         """`[B,Hkv,C]`: the largest weight that a row of the run gives each slot, 0 at and above the length."""

@@ -89,6 +89,20 @@ def load_portable(path: Path) -> onnx.ModelProto:
             expected="a graph written by `semkv-deploy export`",
             fix="export the checkpoint it was made from: semkv-deploy export <checkpoint> -o <dir>",
         )
+    _check_data(model, path)
+    return model
+
+
+def check_weights(path: Path) -> None:
+    """Compares the external data that any ONNX file names with what lies beside it.
+
+    Raises:
+        SemkvError: when the file is missing or not ONNX, or its weights are missing, truncated or elsewhere.
+    """
+    _check_data(read_graph(path, expected="an ONNX file", fix="give a decoder's ONNX file"), path)
+
+
+def _check_data(model: onnx.ModelProto, path: Path) -> None:
     for tensor in external_tensors(model):
         if not is_inside(tensor.location):
             raise SemkvError(
@@ -111,7 +125,6 @@ def load_portable(path: Path) -> onnx.ModelProto:
             )
     for name, fault in external_faults(model, path.parent):
         raise SemkvError(fault, where=f"{path}: {name}", fix="keep the files of an export together, or export again")
-    return model
 
 
 def open_export(decoder: Path) -> ModelFacts:

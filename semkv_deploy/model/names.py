@@ -26,9 +26,12 @@ DECODER_INPUT = {
 SLOT_ATTENTION = "slot_attention"
 """What a decoder that records attention raises: `slot_attention.NN` in, `slot_attention_out.NN` out."""
 
+REFERENCE_QUERIES = "reference_queries"
+"""Where it writes queries down: `reference_queries.NN` in, `reference_queries_out.NN` out."""
+
 DECODER_OUTPUT = {
     **{name: pattern.replace("past_key_values.", "present.") for name, pattern in DECODER_INPUT.items()},
-    SLOT_ATTENTION: f"{SLOT_ATTENTION}_out.{TAG}",
+    **{name: f"{name}_out.{TAG}" for name in (SLOT_ATTENTION, REFERENCE_QUERIES)},
 }
 """Patterns of a buffer's decoder output; buffers that are not here are only read."""
 
@@ -85,6 +88,7 @@ def past_of(output: str) -> str:
 
 
 def raised_by(output: str) -> str | None:
-    """The input whose values an output raises, in the same buffer; None for any other output."""
-    before, tag = f"{SLOT_ATTENTION}_out.", output.rpartition(".")[2]
-    return f"{SLOT_ATTENTION}.{tag}" if output == before + tag else None
+    """The input that an output of a recorded run goes on from, in the same buffer; None for any other output."""
+    name, _, tag = output.rpartition(".")
+    known = {f"{buffer}_out": buffer for buffer in (SLOT_ATTENTION, REFERENCE_QUERIES)}
+    return f"{known[name]}.{tag}" if name in known else None

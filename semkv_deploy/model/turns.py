@@ -47,6 +47,18 @@ class Turns:
                 fix="leave it out, and say it in the prompt",
             ) from None
 
+    def before_user(self, messages: Sequence[Message]) -> str:
+        """The text of system messages alone, with which an opening begins; empty where the template gives none.
+
+        Args:
+            messages: system messages.
+        """
+        try:
+            return self._template.render(messages, add_generation_prompt=False) if messages else ""
+        except SemkvError:
+            # Some templates want a user's message.
+            return ""
+
     def following(self, messages: Sequence[Message], user: str) -> str:
         """The text between the last reply and the next: the turn's end, the user's message, what opens a reply.
 

@@ -97,7 +97,7 @@ def quantize(rows: Tensor, option: str) -> tuple[Tensor, Tensor]:
     import torch
 
     rows, limit = rows.to(torch.float32), CODE_LIMIT[option]
-    scale = rows.abs().amax(-1) / limit
+    scale = rows.abs().amax(-1) / torch.full((), limit, device=rows.device)
     ratio = rows / torch.where(scale > 0, scale, 1.0)[..., None]
     if option == "int8":
         return ratio.round().clamp(-limit, limit).to(torch.int8), scale

@@ -79,6 +79,9 @@ def keep_as_native(model: ir.Model, *, bias: BiasMode, cache_dtype: CacheType, k
             result.name = names.decoder_output(f"{part}_scale", number, len(nodes))
             result.shape, result.type = scale.shape, scale.type
             graph.outputs.append(result)
+        if cache_dtype != "float32":
+            for position in (1, 2):
+                _widen_for_readers(node.outputs[position], native[position], native[2 + position] if scales else None)
         node.name = f"{node.name}.portable"
         native[0].shape, native[0].type = node.outputs[0].shape, node.outputs[0].type
         replace(node, native[:3])
@@ -88,6 +91,24 @@ def keep_as_native(model: ir.Model, *, bias: BiasMode, cache_dtype: CacheType, k
     if bias == "none":
         drop_slot_biases(graph)
     return len(nodes)
+
+
+def _widen_for_readers(cache: ir.Value, narrow: ir.Value, scale: ir.Value | None) -> None:
+    """Float32 rows for nodes beside the attention that read its cache, each in its own graph: a branch may not run.
+
+    Args:
+        cache: output of the attention that is replaced.
+        narrow, scale: the native operator's; scale None: rows are only cast.
+    """
+    for reader, index in list(cache.uses()):
+        graph = reader.graph
+        assert isinstance(graph, ir.Graph)
+        edit = GraphEditor(graph, f"{reader.name}.widened")
+        (rows,) = edit.node(reader, "Cast", [narrow], to=int(ir.DataType.FLOAT))
+        if scale is not None:
+            (steps,) = edit.node(reader, "Unsqueeze", [scale, edit.constant([-1], np.int64)])
+            (rows,) = edit.node(reader, "Mul", [rows, steps])
+        reader.replace_input_with(index, rows)
 
 
 def _zeros(node: ir.Node, edit: GraphEditor, made: dict[object, ir.Value]) -> ir.Value:

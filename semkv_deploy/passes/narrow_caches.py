@@ -26,8 +26,10 @@ CODE_LIMIT = 127.0
 def narrow_caches(model: onnx.ModelProto, cache_dtype: CacheType) -> onnx.ModelProto:
     """The program with caches of this type; with int8 it takes `key_scale`, `value_scale` and returns both `_out`.
 
+    A program that only reads caches gets them widened; one without caches stays as it is.
+
     Raises:
-        SemkvError: when it does not take keys and values as `key_cache` and `value_cache`.
+        SemkvError: when it writes a cache that it does not take.
     """
     if cache_dtype == "float32":
         return model
@@ -36,8 +38,10 @@ def narrow_caches(model: onnx.ModelProto, cache_dtype: CacheType) -> onnx.ModelP
     for part in PARTS:
         source = next((value for value in graph.inputs if value.name == f"{part}_cache"), None)
         at = next((i for i, value in enumerate(graph.outputs) if value.name == f"{part}_cache_out"), None)
-        if source is None or at is None:
+        if source is None and at is not None:
             raise SemkvError(f"a program without {part}_cache has no other cache type", where=graph.name)
+        if source is None:
+            continue
         _Narrow(graph, part, CACHE_ELEMENT[cache_dtype]).apply(source, at)
     graph.sort()
     return ir.to_proto(wide)
@@ -50,12 +54,14 @@ class _Narrow:
         self.graph, self.part, self.element = graph, part, element
         self.scaled = element == ir.DataType.INT8
 
-    def apply(self, source: ir.Value, at: int) -> None:
+    def apply(self, source: ir.Value, at: int | None) -> None:
         uses = list(source.uses())
         widened = self._widened(source)
         for node, index in uses:
             node.replace_input_with(index, widened)
         source.dtype = self.element
+        if at is None:
+            return
         result = self.graph.outputs[at]
         result.name, shape = f"{self.part}_cache_out.wide", result.shape
         self.graph.outputs[at] = narrow = self._narrowed(result)

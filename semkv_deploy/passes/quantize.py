@@ -6,6 +6,8 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from semkv_deploy.methods.sonic_decoder import PREFIX
+
 if TYPE_CHECKING:
     import numpy as np
     import onnx
@@ -119,7 +121,7 @@ def _replace_product(node: ir.Node, codes: ir.Value, scales: ir.Value, *, sizes:
 def quantize_embedding(model: ir.Model) -> int:
     """Replaces each Gather of rows of a constant float32 table with `GatherBlockQuantized` of 8 bits, blocks of 32.
 
-    A table that other nodes read, or whose rows are no multiple of a block, stays as it is.
+    A table that other nodes read, whose rows are no multiple of a block, or of Nexus rows, stays as it is.
 
     Returns:
         How many tables were replaced.
@@ -135,7 +137,11 @@ def quantize_embedding(model: ir.Model) -> int:
         shape, nodes = table.shape, [use.node for use in table.uses()]
         if table.dtype != ir.DataType.FLOAT or shape is None or shape.rank() != 2 or static(table, 1) % BLOCK_SIZE:
             continue
-        if not nodes or any(node.op_type != "Gather" or node.inputs[0] is not table or _axis(node) for node in nodes):
+        if (
+            (table.name or "").startswith(f"{PREFIX}.")
+            or not nodes
+            or any(node.op_type != "Gather" or node.inputs[0] is not table or _axis(node) for node in nodes)
+        ):
             continue
         array = _array(table)
         codes, scales = _eight_bits(array)

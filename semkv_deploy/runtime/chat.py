@@ -42,6 +42,7 @@ def complete(
     sampler: Sampler | None = None,
     stream: Callable[[str], None] | None = None,
     cancelled: Callable[[], bool] = lambda: False,
+    pinned: int = 0,
 ) -> Reply:
     """Appends `ids` to a session of one row, then generates until a stop, `max_new_tokens` or the end of its room.
 
@@ -50,6 +51,7 @@ def complete(
         stop: texts that end it; not shown. One that is a single special token is an id.
         stream: called with pieces of the text as they become certain, whole characters all.
         cancelled: asked after each token.
+        pinned: how many of the ids, which open a conversation then, are never to be dropped.
     """
     sampler = sampler or Sampler()
     ends = {*stop_ids, *_special_ids(tokenizer, stop)}
@@ -61,7 +63,7 @@ def complete(
         if stream and piece:
             stream(piece)
 
-    logits = session.prefill(list(ids))
+    logits = _prefilled(session, list(ids), pinned)
     # Characters decoded, and of those the characters of tokens that the cache holds.
     decoded, appended, broken_off = "", 0, False
     for _ in range(max_new_tokens):
@@ -82,6 +84,19 @@ def complete(
     if not shown.stopped:
         appended = len(decoded) + len(rest)
     return Reply("".join(text), (decoded + rest)[:appended], broken_off)
+
+
+def _prefilled(session: Session, ids: list[int], pinned: int) -> Any:
+    """Logits after the ids; where they are refused, nothing is appended (what is pinned opens a conversation)."""
+    if not pinned:
+        return session.prefill(ids)
+    session.prefill(ids[:pinned])
+    try:
+        session.pin()
+        return session.prefill(ids[pinned:])
+    except SemkvError:
+        session.reset()
+        raise
 
 
 def _special_ids(tokenizer: Any, stop: Sequence[str]) -> set[int]:
@@ -127,7 +142,7 @@ class Chat:
         self._stop_ids = (*stop_ids, *self._turns.end_ids(tokenizer))
         self.messages: list[Message] = [{"role": "system", "content": system}] if system else []
         self._last: Reply | None = None
-        self._asked = ""
+        self._asked, self._pinned = "", 0
 
     def user_tokens(self, text: str) -> list[int]:
         """Ids to append for the user's next message, which `add_reply` records with its reply.
@@ -139,11 +154,19 @@ class Chat:
         if self._last is None:
             new = self._turns.opening([*self.messages, message])
             ids = self._tokenizer.encode(new, add_special_tokens=False)
+            self._pinned = self._system_tokens(ids) if self.session.keeps_turns else 0
         else:
             new = self._turns.following(self.messages[:-1], text)
             ids = encode_following(self._tokenizer, _after(self._last, new))
+            self._pinned = 0
         self._asked = text
         return check_ids(self._tokenizer, ids, self._vocab_size)
+
+    def _system_tokens(self, opening: list[int]) -> int:
+        """How many tokens of an opening are the system message's: what it is without a user's."""
+        alone = self._tokenizer.encode(self._turns.before_user(self.messages), add_special_tokens=False)
+        same = [first == second for first, second in zip(alone, opening, strict=False)]
+        return same.index(False) if False in same else len(same)
 
     def add_reply(self, reply: Reply | Sequence[int]) -> str:
         """Records the reply to the message asked last and ends the turn; returns its text.
@@ -183,6 +206,7 @@ class Chat:
             sampler=sampler,
             stream=stream,
             cancelled=cancelled,
+            pinned=self._pinned,
         )
         self.add_reply(reply)
         return reply

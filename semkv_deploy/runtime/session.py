@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,11 +20,12 @@ from semkv_deploy.runtime.behaviours import interpreter
 from semkv_deploy.runtime.behaviours.base import CompressionStats
 from semkv_deploy.runtime.sampling import Sampler
 from semkv_deploy.runtime.slots import Slots
+from semkv_deploy.runtime.turns import Turns
+from semkv_deploy.runtime.undo import Counters, counted, take_back
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from semkv_deploy.model.delimiters import ChunkCounter
     from semkv_deploy.targets.engine import Engine
 
 Tokens = Sequence[int]
@@ -32,18 +33,7 @@ Tokens = Sequence[int]
 _BROKEN = "an earlier call failed after part of it was appended"
 
 
-class _Counters(NamedTuple):
-    """A session's counters at one time, how often each behaviour had begun to change what stays changed, and what each
-    is undone with."""
-
-    position: NDArray[np.int64]
-    length: NDArray[np.int64]
-    chunks: list[ChunkCounter]
-    changes: list[int]
-    behaviours: list[object]
-
-
-class Session:
+class Session(Turns):
     """Many turns over one cache, for one or several batch rows.
 
     A call that is refused, or that fails before anything was compressed, leaves the session as it was. After a failure
@@ -54,6 +44,7 @@ class Session:
     """
 
     def __init__(self, engine: Engine) -> None:
+        super().__init__(engine.batch)
         self.engine, self.contract = engine, engine.contract
         self.slots = Slots(self.contract, engine.batch, engine.opened.is_delimiter)
         self.behaviours = [interpreter(behaviour, engine, self.slots) for behaviour in self.contract.behaviours]
@@ -113,6 +104,7 @@ class Session:
         rows = self._mask(row)
         self.engine.reset(row)
         self.slots.reset(rows)
+        self._forget_turns(rows)
         self._broken[rows] = False
         for behaviour in self.behaviours:
             behaviour.reset(rows)
@@ -138,6 +130,7 @@ class Session:
             raise SemkvError("nothing to prefill", where="prefill", expected="at least one token", got="none")
         if all_logits and len(rows) != 1:
             raise SemkvError("logits of every token are returned for one row", where="prefill", got=len(rows))
+        self._begin(np.array([len(ids) > 0 for ids in rows]))
         with self._undone_if_failed():
             if all_logits:
                 return np.concatenate(list(self._prefill_row(0, rows[0], every=True)))
@@ -171,6 +164,7 @@ class Session:
         self._check_ids(ids, "step")
         for row in rows:
             self._check_append(row, 1)
+        self._begin(moving)
         before = self._snapshot()
         try:
             self._before_append(moving.astype(np.int64))
@@ -198,6 +192,7 @@ class Session:
         with self._undone_if_failed():
             for behaviour in self.behaviours:
                 behaviour.end_turn(rows)
+        self._open[rows] = False
 
     def compress(self, row: int | None = None) -> None:
         """Compresses one row or all now, as at the end of a turn, whenever the bundle would do so by itself."""
@@ -205,6 +200,8 @@ class Session:
         with self._undone_if_failed():
             for behaviour in self.behaviours:
                 behaviour.compress(rows)
+        if self.keeps_turns:
+            self._open[rows] = False
 
     def generate(
         self,
@@ -328,12 +325,13 @@ class Session:
         name = f"row {row}" if self.batch > 1 else "prompt"
         if self._broken[row]:
             return SemkvError(_BROKEN, where=name, fix="reset the row, or the session")
-        if self.position[row] + count > self.max_context:
+        due = sum(behaviour.due(row) for behaviour in self.behaviours)
+        if self.position[row] + due + count > self.max_context:
             return SemkvError(
                 f"{count} more tokens do not fit the context",
                 where=name,
                 expected=f"at most {self.max_context} tokens in all",
-                got=f"{self.position[row]} + {count}",
+                got=f"{self.position[row] + due} + {count}",
                 fix="shorten the conversation, or build with a larger --max-context",
             )
         if any(behaviour.makes_room for behaviour in self.behaviours):
@@ -349,32 +347,11 @@ class Session:
             )
         return None
 
-    def _snapshot(self) -> _Counters:
-        """What a call counts, before it does."""
-        slots = self.slots
-        return _Counters(
-            slots.position.copy(),
-            slots.length.copy(),
-            [chunk.copy() for chunk in slots.chunks],
-            [behaviour.changes for behaviour in self.behaviours],
-            [behaviour.snapshot() for behaviour in self.behaviours],
-        )
+    def _snapshot(self) -> Counters:
+        return counted(self.slots, self.behaviours)
 
-    def _take_back(self, before: _Counters) -> None:
-        """Undoes what a failed call counted: what it appended lies in dead slots then.
-
-        What was compressed meanwhile stays so. Rows that then hold part of what was given are broken, and so are all
-        where compressing itself was cut short.
-        """
-        slots = self.slots
-        if before.changes == [behaviour.changes for behaviour in self.behaviours]:
-            slots.position[:], slots.length[:], slots.chunks[:] = before.position, before.length, before.chunks
-            for behaviour, snapshot in zip(self.behaviours, before.behaviours, strict=True):
-                behaviour.take_back(snapshot)
-        elif any(behaviour.changing for behaviour in self.behaviours):
-            self._broken[:] = True
-        else:
-            self._broken |= slots.position != before.position
+    def _take_back(self, before: Counters) -> None:
+        take_back(before, self.slots, self.behaviours, self._broken)
 
     @contextmanager
     def _undone_if_failed(self) -> Iterator[None]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from semkv_deploy.methods.layout import CHUNK, POSITION
+from semkv_deploy.methods.layout import CHUNK, POSITION, TURN
 from semkv_deploy.model.delimiters import ChunkCounter
 
 if TYPE_CHECKING:
@@ -20,14 +20,18 @@ class Slots:
     Attributes:
         position: `[B]` tokens seen.
         length: `[groups,B]` live slots.
+        turn: `[B]` turns that are finished, where a behaviour counts them.
         columns: by name, for each group `[B, 1 or heads, capacity]`.
     """
 
     def __init__(self, contract: Contract, batch: int, is_delimiter: NDArray[np.bool_]) -> None:
         groups = contract.cache.groups
-        self._is_delimiter = is_delimiter
+        # Ids beyond the vocabulary, of Nexus rows, are no delimiters.
+        self._is_delimiter = np.append(is_delimiter, False)
+        self._vocabulary = len(is_delimiter)
         self.position = np.zeros(batch, np.int64)
         self.length = np.zeros((len(groups), batch), np.int64)
+        self.turn = np.zeros(batch, np.int64)
         self._group = np.arange(len(groups))
         # One array for all columns and groups, as large as the largest, so that a token is counted in all of them at
         # once; pages that no group has are never touched.
@@ -45,11 +49,13 @@ class Slots:
         self.chunks = [ChunkCounter() for _ in range(batch)]
 
     def append(self, row: int, ids: NDArray[np.int64]) -> None:
-        """Counts tokens that were appended to a row, in every group."""
+        """Counts tokens, or Nexus rows, that were appended to a row, in every group."""
         count = len(ids)
+        words = np.minimum(ids, self._vocabulary)
         known = {
             POSITION: self.position[row] + np.arange(count),
-            CHUNK: self.chunks[row].count(self._is_delimiter[ids]),
+            CHUNK: self.chunks[row].count(self._is_delimiter[words]),
+            TURN.name: 2 * self.turn[row] + (words == self._vocabulary),
         }
         # A column of some other name starts at 0, whatever the slot held before.
         values = np.array([known.get(name, np.zeros(count, np.int64)) for name in self._names])
@@ -64,6 +70,6 @@ class Slots:
 
     def reset(self, rows: NDArray[np.bool_]) -> None:
         """Forgets these rows."""
-        self.position[rows], self.length[:, rows] = 0, 0
+        self.position[rows], self.length[:, rows], self.turn[rows] = 0, 0, 0
         for row in np.flatnonzero(rows):
             self.chunks[row] = ChunkCounter()

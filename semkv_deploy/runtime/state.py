@@ -83,11 +83,11 @@ def load_session(session: Session, path: Path, row: int | None = None) -> None:
     if not fits or (position < 0).any() or (position > session.max_context).any():
         raise SemkvError("the saved session does not fit the contract", where=path, fix="save it again")
     live = length.max(1, initial=0)
-    cut = [buffer.name for buffer in session.contract.cache.buffers if "C" in buffer.shape.split(",")]
+    whole_buffers = {f"buffer.{each.name}" for each in session.contract.cache.buffers if not each.has_slots}
     for name, array in expected.items():
-        group = int(name.rsplit(".", 1)[1]) if name.startswith(("column.", "buffer.")) else None
-        of_slots = group is not None and (name.startswith("column.") or name.split(".")[1] in cut)
-        shape = (*array.shape[:2], live[group], *array.shape[3:]) if of_slots else array.shape
+        of_slots = name.startswith(("column.", "buffer.")) and name.rpartition(".")[0] not in whole_buffers
+        group = int(name.rsplit(".", 1)[1]) if of_slots else None
+        shape = array.shape if group is None else (*array.shape[:2], live[group], *array.shape[3:])
         found = tensors.get(name)
         if found is None or found.shape != tuple(shape) or found.dtype != array.dtype:
             raise SemkvError(

@@ -164,8 +164,9 @@ class _Probe:
             state = {name: engine.read(buffer, number) for buffer, name in buffers.items()}
             ours, theirs = (run_compressor(of[number], {**state, **given}) for of in (ours_of, theirs_of))
             live = np.arange(groups[number].capacity) < ours["length_out"][:, None]
-            columns = [f"{column.name}_out" for column in engine.contract.cache.slot_columns]
-            for what, name, limit in (*_COMPRESSED, *(("slots", name, None) for name in columns)):
+            columns = [("slots", f"{column.name}_out", None) for column in engine.contract.cache.slot_columns]
+            # Which slots stay decides what lies in them.
+            for what, name, limit in (*_COUNTED, *columns, *_COMPRESSED):
                 first, second = ours[name], theirs[name]
                 if first.ndim > 2:
                     mask = live[:, None, :, None] if first.ndim == 4 else live[:, None]
@@ -188,21 +189,21 @@ def _compressors(graphs: Graphs) -> dict[int, Any]:
     sessions = {}
     for graph in graphs.opened.contract.compressors:
         path = graphs.opened.path(graph.onnx)
-        session = _session(path.read_bytes(), path.parent)
+        session = _session(path.read_bytes(), path.parent, graphs.opened.contract.native)
         sessions.update(dict.fromkeys(graph.groups, session))
     return sessions
 
 
+_COUNTED = (("level", "level", None), ("length", "length_out", None))
+
 _COMPRESSED = (
-    ("level", "level", None),
-    ("length", "length_out", None),
     ("evicted", "evicted", None),
     ("bias", "slot_bias_out", "bias"),
     ("key", "key_cache_out", "cache"),
     ("value", "value_cache_out", "cache"),
 )
-"""What a compression is compared in beside slot columns: what it is called, the output, and its tolerance's name (None:
-exact)."""
+"""What a compression is compared in, beside slot columns and counts before them: what it is called, the output, and its
+tolerance's name (None: exact)."""
 
 
 class Place(NamedTuple):

@@ -50,9 +50,9 @@ class Tolerance(BaseModel):
 
 FLOAT16, BFLOAT16, INT8 = "as shipped, float16", "as shipped, bfloat16", "as shipped, 8-bit activations"
 
-INT8_CACHES = "as shipped, int8 caches"
+FLOAT16_CACHES, INT8_CACHES = "as shipped, float16 caches", "as shipped, int8 caches"
 
-CACHES = {"float16": FLOAT16, "bfloat16": BFLOAT16, "int8": INT8_CACHES}
+CACHES = {"float16": FLOAT16_CACHES, "bfloat16": BFLOAT16, "int8": INT8_CACHES}
 """How closely native operators with narrower caches, and float32 otherwise, follow the reference."""
 
 AS_SHIPPED = {"float32": FLOAT16, "float16": FLOAT16, "bfloat16": BFLOAT16}
@@ -86,6 +86,13 @@ TOLERANCES: dict[str, Tolerance] = {
         kl=1.0,
         why="activations rounded to 8 bits, bounded likewise. Three times what sound graphs show (random models: 0.11 "
         "of the largest, KL 1e-2, then 0.3; SmolLM2: 0.09, 3e-3, 4e-3). The same graph is checked in float32 beside it",
+    ),
+    FLOAT16_CACHES: Tolerance(
+        relative=5e-2,
+        first_kl=3e-4,
+        kl=6e-2,
+        why="as float16, but a method that ranks all slots tips more near ties than one that merges: three times what "
+        "sound graphs show (random models: 1.9e-2). The same graph is checked with float32 caches beside it",
     ),
     INT8_CACHES: Tolerance(
         relative=0.3,
@@ -158,6 +165,7 @@ class CompareState(BaseCompareFunc):
             "representatives": self.tolerance.cache,
             "slot_bias": self.tolerance.bias,
             "slot_attention": self.tolerance.bias,
+            "reference_queries": self.tolerance.cache,
         }
         limit = limits.get(kind, 0.0 if self.tolerance.exact_slots else None)
         if limit is None and not self.compressed:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from semkv_deploy.methods.slot_attention import RECORD, Look
-from semkv_deploy.model.names import SLOT_ATTENTION, cache_names, decoder_input, present_names
+from semkv_deploy.model.names import REFERENCE_QUERIES, SLOT_ATTENTION, cache_names, decoder_input, present_names
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from semkv_deploy.bundle.contract import Contract
     from semkv_deploy.bundle.opened import OpenedBudget
     from semkv_deploy.methods import Method
+    from semkv_deploy.methods.layout import Buffer
     from semkv_deploy.model.config import ModelFacts
     from semkv_deploy.targets.engine import Array, Feeds
 
@@ -47,7 +48,7 @@ class ReferenceEngine:
         return self.opened.contract
 
     def _tensor(self, buffer: str, group: int) -> str:
-        if buffer == SLOT_ATTENTION:
+        if buffer not in _INPUT:
             return decoder_input(buffer, group, len(self._names))
         return self._names[group][0][list(_INPUT).index(buffer)]
 
@@ -64,8 +65,9 @@ class ReferenceEngine:
         return sum(cache.nbytes for cache in self._caches.values())
 
     @property
-    def _records(self) -> bool:
-        return any(buffer.name == SLOT_ATTENTION for buffer in self.contract.cache.buffers)
+    def _recorded(self) -> list[Buffer]:
+        """Buffers that the decoder writes in recorded runs."""
+        return [each for each in self.contract.cache.buffers if each.name in (SLOT_ATTENTION, REFERENCE_QUERIES)]
 
     def reset(self, row: int | None = None) -> None:
         import torch
@@ -75,8 +77,9 @@ class ReferenceEngine:
         for group, of in enumerate(self.contract.cache.groups):
             for name in self._names[group][0]:
                 empty[name] = empty[name][:, :, : of.capacity]
-            if self._records:
-                empty[self._tensor(SLOT_ATTENTION, group)] = torch.zeros(self.batch, len(of.heads), of.capacity)
+            for buffer in self._recorded:
+                sizes = buffer.sizes(of, batch=self.batch, head_dim=self.contract.head_dim)
+                empty[self._tensor(buffer.name, group)] = torch.zeros(sizes)
         if row is None:
             self._caches: dict[str, Tensor] = empty
         else:
@@ -90,11 +93,17 @@ class ReferenceEngine:
         inputs: dict[str, Tensor] = {name: cache[rows] for name, cache in self._caches.items()}
         inputs.update({name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in feeds.items()})
         self._looks.clear()
-        outputs = self._decoder(inputs)
-        if self._records and feeds[RECORD.name].any():
+        with self.method.rewritten(self._decoder.model):
+            outputs = self._decoder(inputs)
+        for buffer in self._recorded if self._recorded and feeds[RECORD.name].any() else []:
             for group, look in enumerate(self._looks):
-                name = self._tensor(SLOT_ATTENTION, group)
-                self._caches[name][rows] = torch.maximum(self._caches[name][rows], look.largest())
+                name = self._tensor(buffer.name, group)
+                before = self._caches[name][rows]
+                if buffer.name == SLOT_ATTENTION:
+                    after = torch.maximum(before, look.largest())
+                else:
+                    after = look.queries(before, *feeds[RECORD.name].tolist())
+                self._caches[name][rows] = after
         for (key, value, _), (new_key, new_value) in self._names:
             self._caches[key][rows], self._caches[value][rows] = outputs[new_key], outputs[new_value]
         return {"logits": outputs["logits"].float().numpy()}
@@ -105,7 +114,7 @@ class ReferenceEngine:
     def _run_group(self, program: str, group: int, feeds: Feeds) -> dict[str, Array]:
         import torch
 
-        buffers = {**_INPUT, **({SLOT_ATTENTION: SLOT_ATTENTION} if self._records else {})}
+        buffers = {**_INPUT, **{buffer.name: buffer.name for buffer in self._recorded}}
         state = {name: self._caches[self._tensor(buffer, group)] for buffer, name in buffers.items()}
         inputs: dict[str, Any] = {}
         counted = ["length", *(column.name for column in self.contract.cache.slot_columns)]

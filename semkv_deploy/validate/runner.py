@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from semkv_deploy.targets.engine import Array, Engine, Feeds
 
 NO_SLOT = -1
-"""What stands for a dead slot in the outputs `slot_position` and `slot_chunk`."""
+"""What stands for a dead slot in the outputs of slot columns."""
 
 MINUS_INFINITY = -1e30
 """What stands for -inf in the output `slot_bias`, so that differences stay numbers."""
@@ -254,8 +254,7 @@ class StatefulRunner(BaseRunner):
                     said = np.where(np.isneginf(said), np.float32(MINUS_INFINITY), said)
                     outputs[f"{buffer.name}.{tag}"] = np.where(live[:, None], said, np.float32(0))
                 elif buffer.dtype == "float32":
-                    # Of blocks, say: what is none's was written by none.
-                    outputs[f"{buffer.name}.{tag}"] = np.array(self.engine.read(buffer.name, number), np.float32)
+                    outputs[f"{buffer.name}.{tag}"] = self.engine.read(buffer.name, number).copy()
             for name in ("key", "value"):
                 rows = self.engine.read(name, number)
                 if session.contract.dtype == "int8":

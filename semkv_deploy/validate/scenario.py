@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from semkv_deploy.errors import SemkvError
+from semkv_deploy.methods.behaviours import NexusTurns
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -108,7 +109,9 @@ def plan(text: Sequence[int], contract: Contract, *, batch: int, tokens: int | N
     Raises:
         SemkvError: when `tokens` is too few for three turns.
     """
-    limit = min(tokens if tokens is not None else DEFAULT_TOKENS, contract.max_context) - TURNS * STEPS
+    added = max((each.most for each in contract.behaviours if isinstance(each, NexusTurns)), default=0)
+    room = contract.max_context - TURNS * added
+    limit = min(tokens if tokens is not None else DEFAULT_TOKENS, room) - TURNS * STEPS
     if limit < TURNS * 2:
         raise SemkvError(
             "too few tokens for three turns",
@@ -119,9 +122,10 @@ def plan(text: Sequence[int], contract: Contract, *, batch: int, tokens: int | N
     chunk, beyond = contract.prefill_chunk, contract.prefill_chunk // 2 + 1
     # The first turn fits, so that something is decoded before anything is compressed; the others overflow.
     first = max(min(2 * chunk + beyond, limit // 4), 2)
-    capacity, room = contract.capacity, contract.make_room
-    if room is not None:
-        third = min(capacity - max(room.keep_slots) + beyond, max(limit // 4, 2))
+    capacity = contract.capacity
+    if contract.compressors:
+        kept = max(group.keep_slots for group in contract.cache.groups)
+        third = min(capacity - kept + beyond, max(limit // 4, 2))
         second = min(capacity + beyond, limit - first - third)
     else:
         third = second = max(min(beyond, (min(limit, capacity - TURNS * STEPS) - first) // 2), 2)

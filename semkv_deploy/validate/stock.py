@@ -87,8 +87,11 @@ def _inputs(contract: Contract, graph: GraphContract) -> list[str]:
         }
     elif contract.tables:
         ranges = {"block_start": (0, 0), "block_length": (1, 1), "block_number": (0, 0)}
+    elif room is None:
+        # Of a program whose host names the slots that stay.
+        columns = {column.name: (0, context - 1) for column in contract.cache.slot_columns}
+        ranges = {"length": (capacity, capacity), "keep_index": (0, capacity - 1), **columns}
     else:
-        assert room is not None
         number = graph.groups[0]
         keep, sinks = room.keep_slots[number], cast("int", room.by_group["sinks"][number])
         ranges = {

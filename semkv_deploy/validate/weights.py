@@ -16,6 +16,7 @@ import numpy as np
 
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.graph.external import save_with_data
+from semkv_deploy.graph.products import use_float32_activations
 from semkv_deploy.model import names
 from semkv_deploy.ops import DOMAIN, function_protos
 
@@ -91,16 +92,13 @@ def with_target_weights(portable: Path, target: Path, folder: Path) -> Path:
     return _save(model, folder, "reference.onnx")
 
 
-def with_float32_activations(target: Path, folder: Path) -> Path:
+def with_float32_activations(target: Path, folder: Path, name: str) -> Path:
     """A quantised decoder whose products take float32 activations (as shipped they round them to 8 bits)."""
     import onnx
 
     model = onnx.load(target)
-    for node in model.graph.node:
-        for attribute in node.attribute:
-            if node.op_type == "MatMulNBits" and attribute.name == "accuracy_level":
-                attribute.i = 1
-    return _save(model, folder, "float32_activations.onnx")
+    use_float32_activations(model)
+    return _save(model, folder, name)
 
 
 def in_float32(path: Path, folder: Path) -> Path:
@@ -130,7 +128,7 @@ def in_float32(path: Path, folder: Path) -> Path:
 def with_float32_caches(target: Path, folder: Path) -> Path:
     """A decoder of native operators whose caches are float32, without scales."""
     import onnx
-    from onnx import TensorProto
+    from onnx import TensorProto, numpy_helper
 
     model = onnx.load(target)
     graph = model.graph
@@ -140,9 +138,12 @@ def with_float32_caches(target: Path, folder: Path) -> Path:
                 values.remove(value)
             elif names.is_cache_input(value.name) or names.is_cache_output(value.name):
                 value.type.tensor_type.elem_type = TensorProto.FLOAT
+    one = np.ones((1, 1, 1), np.float32)
     for node in graph.node:
         if node.domain == DOMAIN and node.op_type == "NexusAttention_int8":
             node.op_type = "NexusAttention"
+            # Others that widen rows find ones where the scales were.
+            graph.initializer.extend(numpy_helper.from_array(one, name) for name in node.output[3:])
             del node.input[7:], node.output[3:]
     return _save(model, folder, "float32_caches.onnx")
 

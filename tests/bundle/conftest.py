@@ -56,3 +56,18 @@ def edit(moved: Path) -> Callable[..., None]:
         path.write_text(json.dumps(raw))
 
     return run
+
+
+@pytest.fixture(scope="session")
+def turns_bundle(tiny_export: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle whose turns become Nexus rows."""
+    from semkv_deploy.compiler.pipeline import build_bundle
+    from semkv_deploy.methods import Sonic
+    from tests.tiny import with_adapter
+
+    out = tmp_path_factory.mktemp("turns") / "bundle"
+    method = with_adapter(Sonic(kept=0.2), tiny_export)
+    build_bundle(
+        tiny_export / "decoder.onnx", out, budgets=[0.25], method=method, weights="fp32", native="off", portable=False
+    )
+    return out

@@ -80,7 +80,7 @@ def test_other_schema_version(copy: Path):
     for version in (99, 3):
         raw["schema_version"] = version
         (copy / "bundle.json").write_text(json.dumps(raw))
-        expected = rf"bundle of another schema version \(expected 4, got {version}\)\. Build it again with this version"
+        expected = rf"bundle of another schema version \(expected 5, got {version}\)\. Build it again with this version"
         with pytest.raises(SemkvError, match=expected):
             Bundle.open(copy)
 

@@ -26,6 +26,16 @@ def put(raw: Any, path: str, value: Any) -> None:
     raw[int(last) if isinstance(raw, list) else last] = value
 
 
+def refused(bundle: Path, moved: Path, path: str, value: Any, words: str) -> None:
+    """A copy of a bundle with one value of its manifest changed does not open."""
+    shutil.copytree(bundle, moved)
+    raw = json.loads((moved / "bundle.json").read_text())
+    put(raw, path, value)
+    (moved / "bundle.json").write_text(json.dumps(raw))
+    with pytest.raises(SemkvError, match=words):
+        Bundle.open(moved)
+
+
 @pytest.mark.parametrize(
     ("path", "value", "words"),
     [
@@ -54,7 +64,8 @@ def put(raw: Any, path: str, value: Any) -> None:
         (f"{CONTRACT}.cache.buffers.0.shape", "B,Q", "buffer key contradicts"),
         (f"{CONTRACT}.cache.buffers.0.name", "value", "key and value, each buffer once"),
         (f"{CONTRACT}.programs", {}, "a program decode"),
-        (f"{CONTRACT}.programs.decode.graphs.0.groups", [0, 7], "groups below 2"),
+        (f"{CONTRACT}.programs.decode.graphs.0.groups", [0, 1, 7], "groups below 2"),
+        (f"{CONTRACT}.programs.decode.graphs.0.groups", [0, 7], "a graph for every group"),
         (f"{CONTRACT}.programs.decode.buffers.key.input", "nothing.{group}", "none of that name"),
         (f"{CONTRACT}.programs.decode.graphs.0.inputs.0.name", "other", "other|none of that name"),
         (f"{CONTRACT}.programs.decode.graphs.0.inputs.0.shape", [1, 2], "the graph has another input"),
@@ -99,13 +110,29 @@ READS, ROOM = f"{CONTRACT}.behaviours.0", f"{CONTRACT}.behaviours.1"
 def test_contradictions_of_reading_again_are_named(
     path: str, value: Any, words: str, reading_bundle: Path, tmp_path: Path
 ):
-    moved = tmp_path / "moved"
-    shutil.copytree(reading_bundle, moved)
-    raw = json.loads((moved / "bundle.json").read_text())
-    put(raw, path, value)
-    (moved / "bundle.json").write_text(json.dumps(raw))
-    with pytest.raises(SemkvError, match=words):
-        Bundle.open(moved)
+    refused(reading_bundle, tmp_path / "moved", path, value, words)
+
+
+TURNS = f"{CONTRACT}.behaviours.0"
+
+
+@pytest.mark.parametrize(
+    "path, value, words",
+    [
+        (f"{TURNS}.program", "nothing", "program contradicts"),
+        (f"{TURNS}.decoder", "compress", "decoder contradicts .*expected decode"),
+        (f"{TURNS}.first_id", 500, "first_id contradicts .*expected 512, the first id beyond the vocabulary"),
+        (f"{TURNS}.most", 1 << 24, "a table of a sensible size"),
+        (f"{TURNS}.tokens", 9, "at most 8 Nexus rows"),
+        (f"{TURNS}.kept", 0, "kept"),
+        (f"{TURNS}.keep_slots", [1], "2 values, at most each group's capacity"),
+        (f"{TURNS}.keep_slots", [96, 1000], "2 values, at most each group's capacity"),
+        (f"{CONTRACT}.cache.slot_columns.2.name", "slot_other", "slot_turn B,1,C"),
+        (f"{CONTRACT}.programs.compress.buffers.key.input", "x", "none of that name|keep_index"),
+    ],
+)
+def test_contradictions_of_turns_are_named(path: str, value: Any, words: str, turns_bundle: Path, tmp_path: Path):
+    refused(turns_bundle, tmp_path / "moved", path, value, words)
 
 
 BLOCKS = f"{CONTRACT}.behaviours.0"
@@ -129,13 +156,7 @@ BLOCKS = f"{CONTRACT}.behaviours.0"
     ],
 )
 def test_contradictions_of_blocks_are_named(path: str, value: Any, words: str, block_bundle: Path, tmp_path: Path):
-    moved = tmp_path / "moved"
-    shutil.copytree(block_bundle, moved)
-    raw = json.loads((moved / "bundle.json").read_text())
-    put(raw, path, value)
-    (moved / "bundle.json").write_text(json.dumps(raw))
-    with pytest.raises(SemkvError, match=words):
-        Bundle.open(moved)
+    refused(block_bundle, tmp_path / "moved", path, value, words)
 
 
 def test_markup_and_control_characters_are_shown_as_they_are(moved: Path, edit: Edit):

@@ -14,13 +14,14 @@ from contract_host import Host
 from semkv_deploy.bundle import Bundle
 from semkv_deploy.bundle.contract import Contract
 from semkv_deploy.compiler.pipeline import build_bundle
-from semkv_deploy.methods import Full, Method, SemantiCache, StreamingLLM
+from semkv_deploy.methods import Full, Method, SemantiCache, Sonic, StreamingLLM
 from semkv_deploy.methods.behaviours import NO_MERGE
 from semkv_deploy.model.cache_groups import GroupShare, by_layer, one_a_head
 from semkv_deploy.runtime.session import Session
 from semkv_deploy.targets.onnxruntime.engine import OnnxRuntimeEngine
 from semkv_deploy.targets.onnxruntime.native import LIBRARY
 from semkv_deploy.targets.tensorrt.build import TensorRTOptions
+from tests.tiny import with_adapter
 
 from ..methods.matrix import FORMS
 
@@ -84,7 +85,7 @@ def built(
         str(export / "decoder.onnx"),
         out,
         budgets=[budget],
-        method=method,
+        method=with_adapter(method, export),
         groups=groups,
         target=["onnxruntime-cpu", *([] if method.reads_again else ["tensorrt-rtx"])],
         weights="fp32",
@@ -107,12 +108,14 @@ def words(seed: int, count: int) -> list[int]:
 
 
 CASES = [
-    *((name, "uniform", 2) for name in FORMS),
+    *((name, "uniform", 2) for name, method in FORMS.items() if not method.selects),
     *((name, groups, 2) for name in ("semanticache, by head, at turns", "streaming-llm", "full") for groups in GROUPS),
     ("semanticache", "by head", 3),
     ("semanticache", "mixed", 1),
     ("semanticache", "windows", 2),
     ("streaming-llm, at turns", "windows", 1),
+    ("sonic", "mixed", 1),
+    ("sonic, at turns, with a window", "by head", 3),
     ("importance", "by head", 3),
     ("importance", "mixed", 1),
     ("importance", "windows", 2),
@@ -166,7 +169,9 @@ def converse(bundle: Bundle, root: Path, target: str, batch: int, atol: float) -
             session.end_turn()
             host.end_turn()
             same(host, session, atol)
-        assert session.stats.runs == host.compressions
+        # A session drops the turns of all rows at once where several go on in one call.
+        at_once = isinstance(bundle.manifest.method, Sonic) and batch > 1
+        assert session.stats.runs == host.compressions or (at_once and session.stats.runs < host.compressions)
         assert host.compressions > 1 or not bundle.manifest.method.compresses
         session.reset()
         host.new_conversation()
@@ -178,7 +183,7 @@ def same(host: Host, session: Session, atol: float) -> None:
     np.testing.assert_array_equal(host.length, session.length)
     for group, lengths in enumerate(host.length):
         for row, live in enumerate(lengths):
-            for name, theirs in (("slot_position", session.slot_position), ("slot_chunk", session.slot_chunk)):
+            for name, theirs in session.slots.columns.items():
                 mine, other = (each[group][row, :, :live] for each in (host.columns[name], theirs))
                 np.testing.assert_array_equal(mine, other)
             for name in host.buffers:
@@ -249,4 +254,4 @@ def test_the_host_knows_nothing_of_the_package():
     imports = [node for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
     names = {alias.name for node in imports if isinstance(node, ast.Import) for alias in node.names}
     names |= {str(node.module) for node in imports if isinstance(node, ast.ImportFrom)}
-    assert names == {"__future__", "json", "pathlib", "typing", "numpy", "numpy.typing", "onnxruntime"}
+    assert names == {"__future__", "json", "math", "pathlib", "typing", "numpy", "numpy.typing", "onnxruntime"}

@@ -267,7 +267,7 @@ def test_private_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         ('{"schema_version": 1' + "0" * 5000 + "}", "not valid JSON"),
         ("\xff\xfe", "not valid JSON|another schema"),
         ("null", "another schema version"),
-        ('{"schema_version": 4}', r"model: Field required"),
+        ('{"schema_version": 5}', r"model: Field required"),
     ],
 )
 def test_manifests_that_are_none(text: str, message: str, moved: Path):

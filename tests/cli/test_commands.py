@@ -44,7 +44,12 @@ def test_bench(tiny_bundle: Path):
     assert set(output["results"]) == {"budget 0.25", "budget 0.5", "budget 1"}
     assert output["results"]["budget 0.25"]["kept"] <= 128 < output["results"]["budget 1"]["kept"] == 300
     assert output["ratios"]["decode: budget 1 / budget 0.25"] > 0
+    assert not any(name.startswith("all turns") for name in output["ratios"])
     refused(cli("bench", tiny_bundle, "--context", 1000), "--context", "out of range")
+    turns = cli("bench", tiny_bundle, "--budget", 0.25, "--context", 400, "--tokens", 8, "--turns", 5, "--json")
+    measured = json.loads(turns.stdout)["results"]["budget 0.25"]
+    assert len(measured["decode_ms_all"]) == 5 * 8 and measured["total_s"] > measured["prefill_s"]
+    refused(cli("bench", tiny_bundle, "--tokens", 8, "--turns", 8), "--context", "expected 576 to 512 tokens")
 
 
 def test_doctor_names_what_is_missing():
@@ -88,7 +93,7 @@ def test_onnx_without_semkv_operators(tmp_path: Path):
 
     text = '<ir_version: 10, opset_import: ["": 21]> g (float[1] x) => (float[1] y) { y = Neg (x) }'
     onnx.save(onnx.parser.parse_model(text), tmp_path / "model.onnx")
-    refused(cli("build", tmp_path / "model.onnx", "--budget", "0.5", "-o", tmp_path / "b"), "no node of domain semkv")
+    refused(cli("build", tmp_path / "model.onnx", "--budget", "0.5", "-o", tmp_path / "b"), "no attention")
     assert not (tmp_path / "b").exists()
 
 

@@ -71,7 +71,7 @@ def test_an_option_that_commands_share_is_the_same_in_all():
                 fields = (option.help, str(option.default), str(getattr(option.type, "choices", option.type)))
                 said.setdefault(option.opts[-1], set()).add(fields)
     own = {"--budget", "--target", "--json", "--batch", "--output", "--tokens", "--plugin-library"}
-    own |= {"--method", "--context", "--seed", "--text"}
+    own |= {"--method", "--context", "--seed", "--text", "--examples"}
     assert {option for option, ways in said.items() if len(ways) > 1} == own
 
 

@@ -21,7 +21,8 @@ from semkv_deploy.errors import SemkvError
 from semkv_deploy.targets.tensorrt.api import missing
 
 ROOT = Path(__file__).parents[2]
-RECIPES = sorted((ROOT / "recipes").glob("*/*.yaml"))
+RECIPES = sorted(path for path in (ROOT / "recipes").glob("*/*.yaml") if path.name != "recipe.yaml")
+"""Those of `build`; what `train` takes is called recipe.yaml and tested in tests/train."""
 TARGETS = ("onnxruntime-cpu", "tensorrt", "tensorrt-rtx")
 
 # Published config.json of each model: what a plan needs, and what decides whether attention has a fused kernel.

@@ -35,23 +35,16 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 
 CASES = [
     ("grouped", "float16", "dual", 4),
-    ("grouped", "float16", "single", 1),
     ("grouped", "float16", "single", 4),
     ("grouped", "float16", "split", 4),
     ("grouped", "bfloat16", "dual", 1),
     ("grouped", "bfloat16", "single", 4),
     ("grouped", "float32", "dual", 1),
-    ("grouped", "float32", "dual", 4),
-    ("grouped", "float32", "single", 4),
     ("grouped", "float32", "split", 1),
     ("as many KV heads", "float16", "dual", 4),
     ("as many KV heads", "float16", "single", 4),
-    ("as many KV heads", "float16", "split", 1),
-    ("as many KV heads", "float32", "dual", 1),
     ("as many KV heads", "float32", "single", 4),
     ("phi", "float16", "dual", 1),
-    ("phi", "float16", "dual", 4),
-    ("phi", "float16", "single", 4),
     ("phi", "bfloat16", "split", 1),
 ]
 

@@ -3,7 +3,17 @@ bundles are parametrised over these, so that a new method is a row here."""
 
 from __future__ import annotations
 
-from semkv_deploy.methods import METHODS, DynSplit, Full, Importance, Method, SemantiCache, StreamingLLM
+from semkv_deploy.methods import (
+    METHODS,
+    DynSplit,
+    DynSplitSelect,
+    Full,
+    Importance,
+    Method,
+    SemantiCache,
+    Sonic,
+    StreamingLLM,
+)
 
 FORMS: dict[str, Method] = {
     "streaming-llm": StreamingLLM(),
@@ -18,22 +28,34 @@ FORMS: dict[str, Method] = {
     "semanticache, the paper's form": SemantiCache(form="paper"),
     "importance": Importance(),
     "importance, at turns": Importance(compress_at="turn", sinks=2),
+    "importance, fitted": Importance(fit="all"),
     "importance, predicted": Importance(queries="predicted"),
     "importance, predicted, at turns, no sinks": Importance(
         queries="predicted", compress_at="turn", sinks=0, recent=0.5
     ),
+    "sonic": Sonic(kept=0.2),
+    "sonic, at turns, with a window": Sonic(kept=0.4, compress_at="turn", nexus_share=0.5, sinks=2),
     "dynsplit": DynSplit(),
     "dynsplit, predicted, at turns": DynSplit(queries="predicted", compress_at="turn", pool="max", block=32),
+    "dynsplit-select": DynSplitSelect(attend=64),
     "full": Full(),
 }
+"""Those that are learned lack their adapter: `tests.tiny.with_adapter` makes one for a model."""
 
 OPTIONS: dict[str, Method] = {
+    "importance, biases fitted": Importance(fit="bias"),
     "semanticache, keys and values": SemantiCache(merge="keys_and_values"),
     "semanticache, centered": SemantiCache(merge="keys_and_values", center=True, delimiters="apart"),
     "dynsplit, predicted, mean, fixed blocks": DynSplit(queries="predicted", block=20, blocks="fixed"),
 }
 """Forms that differ in the compressor's graph and in nothing else."""
 
-COMPRESSING = {name: method for name, method in {**FORMS, **OPTIONS}.items() if method.compresses}
+COMPRESSING = {
+    name: method
+    for name, method in {**FORMS, **OPTIONS}.items()
+    # A host names the slots that SONIC keeps: its program takes no target.
+    if method.compresses and not isinstance(method, Sonic)
+}
+"""Methods whose program finds by itself what to keep."""
 
 assert {method.kind for method in FORMS.values()} == set(METHODS), "every method has a row"

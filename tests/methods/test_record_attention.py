@@ -37,7 +37,7 @@ def run(
         "position_ids": np.arange(ROWS)[None] + 30,
         "logits_index": np.array([[ROWS - 1]]),
         "length": np.full((LAYERS, 1), LIVE),
-        "record": np.array([record]),
+        "record": np.array([record, 1]),
     }
     for layer in range(LAYERS):
         for name in ("key", "value"):

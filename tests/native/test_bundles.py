@@ -19,7 +19,7 @@ from semkv_deploy.cli.lint_report import lint_bundle
 from semkv_deploy.compiler.pipeline import build_bundle
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.lint.onnxruntime import lint_onnxruntime
-from semkv_deploy.methods import SemantiCache, StreamingLLM
+from semkv_deploy.methods import Importance, SemantiCache, StreamingLLM
 from semkv_deploy.runtime.session import Session
 from semkv_deploy.targets.onnxruntime import native
 from semkv_deploy.validate.run import validate
@@ -82,6 +82,18 @@ def test_validation_passes(bundles: dict[str, Path], dtype: str) -> None:
     assert report.passed
     checks = {result.name for result in report.results}
     assert ("float32 caches" in checks) == (dtype != "float32")
+
+
+@pytest.mark.parametrize(("queries", "dtype"), [("repeat", "int8"), ("repeat", "float16"), ("predicted", "int8")])
+def test_narrow_caches_are_widened_where_others_read_them(
+    tiny_export: Path, tmp_path: Path, queries: Any, dtype: Any
+) -> None:
+    """The decoder that records attention reads keys in a branch; a program that scores reads them and writes none."""
+    method = Importance(queries=queries)
+    options: dict[str, Any] = {"budgets": [0.25], "budget_by": "head", "weights": "fp32", "native": "on"}
+    build_bundle(tiny_export / "decoder.onnx", tmp_path / "b", method=method, cache_dtype=dtype, **options)
+    report = validate(tmp_path / "b", tokens=300)
+    assert report.passed, [result.detail for result in report.results]
 
 
 def test_a_validation_that_must_fail_does(bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from semkv_deploy.errors import SemkvError
 from semkv_deploy.methods import Method
 from semkv_deploy.model.cache_groups import one_a_head
 from semkv_deploy.runtime.open import open_session
+from tests.tiny import with_adapter
 
 from ..methods.matrix import FORMS
 from .test_rows import same, snapshot, text
@@ -37,11 +38,13 @@ def rewrite(path: Path, change: Any, **metadata: str) -> None:
     save_file(tensors, path, {**known, **metadata})
 
 
-@pytest.mark.parametrize("name", ["semanticache, by head, at turns", "streaming-llm", "importance", "dynsplit", "full"])
+@pytest.mark.parametrize(
+    "name", ["semanticache, by head, at turns", "streaming-llm", "importance, fitted", "dynsplit", "sonic", "full"]
+)
 @pytest.mark.parametrize("groups", [None, one_a_head(2, 2)], ids=["by layer", "by head"])
 def test_a_continued_session_gives_the_same_tokens(name: str, groups: Any, tiny_export: Path, tmp_path: Path):
     """Three turns, saved after each; the session that goes on is a new one each time."""
-    method: Method = FORMS[name]
+    method: Method = with_adapter(FORMS[name], tiny_export)
     decoder = str(tiny_export / "decoder.onnx")
     built = build_bundle(decoder, tmp_path / "b", budgets=[0.5], method=method, groups=groups, weights="fp32")
     whole, path = open_session(built, batch=2), None

@@ -14,7 +14,9 @@ def build(export: Path, out: Path, **options: Any) -> Path:
     """Budget 0.25 unless `options` say otherwise; `tensorrt` holds the fields of its options."""
     options.setdefault("method", SemantiCache())
     options["tensorrt"] = TensorRTOptions(engines=False, **options.pop("tensorrt", {}))
-    build_bundle(str(export / "decoder.onnx"), out, **{"budgets": [0.25], "weights": "fp32", **options})
+    build_bundle(
+        str(export / "decoder.onnx"), out, **{"budgets": [0.25], "weights": "fp32", "native": "off", **options}
+    )
     return out
 
 

@@ -9,6 +9,7 @@ from semkv_deploy.runtime.behaviours.base import Interpreter
 from semkv_deploy.runtime.behaviours.block_tables import BlockTabulator
 from semkv_deploy.runtime.behaviours.blocks import BlockKeeper
 from semkv_deploy.runtime.behaviours.make_room import RoomMaker
+from semkv_deploy.runtime.behaviours.nexus_turns import TurnKeeper
 from semkv_deploy.runtime.behaviours.read_again import Rereader
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 _BY_KIND: dict[str, Callable[[Any, Engine, Slots], Interpreter]] = {
     "make_room": RoomMaker,
     "read_again": Rereader,
+    "nexus_turns": TurnKeeper,
     "blocks": BlockKeeper,
     "block_tables": BlockTabulator,
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,8 +30,10 @@ class CompressionStats:
     evicted: int = 0
 
 
-class Interpreter(Protocol):
-    """Carries out one behaviour. It reads and writes the session's slots, and runs programs on the engine.
+class Interpreter:
+    """Carries out one behaviour: reads and writes the session's slots, and runs programs on the engine.
+
+    A subclass overrides what it has something to do for.
 
     Attributes:
         makes_room: whether an append that does not fit can be made to.
@@ -40,13 +42,22 @@ class Interpreter(Protocol):
         changing: whether it has begun and not ended.
     """
 
-    makes_room: bool
-    stats: CompressionStats
-    changes: int
-    changing: bool
+    makes_room: ClassVar[bool] = False
+
+    def __init__(self) -> None:
+        self.stats = CompressionStats()
+        self.changes, self.changing = 0, False
 
     def step_inputs(self, rows: slice, tokens: int) -> Feeds:
         """Decoder inputs of the behaviour's own, for a run of so many tokens in each of these rows."""
+        return {}
+
+    def begin_turn(self, rows: NDArray[np.bool_]) -> None:
+        """Called before tokens are appended to these rows: what the end of their last turn left to be done is done."""
+
+    def due(self, row: int) -> int:
+        """Positions that `begin_turn` would take of a row."""
+        return 0
 
     def before_append(self, count: NDArray[np.int64]) -> None:
         """Called before a run that appends `count[row]` tokens; afterwards they fit, if `makes_room`."""
@@ -60,17 +71,24 @@ class Interpreter(Protocol):
     def compress(self, rows: NDArray[np.bool_]) -> None:
         """Compresses these rows now, as at the end of a turn."""
 
+    def taken_back(self, row: int) -> None:
+        """Called after a row's turn was taken back: its last tokens are gone, and it has not ended."""
+
     def reset(self, rows: NDArray[np.bool_]) -> None:
         """Forgets what belongs to the conversations of these rows."""
+        if rows.all():
+            self.stats = CompressionStats()
 
     def state(self, rows: slice) -> dict[str, NDArray[np.int64]]:
         """What a saved session must hold of these rows beyond their slots, by name."""
+        return {}
 
     def restore(self, state: dict[str, NDArray[np.int64]], rows: slice) -> None:
         """Takes over what `state` gave."""
 
     def snapshot(self) -> object:
         """What a call that fails before anything changed for good is undone with."""
+        return None
 
     def take_back(self, snapshot: object) -> None:
         """Forgets what was appended since `snapshot`; slots already have their old positions and lengths."""

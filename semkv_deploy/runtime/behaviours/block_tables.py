@@ -8,37 +8,28 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from semkv_deploy.model.blocks import Segmenter, SegmenterState
-from semkv_deploy.runtime.behaviours.base import CompressionStats
-from semkv_deploy.runtime.behaviours.segmenters import forgotten, restored, saved
+from semkv_deploy.runtime.behaviours.segmenting import Segmenting
 
 if TYPE_CHECKING:
     from semkv_deploy.methods.behaviours import BlockTables
+    from semkv_deploy.model.blocks import SegmenterState
     from semkv_deploy.runtime.slots import Slots
     from semkv_deploy.targets.engine import Engine, Feeds
 
 
-class BlockTabulator:
+class BlockTabulator(Segmenting):
     """Interprets `BlockTables`.
 
     A block that a failed call closed was mapped where the next one that closes will be: nothing has to be undone there.
     """
 
-    makes_room = False
-    changes, changing = 0, False
-
     def __init__(self, behaviour: BlockTables, engine: Engine, slots: Slots) -> None:
-        self.behaviour, self.stats = behaviour, CompressionStats()
-        self._engine, self._slots = engine, slots
-        codes = behaviour.codes(engine.opened.is_delimiter)
-        self.segmenters = [Segmenter(behaviour, codes) for _ in range(engine.batch)]
+        super().__init__(behaviour, engine, slots)
+        self.behaviour, self._engine = behaviour, engine
         self.ends = np.zeros((engine.batch, behaviour.most), np.int64)
 
     def step_inputs(self, rows: slice, tokens: int) -> Feeds:
         return {self.behaviour.input: self.ends[rows]}
-
-    def before_append(self, count: NDArray[np.int64]) -> None:
-        """Needs no room."""
 
     def appended(self, row: int, ids: NDArray[np.int64]) -> None:
         segmenter, ends = self.segmenters[row], self.ends[row]
@@ -64,31 +55,17 @@ class BlockTabulator:
         self._engine.run_groups(self.behaviour.program, dict.fromkeys(groups, feeds))
         self.stats.seconds += time.perf_counter() - started
 
-    def end_turn(self, rows: NDArray[np.bool_]) -> None:
-        """Cuts nothing: a turn's marker does."""
-
-    def compress(self, rows: NDArray[np.bool_]) -> None:
-        """Compresses nothing."""
-
     def reset(self, rows: NDArray[np.bool_]) -> None:
-        forgotten(self.segmenters, rows)
+        super().reset(rows)
         self.ends[rows] = 0
-        if rows.all():
-            self.stats = CompressionStats()
 
     def state(self, rows: slice) -> dict[str, NDArray[np.int64]]:
-        return {**saved(self.segmenters[rows], self.behaviour), "ends": self.ends[rows].copy()}
+        return {**super().state(rows), "ends": self.ends[rows].copy()}
 
     def restore(self, state: dict[str, NDArray[np.int64]], rows: slice) -> None:
-        restored(self.segmenters[rows], self.behaviour, state)
+        super().restore(state, rows)
         self.ends[rows] = state["ends"]
 
-    def snapshot(self) -> list[SegmenterState]:
-        return [segmenter.state for segmenter in self.segmenters]
-
-    def take_back(self, snapshot: object) -> None:
-        assert isinstance(snapshot, list)
-        for row, state in enumerate(snapshot):
-            self.segmenters[row].restore(state)
-            self.ends[row, state.closed :] = 0
-            self.ends[row, state.closed] = self._slots.position[row] if state.open else 0
+    def _restored(self, row: int, state: SegmenterState) -> None:
+        self.ends[row, state.closed :] = 0
+        self.ends[row, state.closed] = self._slots.position[row] if state.open else 0

@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from semkv_deploy.runtime.behaviours.base import CompressionStats
+from semkv_deploy.runtime.behaviours.group_program import GroupProgramRunner
 
 if TYPE_CHECKING:
     from semkv_deploy.methods.behaviours import MakeRoom
     from semkv_deploy.runtime.slots import Slots
-    from semkv_deploy.targets.engine import Engine, Feeds
+    from semkv_deploy.targets.engine import Engine
 
 
-class RoomMaker:
+class RoomMaker(GroupProgramRunner):
     """Interprets `MakeRoom`."""
 
     makes_room = True
 
     def __init__(self, behaviour: MakeRoom, engine: Engine, slots: Slots) -> None:
-        self.behaviour, self.stats = behaviour, CompressionStats()
-        self.changes, self.changing = 0, False
-        self._engine, self._slots = engine, slots
+        super().__init__(behaviour.program, engine, slots)
+        self.behaviour = behaviour
         self._capacity = np.array([group.capacity for group in engine.contract.cache.groups], np.int64)
         self._keep = np.array(behaviour.keep_slots, np.int64)
         self._fixed = [
@@ -32,16 +30,10 @@ class RoomMaker:
             for group in range(len(self._keep))
         ]
 
-    def step_inputs(self, rows: slice, tokens: int) -> Feeds:
-        return {}
-
     def before_append(self, count: NDArray[np.int64]) -> None:
         full = self._slots.length + count > self._capacity[:, None] - self.behaviour.reserve
         if full.any():
             self._compress(np.where(full, self._keep[:, None], self._capacity[:, None]), np.asarray(full.any(1)))
-
-    def appended(self, row: int, ids: NDArray[np.int64]) -> None:
-        """Counts nothing."""
 
     def end_turn(self, rows: NDArray[np.bool_]) -> None:
         if self.behaviour.when == "turn":
@@ -53,22 +45,6 @@ class RoomMaker:
         target = np.clip(target, np.minimum(self.behaviour.least, self._keep)[:, None], self._keep[:, None])
         self._compress(np.where(rows, target, self._capacity[:, None]), np.ones(len(self._keep), bool))
 
-    def reset(self, rows: NDArray[np.bool_]) -> None:
-        if rows.all():
-            self.stats = CompressionStats()
-
-    def state(self, rows: slice) -> dict[str, NDArray[np.int64]]:
-        return {}
-
-    def restore(self, state: dict[str, NDArray[np.int64]], rows: slice) -> None:
-        """Takes over nothing: slots are the session's."""
-
-    def snapshot(self) -> None:
-        """Keeps nothing."""
-
-    def take_back(self, snapshot: object) -> None:
-        """Has nothing to take back."""
-
     def _compress(self, target: NDArray[np.int64], wanted: NDArray[np.bool_]) -> None:
         """Runs the program.
 
@@ -76,30 +52,18 @@ class RoomMaker:
             target: `[groups,B]` most slots that may stay.
             wanted: `[groups]`: the others are left alone.
         """
-        started = time.perf_counter()
-        slots = self._slots
-        self.changes, self.changing = self.changes + 1, True
-        feeds = {
-            int(group): {
-                **self._fixed[group],
-                **{name: column[group] for name, column in slots.columns.items()},
-                "length": slots.length[group],
-                "target": target[group],
-                "recent": np.maximum(
-                    (self.behaviour.recent_share * target[group]).astype(np.int64), self.behaviour.recent_least
-                ),
+        self._run(
+            {
+                int(group): {
+                    **self._fixed[group],
+                    "target": target[group],
+                    "recent": np.maximum(
+                        (self.behaviour.recent_share * target[group]).astype(np.int64), self.behaviour.recent_least
+                    ),
+                }
+                for group in np.flatnonzero(wanted)
             }
-            for group in np.flatnonzero(wanted)
-        }
-        for group, outputs in self._engine.run_groups(self.behaviour.program, feeds).items():
-            slots.length[group] = outputs["length_out"]
-            for name, column in slots.columns.items():
-                column[group][:] = outputs[f"{name}_out"]
-            self.stats.levels.update(outputs["level"].tolist())
-            self.stats.evicted += int(outputs["evicted"].sum())
-        self.changing = False
-        self.stats.runs += 1
-        self.stats.seconds += time.perf_counter() - started
+        )
 
 
 def _fixed_input(value: Any) -> NDArray[Any]:

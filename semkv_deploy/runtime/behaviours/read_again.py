@@ -8,32 +8,27 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from semkv_deploy.runtime.behaviours.base import CompressionStats
+from semkv_deploy.runtime.behaviours.base import Interpreter
 
 if TYPE_CHECKING:
     from semkv_deploy.methods.behaviours import ReadAgain
     from semkv_deploy.runtime.slots import Slots
-    from semkv_deploy.targets.engine import Engine, Feeds
+    from semkv_deploy.targets.engine import Engine
 
 
-class Rereader:
+class Rereader(Interpreter):
     """Interprets `ReadAgain`.
 
     What it changes, a reader of it may repeat: a slot's attention only rises, to what its readers give it.
     """
 
-    makes_room = False
-    changes, changing = 0, False
-
     def __init__(self, behaviour: ReadAgain, engine: Engine, slots: Slots) -> None:
-        self.behaviour, self.stats = behaviour, CompressionStats()
+        super().__init__()
+        self.behaviour = behaviour
         self._engine, self._slots = engine, slots
         self._capacity = np.array([group.capacity for group in engine.contract.cache.groups], np.int64)
         self._unread = [np.zeros(0, np.int64) for _ in range(engine.batch)]
         self._until = np.zeros(engine.batch, np.int64)
-
-    def step_inputs(self, rows: slice, tokens: int) -> Feeds:
-        return {}
 
     def before_append(self, count: NDArray[np.int64]) -> None:
         most = self._capacity[:, None] - self.behaviour.piece
@@ -52,8 +47,7 @@ class Rereader:
         self._read(rows)
 
     def reset(self, rows: NDArray[np.bool_]) -> None:
-        if rows.all():
-            self.stats = CompressionStats()
+        super().reset(rows)
         for row in np.flatnonzero(rows):
             self._unread[row], self._until[row] = np.zeros(0, np.int64), 0
 
@@ -74,12 +68,6 @@ class Rereader:
             self._unread[row] = ids[: int(np.argmin(known)) if not known.all() else len(ids)].copy()
             self._until[row] = position
 
-    def snapshot(self) -> None:
-        """Needs none: positions say what was taken back."""
-
-    def take_back(self, snapshot: object) -> None:
-        """Does nothing: see `_unread_before`."""
-
     def _unread_before(self, row: int, position: int) -> NDArray[np.int64]:
         """A row's unread tokens below a position: what a failed call appended was taken back."""
         kept: NDArray[np.int64] = self._unread[row][
@@ -93,14 +81,19 @@ class Rereader:
             ids = self._unread_before(row, int(self._slots.position[row]))
             if not len(ids):
                 continue
-            for start in range(0, len(ids), self.behaviour.piece):
-                self._run(row, ids[start : start + self.behaviour.piece])
+            starts = range(0, len(ids), self.behaviour.piece)
+            for number, start in enumerate(starts, 1):
+                self._run(row, ids[start : start + self.behaviour.piece], (number, len(starts)))
             self._unread[row], self._until[row] = ids[:0], self._slots.position[row]
             self.stats.runs += 1
         self.stats.seconds += time.perf_counter() - started
 
-    def _run(self, row: int, ids: NDArray[np.int64]) -> None:
-        """Runs ids behind the row's live slots; counts nothing."""
+    def _run(self, row: int, ids: NDArray[np.int64], recorded: tuple[int, int]) -> None:
+        """Runs ids behind the row's live slots; counts nothing.
+
+        Args:
+            recorded: which run it is of how many.
+        """
         slots = self._slots
         # Positions stay within the conversation's, which the model is known to take.
         position = min(int(slots.position[row]), self._engine.contract.max_context - self.behaviour.piece)
@@ -109,6 +102,6 @@ class Rereader:
             "position_ids": position + np.arange(len(ids))[None],
             "logits_index": np.zeros((1, 1), np.int64),
             "length": slots.length[:, row : row + 1],
-            self.behaviour.input: np.ones(1, np.int64),
+            self.behaviour.input: np.array(recorded, np.int64),
         }
         self._engine.run(self.behaviour.program, feeds, row=row)

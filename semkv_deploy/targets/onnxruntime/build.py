@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from semkv_deploy.bundle.contract import GraphContract, Phase
-    from semkv_deploy.choices import CacheType, WeightFormat
+    from semkv_deploy.choices import CacheType, StoredWeights
     from semkv_deploy.methods.base import BiasMode
     from semkv_deploy.targets.build import TargetInputs
     from semkv_deploy.targets.onnxruntime.native import NativeChoice
@@ -59,6 +59,7 @@ def lower_decoder(
     import onnx_ir as ir
     from onnxscript.optimizer import optimize
 
+    from semkv_deploy.passes.branch_adapters import branch_adapters
     from semkv_deploy.passes.fuse import fuse_for_onnxruntime
     from semkv_deploy.passes.keep_native import keep_as_native
     from semkv_deploy.passes.lower_gqa import lower_to_gqa
@@ -74,6 +75,7 @@ def lower_decoder(
     found = sum(node.op_type.split("_")[0] == kind for node in model.graph)
     if not lowered == found == groups:
         raise SemkvError("attention was lost while lowering", where=portable.name, expected=groups, got=found)
+    branch_adapters(model)
     return model
 
 
@@ -105,7 +107,7 @@ def save_decoder(model: ir.Model, path: Path, *, native: bool = False) -> BuiltD
 def build_onnxruntime(
     inputs: TargetInputs,
     target: str,
-    weights: WeightFormat,
+    weights: StoredWeights,
     reference: Path,
     built: BuiltDecoder,
     choice: NativeChoice,
@@ -138,7 +140,7 @@ def build_onnxruntime(
         lowered = lower_decoder(inputs.portable, bias=bias, groups=groups, native=cache_dtype)
         built = save_decoder(lowered, reference, native=True)
     kl = cache_kl = None
-    if weights == "fp32":
+    if weights == "fp32" or weights == "kept":
         for file in (reference, reference.with_name(reference.name + ".data")):
             shutil.copyfile(file, folder / file.name)
     else:
@@ -148,7 +150,7 @@ def build_onnxruntime(
     if narrow:
         inputs.progress(f"measuring what {cache_dtype} caches cost", None)
         cache_kl = round(cost(reference, cache_dtype, native), 4)
-    if weights != "fp32":
+    if weights != "fp32" and weights != "kept":
         inputs.progress(f"measuring what {weights} weights cost", None)
         kl = round(cost(decoder, cache_dtype, native), 4)
 

@@ -179,7 +179,7 @@ class OnnxRuntimeEngine:
     def reset(self, row: int | None = None) -> None:
         # What dead slots hold changes nothing, but what is said of slots is said of the next that lie there.
         for buffer in self.contract.cache.buffers:
-            for array in self._buffers[buffer.name] if buffer.of_slots else []:
+            for array in self._buffers[buffer.name] if buffer.dtype == "float32" else []:
                 array[slice(None) if row is None else row] = 0
 
     def run(self, program: str, feeds: Feeds, *, row: int | None = None) -> dict[str, Array]:

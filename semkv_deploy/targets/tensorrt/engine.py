@@ -110,13 +110,14 @@ class TensorRTEngine:
         return sum(array.nbytes for arrays in (*self._buffers.values(), spare) for array in arrays)
 
     def reset(self, row: int | None = None) -> None:
-        # What dead slots hold changes nothing, biases excepted.
-        for bias in self._buffers.get("slot_bias", []):
-            if row is None:
-                _clear(bias)
-            else:
-                size = bias.nbytes // self.batch
-                cuda.DeviceView(bias.ptr + row * size, (size,), np.uint8).copy_from(np.zeros(size, np.uint8))
+        # What dead slots hold changes nothing, but what is said of slots is said of the next that lie there.
+        for buffer in self.contract.cache.buffers:
+            for array in self._buffers[buffer.name] if buffer.dtype == "float32" else []:
+                if row is None:
+                    _clear(array)
+                else:
+                    size = array.nbytes // self.batch
+                    cuda.DeviceView(array.ptr + row * size, (size,), np.uint8).copy_from(np.zeros(size, np.uint8))
 
     def run(self, program: str, feeds: Feeds, *, row: int | None = None) -> dict[str, Array]:
         """Runs the decoder.

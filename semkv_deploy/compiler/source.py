@@ -1,0 +1,80 @@
+"""What a build starts from: an export, a checkpoint, or a stranger's decoder, as an export in the build's folder."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from semkv_deploy.errors import SemkvError
+from semkv_deploy.model.exported import copy_export, open_export
+from semkv_deploy.targets import is_tensorrt
+from semkv_deploy.targets.build import Progress
+
+if TYPE_CHECKING:
+    from semkv_deploy.choices import StoredWeights, WeightFormat
+    from semkv_deploy.model.config import ModelFacts
+
+
+def weights_of_source(root: Path, weights: WeightFormat, targets: Sequence[str], progress: Progress) -> StoredWeights:
+    """The format that `onnxruntime-*` targets store weights in: as they came, where they came quantised.
+
+    Raises:
+        SemkvError: when the source's weights are quantised and another format, or TensorRT, is asked for.
+    """
+    from semkv_deploy.export.foreign import keeps_weights
+
+    if not keeps_weights(root / "onnx" / "decoder.onnx"):
+        return weights
+    if weights == "int8":
+        raise SemkvError(
+            "the source's weights are quantised already",
+            where=f"--weights {weights}",
+            expected="weights as they are",
+            fix="leave --weights out, or give a float32 graph",
+        )
+    for name in targets:
+        if is_tensorrt(name):
+            raise SemkvError(
+                "TensorRT has no MatMulNBits",
+                where=f"--target {name}",
+                expected="a graph with float32 weights",
+                fix="export the checkpoint, or build for onnxruntime-cpu",
+            )
+    progress("weights came quantised: they stay as they are", None)
+    return "kept"
+
+
+def take_source(
+    source: str, root: Path, family: str | None, progress: Progress, *, prove_import: bool = True
+) -> ModelFacts:
+    """Puts the portable decoder into `root/onnx`, and tokenizer and delimiters into `root`; returns the model's facts.
+
+    Raises:
+        SemkvError: when it cannot be read or exported, or is of another family.
+    """
+    from semkv_deploy.export.foreign import import_decoder, is_foreign
+
+    portable = Path(source)
+    stranger = portable.suffix == ".onnx" and is_foreign(portable)
+    model = open_export(portable) if portable.suffix == ".onnx" and not stranger else None
+    onnx_dir = root / "onnx"
+    onnx_dir.mkdir()
+    if stranger:
+        model = import_decoder(portable, onnx_dir, proof=prove_import, progress=progress)
+    elif model is None:
+        from semkv_deploy.export import export_checkpoint
+
+        model = export_checkpoint(source, onnx_dir, progress)
+    else:
+        # Copied, not linked: onnx tools refuse external data with several hard links.
+        copy_export(portable, onnx_dir)
+    if family is not None and family != model.family:
+        raise SemkvError("the recipe is for another family of models", where=source, expected=family, got=model.family)
+    for name in ("tokenizer", "delimiters.json"):
+        shutil.move(onnx_dir / name, root / name)
+    (onnx_dir / "model.json").unlink()
+    for compressor in onnx_dir.glob("compressor*.onnx"):
+        compressor.unlink()
+    return model

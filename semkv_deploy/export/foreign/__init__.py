@@ -1,0 +1,92 @@
+"""Other people's ONNX decoders become exports: recognised by structure, proved against the original, or refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from semkv_deploy.model.config import ModelFacts
+
+IMPORTED_BY = "com.microsoft::GroupQueryAttention"
+
+
+def is_foreign(path: Path) -> bool:
+    """Whether an ONNX file is a decoder that `import_decoder` is for: no operators of ours, and no export's files.
+
+    Raises:
+        SemkvError: when it is no ONNX file.
+    """
+    from semkv_deploy.graph.external import read_graph
+    from semkv_deploy.model.exported import FACTS
+    from semkv_deploy.ops import DOMAIN
+
+    model = read_graph(path, expected="an ONNX file", fix="give decoder.onnx of an export, or a decoder's ONNX file")
+    ours = any(node.domain == DOMAIN for node in model.graph.node)
+    return not ours and not (path.parent / FACTS).exists()
+
+
+def import_decoder(
+    path: Path,
+    out: Path,
+    *,
+    proof: bool = True,
+    progress: Callable[[str, float | None], None] = lambda what, share: None,
+) -> ModelFacts:
+    """Writes an export of a stranger's decoder: `decoder.onnx`, `tokenizer/`, `model.json`, `delimiters.json`.
+
+    Args:
+        path: the graph; its weights, configuration and tokenizer lie beside it.
+        out: an existing empty directory.
+        proof: compare the import with the original in ONNX Runtime.
+
+    Raises:
+        SemkvError: naming what is not recognised or not known, or where the import differs from the original.
+    """
+    import onnx_ir as ir
+
+    from semkv_deploy.export.config import turn_end_ids
+    from semkv_deploy.export.delimiters import find_delimiters
+    from semkv_deploy.export.foreign.facts import Known, head_size, model_facts, read_configs
+    from semkv_deploy.export.foreign.interface import find_interface
+    from semkv_deploy.export.foreign.portable import to_portable
+    from semkv_deploy.export.foreign.proof import check_import
+    from semkv_deploy.graph.files import write_model
+    from semkv_deploy.model.exported import DECODER, DELIMITERS, FACTS, TOKENIZER, check_weights
+    from semkv_deploy.model.tokenizer import read_tokenizer
+
+    progress("reading the graph", None)
+    check_weights(path)
+    folder = path.resolve().parent
+    model = ir.load(path)
+    roles = find_interface(model.graph, path.name)
+    known = Known(read_configs(folder), folder)
+    tokenizer = read_tokenizer(folder)
+    facts = model_facts(roles, known, folder.name, set(turn_end_ids(tokenizer)))
+    pasts = [
+        (str(layer.past[0].name), str(layer.past[1].name), str(layer.present[0].name), str(layer.present[1].name))
+        for layer in roles.layers
+    ]
+    to_portable(model, head_size(roles, known), path.name)
+    progress("writing the decoder", None)
+    write_model(model, out / DECODER)
+    tokenizer.save_pretrained(out / TOKENIZER)
+    find_delimiters(tokenizer).write(out / DELIMITERS)
+    facts.write(out / FACTS)
+    if proof:
+        progress("comparing the import with the original", None)
+        difference = check_import(path, out / DECODER, facts, pasts)
+        progress(f"imported {facts.layers} x {IMPORTED_BY}; largest difference {difference:.1e} of a logit", None)
+    return facts
+
+
+def keeps_weights(decoder: Path) -> bool:
+    """Whether a portable decoder's weights came quantised, so that they stay as they are."""
+    import onnx
+
+    graph = onnx.load(decoder, load_external_data=False).graph
+    return any(node.op_type == "MatMulNBits" for node in graph.node)
+
+
+__all__ = ["IMPORTED_BY", "import_decoder", "is_foreign", "keeps_weights"]

@@ -1,0 +1,146 @@
+"""From a stranger's decoder to our portable graph: same weights, our inputs, outputs and attention."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+from onnxscript import version_converter
+
+from semkv_deploy import ops
+from semkv_deploy.errors import SemkvError
+from semkv_deploy.export.foreign.gqa import Tables, check_node, replace_node
+from semkv_deploy.export.foreign.interface import CONTRIB, Interface, find_interface
+from semkv_deploy.export.foreign.norms import expand_norms
+from semkv_deploy.graph.editing import GraphEditor, attribute, sole, static
+from semkv_deploy.graph.files import INLINE_LIMIT
+from semkv_deploy.model.names import LENGTH, LOGITS, LOGITS_INDEX, POSITION_IDS, cache_names, present_names
+from semkv_deploy.ops import nexus_attention as nexus
+
+OLDEST_OPSET = 18
+"""Reductions take their axes as inputs from here on, and no later change touches what decoders are made of."""
+
+
+def to_portable(model: ir.Model, head_dim: int, where: str) -> None:
+    """Rewrites a decoder in place.
+
+    Raises:
+        SemkvError: naming the node that cannot be taken.
+    """
+    graph = model.graph
+    opset = graph.opset_imports.get("", 0)
+    if not OLDEST_OPSET <= opset <= ops.OPSET:
+        raise SemkvError("opset", where=where, expected=f"{OLDEST_OPSET} to {ops.OPSET}", got=opset)
+    roles = find_interface(graph, where)
+    for layer in roles.layers:
+        check_node(layer.node, roles.mask)
+    expand_norms(graph)
+    version_converter.convert_version(model, ops.OPSET)
+    _replace_attention(graph, roles, head_dim)
+    _wanted_rows(graph, roles)
+    common.RemoveUnusedNodesPass()(model)
+    _drop_mask(graph, roles)
+    _finish(model)
+
+
+def _input(name: str, dtype: ir.DataType, shape: list[str | int]) -> ir.Value:
+    return ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
+
+
+def _replace_attention(graph: ir.Graph, roles: Interface, head_dim: int) -> None:
+    edit = GraphEditor(graph, "foreign")
+    layers, first = len(roles.layers), next(iter(graph))
+    positions = roles.positions or _input(POSITION_IDS, ir.DataType.INT64, ["batch", "sequence"])
+    lengths = _input(LENGTH, ir.DataType.INT64, [layers, "batch"])
+    index = _input(LOGITS_INDEX, ir.DataType.INT64, ["batch", "rows"])
+    roles.ids.shape = ir.Shape(["batch", "sequence"])
+    if roles.ids.dtype != ir.DataType.INT64:
+        raise SemkvError("token ids of another type", where=roles.ids.name, expected="int64", got=roles.ids.dtype)
+    tables = Tables(edit, first, positions)
+    inputs = [roles.ids, positions, index, lengths]
+    outputs = [roles.logits]
+    for number, layer in enumerate(roles.layers):
+        kv_heads = attribute(layer.node, "kv_num_heads", 0)
+        shape = ["batch", kv_heads, "capacity", head_dim]
+        names = cache_names(number, layers)
+        bias = _input(names[2], ir.DataType.FLOAT, shape[:3])
+        row = edit.node(layer.node, "Gather", [lengths, edit.constant(number, np.int64)], axis=0)[0]
+        replace_node(layer.node, edit, tables, head_dim, bias, row)
+        for value, name in zip(layer.past, names[:2], strict=True):
+            if value.dtype != ir.DataType.FLOAT:
+                raise SemkvError("caches of another type", where=value.name, expected="float32", got=value.dtype)
+            value.name, value.shape = name, ir.Shape(shape)
+        inputs += [*layer.past, bias]
+    made = [node for node in graph if node.domain == ops.DOMAIN]
+    for number, node in enumerate(made):
+        node.name = f"layers.{number:02d}.attention"
+        for output, name in zip(node.outputs[1:], present_names(number, layers), strict=True):
+            cache = node.inputs[3]
+            assert cache is not None
+            output.name, output.shape, output.type = name, cache.shape, cache.type
+            outputs.append(output)
+    graph.outputs.clear()
+    graph.outputs.extend(outputs)
+    kept = [value for value in graph.inputs if value is roles.mask]
+    graph.inputs.clear()
+    graph.inputs.extend([*inputs, *kept])
+
+
+def _wanted_rows(graph: ir.Graph, roles: Interface) -> None:
+    """Takes rows `logits_index` [B,R] of the hidden states before the head; after it, where no head is recognised."""
+    logits, index = roles.logits, graph.inputs[2]
+    edit = GraphEditor(graph, "rows")
+    head = sole(logits, "MatMul") or sole(logits, "MatMulNBits", CONTRIB)
+    axis = edit.constant([-1], np.int64)
+    vocabulary = logits.shape[-1] if logits.shape is not None else None
+    if head is not None:
+        places = edit.node(head, "Unsqueeze", [index, axis])[0]
+        head.replace_input_with(0, edit.node(head, "GatherND", [head.inputs[0], places], batch_dims=1)[0])
+        last = logits
+    else:
+        places = edit.node(None, "Unsqueeze", [index, axis])[0]
+        last = edit.node(None, "GatherND", [logits, places], batch_dims=1)[0]
+        last.type = logits.type
+        logits.name = f"{LOGITS}.all"
+    last.name, last.shape = LOGITS, ir.Shape(["batch", "rows", vocabulary])
+    graph.outputs[0] = last
+
+
+def _drop_mask(graph: ir.Graph, roles: Interface) -> None:
+    """Takes the mask's input away; what only made sizes of it is gone with the attention.
+
+    Raises:
+        SemkvError: naming what else reads it.
+    """
+    if roles.mask is None:
+        return
+    uses = roles.mask.uses()
+    if uses:
+        raise SemkvError("the attention mask is read by more than attention", where=next(iter(uses)).node.name)
+    graph.inputs.remove(roles.mask)
+
+
+def _finish(model: ir.Model) -> None:
+    graph = model.graph
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    common.ClearMetadataAndDocStringPass()(model)
+    common.TopologicalSortPass()(model)
+    for value in (value for node in graph for value in node.outputs):
+        if not value.is_graph_output():
+            value.shape = None  # in the exporter's symbols, of a cache that grows
+    for value in graph.initializers.values():
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor) and tensor.nbytes < INLINE_LIMIT:
+            value.const_value = ir.Tensor(tensor.numpy().copy(), name=value.name)  # `write_model` keeps these inline
+    function = ir.serde.deserialize_function(nexus.function_proto())
+    model.functions[function.identifier()] = function
+    contrib = any(node.domain == CONTRIB for node in graph)
+    graph.opset_imports.clear()
+    graph.opset_imports.update({"": ops.OPSET, ops.DOMAIN: ops.VERSION} | ({CONTRIB: 1} if contrib else {}))
+    model.ir_version = 10
+    common.ShapeInferencePass()(model)
+    for node in graph:
+        if node.domain == ops.DOMAIN:
+            query = node.inputs[0]
+            assert query is not None
+            static(query, 1)

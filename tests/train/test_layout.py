@@ -1,0 +1,82 @@
+"""Rows, positions and masks: tensors against the statement in loops."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from semkv_deploy.errors import SemkvError
+from semkv_deploy.train import reference
+from semkv_deploy.train.layout import PAD, Batch, Dialogue, batch_of, causal, counts_for, sight, window
+from tests.train.conftest import random_dialogue
+
+SIZES = st.tuples(st.integers(0, 3), st.lists(st.tuples(st.integers(1, 5), st.integers(1, 3)), min_size=2, max_size=4))
+
+
+def made(pinned: int, turns: list[tuple[int, int]]) -> tuple[Dialogue, list[int]]:
+    return random_dialogue(0, tuple(length for length, _ in turns), pinned), [count for _, count in turns[:-1]]
+
+
+def in_memory(batch: Batch, row: int, rows: list[reference.Row]) -> list[int]:
+    """Where the rows in true order lie in the batch: text rows first, then Nexus rows."""
+    text, nexus = iter(range(batch.ids.shape[1])), iter(range(batch.ids.shape[1], 10_000))
+    return [next(text if each.kind == "text" else nexus) for each in rows]
+
+
+@given(st.lists(SIZES, min_size=1, max_size=2), st.sampled_from(["causal", "full"]))
+@settings(max_examples=25, deadline=None)
+def test_masks_and_positions_are_those_of_the_statement(sizes, corner):
+    dialogues = [made(*each) for each in sizes]
+    batch = batch_of([dialogue for dialogue, _ in dialogues], [counts for _, counts in dialogues])
+    whole, stream = sight(batch, corner).whole, window(batch)
+    positions = torch.cat((batch.position, batch.nexus_position), 1)
+    for number, (dialogue, counts) in enumerate(dialogues):
+        rows = reference.rows_of(dialogue, counts)
+        place = in_memory(batch, number, rows)
+        expected = torch.zeros_like(whole[number])
+        for query, at in zip(rows, place, strict=True):
+            assert positions[number, at] == query.position
+            for key, there in zip(rows, place, strict=True):
+                expected[at, there] = reference.sees(query, key, corner)
+                if query.kind == key.kind == "text":
+                    assert stream[number, at, there] == reference.streaming_sees(rows, query, key)
+        for row in set(range(len(expected))) - set(place):
+            expected[row, row] = True
+        assert torch.equal(whole[number], expected)
+
+
+def test_what_fills_up_is_seen_by_nobody_else_and_sees_itself():
+    short, long = random_dialogue(1, (3, 2)), random_dialogue(2, (5, 6, 4))
+    batch = batch_of([short, long], [[1], [2, 3]])
+    turns = torch.cat((batch.turn, batch.nexus_turn), 1)
+    for mask, of in ((sight(batch).whole, turns), (causal(batch), batch.turn), (window(batch), batch.turn)):
+        filling = of == PAD
+        assert filling[0].any() and mask.any(-1).all()
+        others = mask & ~torch.eye(mask.shape[1], dtype=torch.bool)
+        assert not others.transpose(1, 2)[filling].any()
+
+
+def test_targets_are_the_next_tokens_and_answers_are_marked_where_they_are_predicted():
+    dialogue = Dialogue((10, 11), ((12, 13), (14, 15, 16, 17)), answers=((1, 2, 4),))
+    batch = batch_of([dialogue], [[1]])
+    assert batch.target[0].tolist() == [11, 12, 13, 14, 15, 16, 17, -1]
+    assert batch.answer[0].tolist() == [0, 0, 0, 0, 0, 1, 1, 0]
+    assert batch.position[0].tolist() == [0, 1, 2, 3, 5, 6, 7, 8] and batch.nexus_position[0].tolist() == [4]
+
+
+def test_no_history_is_no_window():
+    batch = batch_of([random_dialogue(3)], [[2, 2]])
+    dropped = window(batch, history=False)
+    assert torch.equal(dropped, sight(batch).text_text) and (window(batch) & ~dropped).any()
+
+
+def test_counts_are_shares_rounded_up_within_what_there_is():
+    assert counts_for([10, 11, 400, 1], 0.2, 64) == [2, 3, 64, 1]
+
+
+@pytest.mark.parametrize("counts", [[], [1], [1, 0], [1, 1, 1]])
+def test_counts_that_do_not_fit_the_turns(counts):
+    with pytest.raises(SemkvError, match="a dialogue needs two turns at least, and a number of Nexus rows"):
+        batch_of([random_dialogue(0)], [counts])
