@@ -252,6 +252,7 @@ class Host:
                 if each["shape"].isdecimal()
                 else self._block_ends(rows, each["shape"])
                 for each in self.contract["cache"]["step_inputs"]
+                if each["name"] in graph.inputs
             },
         }
         results: Arrays = {"logits": np.zeros((count, 1, self.contract["vocab_size"]), np.float32)}

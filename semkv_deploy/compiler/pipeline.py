@@ -135,7 +135,7 @@ def build_bundle(
         context = choose_context(max_context, model.max_position)
         method = method.resolve(model)
         check_reading(method, targets)
-        check_selecting(method, targets, choice)
+        check_selecting(method, targets, cache_dtype, options)
         cache_types = {options.dtype if is_tensorrt(name) else cache_dtype for name in targets}
         resolved = resolve_budgets(budgets, context, slot_bytes(model, cache_types))
         given = cache_groups(groups, budget_by, model)
@@ -245,28 +245,29 @@ def check_reading(method: Method, targets: Sequence[str]) -> None:
             )
 
 
-def check_selecting(method: Method, targets: Sequence[str], choice: NativeChoice) -> None:
-    """Fails where no decoder that attends to chosen slots can be built.
+def check_selecting(method: Method, targets: Sequence[str], cache_dtype: CacheType, options: TensorRTOptions) -> None:
+    """Fails where a target's steps cannot attend to chosen slots.
 
     Raises:
-        SemkvError: naming the target, or what is missing.
+        SemkvError: naming the option.
     """
     if not method.selects:
         return
     for name in targets:
-        if is_tensorrt(name):
+        if is_tensorrt(name) and options.layout != "split":
             raise SemkvError(
-                f"{method.kind} has no decoder for it yet",
-                where=f"--target {name}",
-                expected="onnxruntime-cpu",
-                fix="leave the target out, or keep blocks in a smaller cache: --method dynsplit",
+                f"{method.kind}: steps attend to chosen slots and prompts to all, which takes an engine for each",
+                where=f"--target {name} --layout {options.layout}",
+                expected="split",
+                fix="add --layout split",
             )
-    if not choice.on or choice.cache_dtype != "float32":
+    if cache_dtype != "float32" and not all(map(is_tensorrt, targets)):
         raise SemkvError(
-            f"{method.kind} needs native operators, and caches of float32",
-            where="--native, --cache-dtype",
-            got=f"{choice.cache_dtype} caches; {choice.why}",
-            fix="build them with scripts/build_native.sh and leave both options out, or use --method dynsplit",
+            f"{method.kind} has no operators for such caches on ONNX Runtime",
+            where="--cache-dtype",
+            expected="float32",
+            got=cache_dtype,
+            fix="leave the option out, or use --method dynsplit",
         )
 
 

@@ -134,6 +134,10 @@ class Method(BaseModel):
         )
         return CacheLayout(groups=tuple(groups), buffers=(KEY, VALUE, BIAS), slot_columns=columns)
 
+    def symbols(self, profile: BudgetProfile) -> dict[str, int]:
+        """Sizes of a profile that the method's graphs have as symbols of its own."""
+        return {}
+
     def rewrite_decoder(self, decoder: ir.Model, layout: CacheLayout) -> None:
         """Changes the portable decoder in place, before it is lowered; by default not at all."""
 

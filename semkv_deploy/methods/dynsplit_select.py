@@ -1,22 +1,27 @@
 """DynSplit-KV (Ye et al., arXiv 2602.03184) as selection: the whole cache stays, a step attends to its best blocks.
 
 A closed block has representatives, whatever its length: the smallest and largest value of each channel of its keys
-(Quest's, arXiv 2406.10774; 2) or their mean (1). In a step each KV head scores all blocks by its queries and attends to
-the best, `attend` slots in all; the first block and the recent ones, the open one among them, are always among these.
+(Quest's, arXiv 2406.10774), or their mean, with or without radii (`representatives`). In a step each KV head scores all
+blocks by its queries and attends to the best, `attend` slots in all; the first block and the recent ones, the open one
+among them, are always among these.
 Prompts attend to everything. What is ours of it is said in `SemanticBlockMap` and `SemanticBlockSelect`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from semkv_deploy.methods.base import State
 from semkv_deploy.methods.behaviours import BlockTables
 from semkv_deploy.methods.layout import Binding, Buffer, CacheLayout, Program, Scope
+from semkv_deploy.methods.representatives import Kind, map_reference, table_size
 from semkv_deploy.methods.select_blocks import (
     BLOCK_END,
+    BLOCKS,
+    CLOSED,
     MAP_BLOCKS,
     REPRESENTATIVES,
     map_program,
@@ -40,13 +45,14 @@ class DynSplitSelect(SemanticBlocks):
 
     Attributes:
         attend: slots that a step attends to beside its own, in each KV head.
-        vectors: representatives of a block: 2, smallest and largest, or 1, the mean.
+        representatives: what blocks are scored by: "min_max", "mean_radius" (a bound as well, of little more than half
+            the bytes) or "mean".
         recent_blocks: blocks at the end that are always attended to, the open one included.
     """
 
     kind: Literal["dynsplit-select"] = "dynsplit-select"
     attend: int = Field(default=1024, ge=16, le=1 << 16)
-    vectors: Literal[1, 2] = 2
+    representatives: Kind = "min_max"
     recent_blocks: int = Field(default=4, ge=1, le=64)
 
     compresses: ClassVar[bool] = False
@@ -60,10 +66,18 @@ class DynSplitSelect(SemanticBlocks):
         require_uniform({group.capacity for group in groups})
         return -(-groups[0].capacity // (self.block - self.radius)) + 2
 
+    def most_closed(self, profile: BudgetProfile) -> int:
+        """M: blocks that one run closes at most."""
+        return -(-profile.prefill_chunk // (self.block - self.radius)) + 1
+
+    def symbols(self, profile: BudgetProfile) -> dict[str, int]:
+        return {BLOCKS: self.most_blocks(profile.groups), CLOSED: self.most_closed(profile)}
+
     def layout(self, model: ModelFacts, groups: Sequence[CacheGroup]) -> CacheLayout:
         layout = super().layout(model, groups)
         most = self.most_blocks(layout.groups)
-        table = Buffer(name=REPRESENTATIVES, shape=f"B,Hkv,{most},{self.vectors},D", dtype="float32")
+        vectors, size = table_size(self.representatives, model.head_dim)
+        table = Buffer(name=REPRESENTATIVES, shape=f"B,Hkv,{most},{vectors},{size}", dtype="T")
         ends = Buffer(name=BLOCK_END, shape=f"B,{most}", dtype="int64")
         return layout.model_copy(update={"buffers": (*layout.buffers, table), "step_inputs": (ends,)})
 
@@ -72,7 +86,7 @@ class DynSplitSelect(SemanticBlocks):
             decoder,
             longest=self.longest,
             width=self.attend,
-            vectors=self.vectors,
+            kind=self.representatives,
             first=1,
             recent=self.recent_blocks,
         )
@@ -86,9 +100,15 @@ class DynSplitSelect(SemanticBlocks):
         }
 
     def programs(self, model: ModelFacts, layout: CacheLayout) -> list[Program]:
-        graph = map_program(model, longest=self.longest, vectors=self.vectors)
+        graph = map_program(model, longest=self.longest, kind=self.representatives)
         in_place = {REPRESENTATIVES: f"{REPRESENTATIVES}_out"}
         return [Program(MAP_BLOCKS, graph, "group", tuple(range(len(layout.groups))), in_place)]
+
+    def reference(self, program: str) -> Callable[..., State]:
+        def map_blocks(model: ModelFacts, state: State, **blocks: Any) -> State:
+            return map_reference(self.representatives, self.longest, state, **blocks)
+
+        return {MAP_BLOCKS: map_blocks}[program]
 
     def calibrate(self, model: ModelFacts, text: CalibrationText) -> DynSplitSettings:
         return DynSplitSettings(table=self.table(model, text), scores=None)
@@ -100,7 +120,7 @@ class DynSplitSelect(SemanticBlocks):
                 program=MAP_BLOCKS,
                 input=BLOCK_END,
                 most=most,
-                closed=-(-profile.prefill_chunk // (self.block - self.radius)) + 1,
+                closed=self.most_closed(profile),
                 **self.rule(model, settings),
             )
         ]

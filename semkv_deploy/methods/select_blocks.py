@@ -1,10 +1,10 @@
 """Lets a portable decoder attend to chosen blocks in steps: the graph's rewriting, and the program that maps blocks.
 
 The graph gets an input `block_end` `[B,N]` int64 (where each of a row's blocks ends, in slots, the open one last, then
-0) and for every cache group `representatives` `[B,Hkv,N,R,D]` float32, which it reads. From `block_end` it makes, once
-for all layers, the uniform form of the blocks: a table of slots `[B,N,L]`, their count, and which are pinned. In a run
-of one token each attention takes a list of `width` slots that `SemanticBlockSelect` chooses by its query; in a run of
-several, all slots. What decides is the shape of the run, never data.
+0) and for every cache group `representatives` `[B,Hkv,N,R,E]` of the cache's type, which it reads. From `block_end` it
+makes, once for all layers, the uniform form of the blocks: a table of slots `[B,N,L]`, their count, and which are
+pinned. In a run of one token each attention takes a list of `width` slots that `SemanticBlockSelect` chooses by its
+query; in a run of several, all slots. What decides is the shape of the run, never data.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import onnx_ir as ir
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.graph.editing import GraphEditor, attribute, replace, static
 from semkv_deploy.methods.attention_nodes import require_plain, required_attention_nodes
+from semkv_deploy.methods.representatives import Kind, map_text, scoring_query, table_size
 from semkv_deploy.model import names
 from semkv_deploy.ops import DOMAIN, OPSET, VERSION, semantic_block_map, semantic_block_select
 from semkv_deploy.ops import nexus_attention as nexus
@@ -31,16 +32,19 @@ REPRESENTATIVES = "representatives"
 MAP_BLOCKS = "map_blocks"
 """Names of the decoder's input, of the buffer, and of the program that writes it."""
 
+BLOCKS, CLOSED = "blocks", "closed"
+"""Symbols of sizes: rows of a table of blocks, and blocks that a run of the program maps."""
+
 INDEXED = "indexed"
 
 
-def select_blocks(model: ir.Model, *, longest: int, width: int, vectors: int, first: int, recent: int) -> None:
+def select_blocks(model: ir.Model, *, longest: int, width: int, kind: Kind, first: int, recent: int) -> None:
     """Rewrites a portable decoder in place.
 
     Args:
         longest: slots of a block at most.
         width: slots that a step attends to beside its own.
-        vectors: representatives of a block: 2, or 1.
+        kind: of representatives.
         first, recent: blocks that are always attended to, at the beginning and, the open one included, at the end.
 
     Raises:
@@ -60,11 +64,11 @@ def select_blocks(model: ir.Model, *, longest: int, width: int, vectors: int, fi
         kv_heads, size = static(cache, 1), static(cache, 3)
         given = ir.Value(
             name=names.decoder_input(REPRESENTATIVES, number, len(nodes)),
-            shape=ir.Shape([batch, kv_heads, "blocks", vectors, size]),
-            type=ir.TensorType(ir.DataType.FLOAT),
+            shape=ir.Shape([batch, kv_heads, "blocks", *table_size(kind, size)]),
+            type=cache.type,
         )
         graph.inputs.append(given)
-        index = _index(edit, node, given, tables, kv_heads, width)
+        index = _index(edit, node, given, tables, kv_heads, width, kind)
         attributes = {name: attribute(node, name, default) for name, default in nexus.OP.attributes.items()}
         result = edit.node(
             node,
@@ -122,10 +126,16 @@ def _tables(
     newest = add("Sub", add("Unsqueeze", count, ints(1)), edit.constant(recent, np.int64))
     pinned = add("Or", add("Less", block, edit.constant(first, np.int64)), add("GreaterOrEqual", block, newest))
     tokens = add("Squeeze", add("Shape", ids, start=1, end=2))
-    return _Tables(slots, count, add("Cast", pinned, to=int(ir.DataType.INT64)), add("Equal", tokens, one))
+    numbers = add("Cast", pinned, to=int(ir.DataType.INT64))
+    assert ends.shape is not None
+    for value, shape in ((slots, [*ends.shape, longest]), (count, [ends.shape[0]]), (numbers, [*ends.shape])):
+        value.shape, value.type = ir.Shape(shape), ir.TensorType(ir.DataType.INT64)
+    return _Tables(slots, count, numbers, add("Equal", tokens, one))
 
 
-def _index(edit: GraphEditor, node: ir.Node, given: ir.Value, tables: _Tables, kv_heads: int, width: int) -> ir.Value:
+def _index(
+    edit: GraphEditor, node: ir.Node, given: ir.Value, tables: _Tables, kv_heads: int, width: int, kind: Kind
+) -> ir.Value:
     """`[B,Hkv,W]`: chosen slots in a step, else all live ones."""
     cache, length, query = node.inputs[3], node.inputs[6], node.inputs[0]
     assert cache is not None and cache.shape is not None and length is not None and query is not None
@@ -143,11 +153,10 @@ def _index(edit: GraphEditor, node: ir.Node, given: ir.Value, tables: _Tables, k
     every = tables.every[key, kv_heads]
     then = ir.Graph([], [], nodes=[], name="chosen")
     inner = GraphEditor(then, f"{node.name}.chosen")
-    (wide,) = inner.node(None, "Cast", [query], to=int(ir.DataType.FLOAT))
     (chosen,) = inner.node(
         None,
         semantic_block_select.OP.name,
-        [wide, given, tables.slots, tables.count, tables.pinned],
+        [scoring_query(inner, query, kind), given, tables.slots, tables.count, tables.pinned],
         domain=DOMAIN,
         width=width,
         reduce_max=0,
@@ -168,10 +177,10 @@ def _index(edit: GraphEditor, node: ir.Node, given: ir.Value, tables: _Tables, k
     )[0]
 
 
-def map_program(model: ModelFacts, *, longest: int, vectors: int) -> onnx.ModelProto:
+def map_program(model: ModelFacts, *, longest: int, kind: Kind) -> onnx.ModelProto:
     """The program that writes the representatives of blocks that are closed, for a group of `model.kv_heads` heads.
 
-    Inputs: `key_cache` `[B,H,C,D]` T, `representatives` `[B,H,N,R,D]` float32, `block_start`, `block_length` and
+    Inputs: `key_cache` `[B,H,C,D]` T, `representatives` `[B,H,N,R,E]` T, `block_start`, `block_length` and
     `block_number` `[B,M]` int64: length 0 with number N-1, which no block ever has, for none. Output:
     `representatives_out`.
     """
@@ -179,23 +188,21 @@ def map_program(model: ModelFacts, *, longest: int, vectors: int) -> onnx.ModelP
     import onnx.parser
 
     element = {"float32": "float", "float16": "float16", "bfloat16": "bfloat16"}[model.dtype]
-    heads, size = model.kv_heads, model.head_dim
-    table = f"float[batch,{heads},blocks,{vectors},{size}]"
+    heads, (vectors, size) = model.kv_heads, table_size(kind, model.head_dim)
+    table = f"{element}[batch,{heads},blocks,{vectors},{size}]"
     graph = onnx.parser.parse_model(
         f"""
         <ir_version: 11, opset_import: ["": {OPSET}, "{DOMAIN}": {VERSION}]>
-        map_blocks ({element}[batch,{heads},capacity,{size}] key_cache, {table} representatives,
+        map_blocks ({element}[batch,{heads},capacity,{model.head_dim}] key_cache, {table} representatives,
             int64[batch,closed] block_start, int64[batch,closed] block_length, int64[batch,closed] block_number)
             => ({table} representatives_out)
         {{
-            mapped, slots = {DOMAIN}.SemanticBlockMap <vectors: int = {vectors}, max_block_length: int = {longest}>
-                (key_cache, block_start, block_length)
-            updates = Cast <to = 1> (mapped)
+            {map_text(kind, longest)}
             axes = Constant <value = int64[3] {{1, 3, 4}}> ()
             number = Unsqueeze (block_number, axes)
             shape = Shape (updates)
-            index = Expand (number, shape)
-            representatives_out = ScatterElements <axis = 2> (representatives, index, updates)
+            place = Expand (number, shape)
+            representatives_out = ScatterElements <axis = 2> (representatives, place, updates)
         }}
         """
     )

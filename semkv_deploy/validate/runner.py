@@ -253,8 +253,8 @@ class StatefulRunner(BaseRunner):
                     said = self.engine.read(buffer.name, number)
                     said = np.where(np.isneginf(said), np.float32(MINUS_INFINITY), said)
                     outputs[f"{buffer.name}.{tag}"] = np.where(live[:, None], said, np.float32(0))
-                elif buffer.dtype == "float32":
-                    outputs[f"{buffer.name}.{tag}"] = self.engine.read(buffer.name, number).copy()
+                elif not buffer.has_slots:
+                    outputs[f"{buffer.name}.{tag}"] = np.array(self.engine.read(buffer.name, number), np.float32)
             for name in ("key", "value"):
                 rows = self.engine.read(name, number)
                 if session.contract.dtype == "int8":

@@ -14,13 +14,22 @@ from contract_host import Host
 from semkv_deploy import open_bundle, open_session
 from semkv_deploy.compiler.pipeline import build_bundle
 from semkv_deploy.errors import SemkvError
-from semkv_deploy.methods import DynSplitSelect, Full
-from semkv_deploy.ops import semantic_block_map, semantic_block_select
+from semkv_deploy.methods import DynSplitSelect, Full, Method
+from semkv_deploy.methods.representatives import reference
+from semkv_deploy.model.cache_groups import by_layer
+from semkv_deploy.ops import semantic_block_select
 from semkv_deploy.runtime.session import Session
 from semkv_deploy.targets.onnxruntime import native
+from semkv_deploy.targets.tensorrt.build import TensorRTOptions
 from semkv_deploy.validate.run import validate
 
 ATTEND = 64
+METHODS = {
+    "all": DynSplitSelect(attend=512),
+    "few": DynSplitSelect(attend=ATTEND),
+    "mean": DynSplitSelect(attend=ATTEND, representatives="mean", block=32),
+    "radius": DynSplitSelect(attend=ATTEND, representatives="mean_radius"),
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -33,12 +42,7 @@ def installed(native_library: Path) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def bundles(tiny_export: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("select")
-    methods = {
-        "full": Full(),
-        "all": DynSplitSelect(attend=512),
-        "few": DynSplitSelect(attend=ATTEND),
-        "mean": DynSplitSelect(attend=ATTEND, vectors=1, block=32),
-    }
+    methods: dict[str, Method] = {"full": Full(), **METHODS}
     for name, method in methods.items():
         build: dict[str, Any] = {"budgets": [1.0], "weights": "fp32", "native": "on", "method": method}
         build_bundle(tiny_export / "decoder.onnx", folder / name, **build)
@@ -78,12 +82,13 @@ def test_it_validates(bundles: dict[str, Path], name: str):
     assert validate(bundles[name], tokens=250).passed
 
 
-@pytest.mark.parametrize("name", ["few", "mean"])
+@pytest.mark.parametrize("name", ["few", "mean", "radius"])
 def test_representatives_are_those_of_the_blocks(bundles: dict[str, Path], name: str):
-    """Whatever the pieces, in both rows: against the operator's reference; and they bound every product."""
+    """Whatever the pieces, in both rows: against the slow statement."""
     import torch
 
     session = opened(bundles[name], batch=2)
+    kind = METHODS[name].representatives
     conversation(session)
     (behaviour,) = session.behaviours
     method = session.contract.behaviours[0]
@@ -95,17 +100,8 @@ def test_representatives_are_those_of_the_blocks(bundles: dict[str, Path], name:
         for group in range(2):
             keys = torch.from_numpy(session.engine.read("key", group)[row : row + 1])
             found = session.engine.read("representatives", group)[row, :, :closed]
-            vectors = found.shape[2]
-            expected, _ = semantic_block_map.reference(
-                keys, torch.from_numpy(starts[None]), torch.from_numpy((ends - starts)[None]), vectors, 40
-            )
-            np.testing.assert_allclose(found, expected[0].numpy(), atol=1e-6)
-            if vectors == 2:
-                query = torch.randn(1, keys.shape[-1])
-                for head in range(2):
-                    bound = semantic_block_select.block_scores(query, torch.from_numpy(found[head]))
-                    for n, (start, end) in enumerate(zip(starts, ends, strict=True)):
-                        assert (keys[0, head, start:end] @ query[0]).max() <= bound[n] + 1e-4
+            where = (torch.from_numpy(each[None]) for each in (starts, ends - starts))
+            np.testing.assert_allclose(found, reference(kind, keys, *where, 40)[0].numpy(), atol=2e-6)
 
 
 def test_in_place_and_copying_give_the_same(bundles: dict[str, Path]):
@@ -125,12 +121,13 @@ def test_a_saved_session_goes_on(bundles: dict[str, Path], tmp_path: Path):
 def test_what_cannot_be_built_is_said(tiny_export: Path, tmp_path: Path):
     decoder, out = tiny_export / "decoder.onnx", tmp_path / "b"
     build: dict[str, Any] = {"budgets": [1.0], "weights": "fp32", "method": DynSplitSelect()}
-    with pytest.raises(SemkvError, match=r"needs native operators.*--native off.*scripts/build_native\.sh"):
-        build_bundle(decoder, out, native="off", **build)
-    with pytest.raises(SemkvError, match="float16 caches"):
+    with pytest.raises(SemkvError, match=r"no operators for such caches.*expected float32, got float16"):
         build_bundle(decoder, out, native="on", cache_dtype="float16", **build)
-    with pytest.raises(SemkvError, match="--target tensorrt-rtx: dynsplit-select has no decoder for it yet"):
-        build_bundle(decoder, out, target="tensorrt-rtx", **build)
+    options = TensorRTOptions(engines=False, layout="dual")
+    with pytest.raises(SemkvError, match=r"--layout dual: .*takes an engine for each.*Add --layout split"):
+        build_bundle(decoder, out, target="tensorrt-rtx", tensorrt=options, **build)
+    with pytest.raises(SemkvError, match=r"--cache-groups.*groups of one capacity"):
+        build_bundle(decoder, out, groups=by_layer([1.0, 2.0], 2), **{**build, "budgets": [0.5]})
     assert not out.exists()
 
 

@@ -60,14 +60,18 @@ def lower_decoder(
     from onnxscript.optimizer import optimize
 
     from semkv_deploy.passes.branch_adapters import branch_adapters
+    from semkv_deploy.passes.branch_attention import branch_attention
     from semkv_deploy.passes.fuse import fuse_for_onnxruntime
     from semkv_deploy.passes.keep_native import keep_as_native
     from semkv_deploy.passes.lower_gqa import lower_to_gqa
+    from semkv_deploy.passes.selection import selects
 
     model = ir.load(portable)
     rewrite(model)
     fuse_for_onnxruntime(model)
-    if native is None:
+    if native is None and selects(model):
+        kind, lowered = "If", branch_attention(model, bias=bias)
+    elif native is None:
         kind, lowered = "GroupQueryAttention", lower_to_gqa(model, bias=bias)
     else:
         kind, lowered = "NexusAttention", keep_as_native(model, bias=bias, cache_dtype=native, kept=NATIVE_DECODER)
@@ -134,11 +138,12 @@ def build_onnxruntime(
     decoder = folder / DECODER
     native, cache_dtype = VERSION if choice.on else None, choice.cache_dtype
     inputs.progress(f"{'native operators' if choice.on else 'no native operators'}: {choice.why}", None)
-    if choice.on:
-        reference = inputs.root / "work" / "native" / DECODER
+    if choice.on or inputs.method.selects:
+        # Calibration attended to everything, in ONNX Runtime's own operators.
+        reference = inputs.root / "work" / "target" / DECODER
         bias, groups = inputs.method.bias_mode, len(inputs.groups)
-        lowered = lower_decoder(inputs.portable, bias=bias, groups=groups, native=cache_dtype)
-        built = save_decoder(lowered, reference, native=True)
+        lowered = lower_decoder(inputs.portable, bias=bias, groups=groups, native=cache_dtype if choice.on else None)
+        built = save_decoder(lowered, reference, native=choice.on)
     kl = cache_kl = None
     if weights == "fp32" or weights == "kept":
         for file in (reference, reference.with_name(reference.name + ".data")):
