@@ -286,13 +286,16 @@ class Host:
             begin = self.ends[row][block - 1] if block else 0
             start[row, place], length[row, place] = begin, self.ends[row][block] - begin
             number[row, place] = block
-        (graph,) = self.graphs[behaviour["program"]]
         patterns = self.contract["programs"][behaviour["program"]]["buffers"]
         for group in range(len(self.groups)):
             given = {"block_start": start, "block_length": length, "block_number": number}
             given |= {of["input"]: self.buffers[name][group] for name, of in patterns.items()}
+            graph = next(graph for graph in self.graphs[behaviour["program"]] if group in graph.contract["groups"])
+            source, result = (patterns["representatives"][side] for side in ("input", "output"))
             table = self.buffers["representatives"][group]
-            graph.run(given, {patterns["representatives"]["output"]: table})
+            written = table if graph.contract["aliases"].get(source) == result else np.empty_like(table)
+            graph.run(given, {result: written})
+            self.buffers["representatives"][group] = written
 
     def _name(self, pattern: str | None, group: int) -> str | None:
         width = max(2, len(str(len(self.groups) - 1)))

@@ -331,14 +331,14 @@ def write_portable(
 
     layout = method.layout(model, profiles[0].groups)
     default = is_default(profiles[0].groups, model.layers)
-    if method.selects:
-        # What is calibrated on, and weights are compared with, attends to everything.
-        shutil.copyfile(root / "onnx" / "decoder.onnx", root / "onnx" / PLAIN)
     if not default or type(method).rewrite_decoder is not Base.rewrite_decoder:
         path = root / "onnx" / "decoder.onnx"
         decoder = ir.load(path)
         if not default:
             split_groups(decoder, profiles[0].groups)
+        if method.selects:
+            # What is calibrated on, and weights are compared with, attends to everything.
+            (root / "onnx" / PLAIN).write_bytes(ir.to_proto(decoder).SerializeToString(deterministic=True))
         method.rewrite_decoder(decoder, layout)
         # The graph only: weights stay in the file that it names.
         path.write_bytes(ir.to_proto(decoder).SerializeToString(deterministic=True))

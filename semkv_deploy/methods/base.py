@@ -169,12 +169,9 @@ class Method(BaseModel):
         """The portable graphs beside the decoder: "compress", once for each number of heads that groups have."""
         if not self.compresses:
             return []
-        by_heads: dict[int, list[int]] = {}
-        for number, group in enumerate(layout.groups):
-            by_heads.setdefault(len(group.heads), []).append(number)
         return [
-            Program(COMPRESS, self.compressor(model.model_copy(update={"kv_heads": heads})), "group", tuple(numbers))
-            for heads, numbers in sorted(by_heads.items())
+            Program(COMPRESS, self.compressor(model.model_copy(update={"kv_heads": heads})), "group", numbers)
+            for heads, numbers in layout.by_heads()
         ]
 
     def compressor(self, model: ModelFacts) -> onnx.ModelProto:

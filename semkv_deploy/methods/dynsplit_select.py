@@ -31,6 +31,7 @@ from semkv_deploy.methods.select_blocks import (
 from semkv_deploy.methods.semantic_blocks import DynSplitSettings, SemanticBlocks
 
 if TYPE_CHECKING:
+    import onnx
     import onnx_ir as ir
 
     from semkv_deploy.budget import BudgetProfile
@@ -100,9 +101,12 @@ class DynSplitSelect(SemanticBlocks):
         }
 
     def programs(self, model: ModelFacts, layout: CacheLayout) -> list[Program]:
-        graph = map_program(model, longest=self.longest, kind=self.representatives)
+        def graph(heads: int) -> onnx.ModelProto:
+            of_heads = model.model_copy(update={"kv_heads": heads})
+            return map_program(of_heads, longest=self.longest, kind=self.representatives)
+
         in_place = {REPRESENTATIVES: f"{REPRESENTATIVES}_out"}
-        return [Program(MAP_BLOCKS, graph, "group", tuple(range(len(layout.groups))), in_place)]
+        return [Program(MAP_BLOCKS, graph(heads), "group", numbers, in_place) for heads, numbers in layout.by_heads()]
 
     def reference(self, program: str) -> Callable[..., State]:
         def map_blocks(model: ModelFacts, state: State, **blocks: Any) -> State:

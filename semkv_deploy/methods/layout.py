@@ -92,6 +92,13 @@ class CacheLayout(BaseModel):
     slot_columns: tuple[Buffer, ...] = ()
     step_inputs: tuple[Buffer, ...] = ()
 
+    def by_heads(self) -> list[tuple[int, tuple[int, ...]]]:
+        """Numbers of heads that groups have, rising, and the groups that have so many: a graph of a group for each."""
+        found: dict[int, list[int]] = {}
+        for number, group in enumerate(self.groups):
+            found.setdefault(len(group.heads), []).append(number)
+        return [(heads, tuple(numbers)) for heads, numbers in sorted(found.items())]
+
 
 def with_scales(layout: CacheLayout) -> CacheLayout:
     """The layout of int8 caches: keys and values have scales."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
@@ -60,7 +60,7 @@ def _branch(node: ir.Node, edit: GraphEditor, masks: dict[object, ir.Value]) -> 
     window, softcap = attribute(node, "window", 0), attribute(node, "softcap", 0.0)
     if window not in masks:
         masks[window] = _mask_of_all(node, edit, query, key_cache, length, window)
-    kernel = {"scale": attribute(node, "scale", 0.0) or static(key_cache, 3) ** -0.5}
+    kernel: dict[str, Any] = {"scale": attribute(node, "scale", 0.0) or static(key_cache, 3) ** -0.5}
     if softcap > 0:
         kernel["softcap"] = softcap
     then = choice.attributes["then_branch"].as_graph()
@@ -70,7 +70,10 @@ def _branch(node: ir.Node, edit: GraphEditor, masks: dict[object, ir.Value]) -> 
     other.outputs.extend(inner.node(None, "Attention", [query, *appended, masks[window]], **kernel))
     discard(choice.attributes["else_branch"].as_graph())
     choice.attributes.clear()
-    branches = {"then_branch": ir.AttrGraph("then_branch", then), "else_branch": ir.AttrGraph("else_branch", other)}
+    branches: dict[str, Any] = {
+        "then_branch": ir.AttrGraph("then_branch", then),
+        "else_branch": ir.AttrGraph("else_branch", other),
+    }
     name, node.name = node.name, f"{node.name}.portable"
     (attended,) = edit.node(node, "If", [choice.inputs[0]], name=name, **branches)
     for output in (attended, then.outputs[0], other.outputs[0]):
@@ -87,7 +90,7 @@ def _attend_to_chosen(
     appended: list[ir.Value],
     length: ir.Value,
     window: int,
-    kernel: dict[str, float],
+    kernel: dict[str, Any],
 ) -> None:
     """Makes of a branch that gives the chosen slots one that attends to them and to the new row."""
     edit = GraphEditor(branch, f"{node.name}.step")
