@@ -134,6 +134,14 @@ class Method(BaseModel):
         )
         return CacheLayout(groups=tuple(groups), buffers=(KEY, VALUE, BIAS), slot_columns=columns)
 
+    def table_elements(self, head_dim: int, group: CacheGroup) -> int:
+        """Elements of the cache's type that a row of a group keeps beside its slots."""
+        return 0
+
+    def read_elements(self, head_dim: int, group: CacheGroup) -> int:
+        """Elements of the cache's type that a decode step reads of a row of a group that is full."""
+        return 2 * len(group.heads) * group.capacity * head_dim
+
     def symbols(self, profile: BudgetProfile) -> dict[str, int]:
         """Sizes of a profile that the method's graphs have as symbols of its own."""
         return {}

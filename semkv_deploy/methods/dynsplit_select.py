@@ -71,6 +71,14 @@ class DynSplitSelect(SemanticBlocks):
         """M: blocks that one run closes at most."""
         return -(-profile.prefill_chunk // (self.block - self.radius)) + 1
 
+    def table_elements(self, head_dim: int, group: CacheGroup) -> int:
+        vectors, size = table_size(self.representatives, head_dim)
+        return len(group.heads) * self.most_blocks((group,)) * vectors * size
+
+    def read_elements(self, head_dim: int, group: CacheGroup) -> int:
+        rows = 2 * len(group.heads) * min(self.attend, group.capacity) * head_dim
+        return rows + self.table_elements(head_dim, group)
+
     def symbols(self, profile: BudgetProfile) -> dict[str, int]:
         return {BLOCKS: self.most_blocks(profile.groups), CLOSED: self.most_closed(profile)}
 

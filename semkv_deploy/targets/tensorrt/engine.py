@@ -67,11 +67,11 @@ class TensorRTEngine:
         }
         # One set for each shape that groups have: groups are run one after the other.
         self._spare: dict[tuple[int, int], dict[str, cuda.DeviceArray]] = {}
-        if any(program.scope == "group" for program in contract.programs.values()):
+        if contract.exchanged_buffers:
             for group in groups:
                 if self._kind(group) not in self._spare:
                     self._spare[self._kind(group)] = {
-                        buffer.name: self._new(buffer, group) for buffer in contract.cache.buffers
+                        name: self._new(self._buffer(name), group) for name in contract.exchanged_buffers
                     }
 
     @property
@@ -165,7 +165,7 @@ class TensorRTEngine:
         groups, results = len(self.contract.cache.groups), {}
         for group, given in feeds.items():
             graph = next(graph for graph in contract.graphs if group in graph.groups)
-            spare = self._spare[self._kind(group)]
+            spare = self._spare.get(self._kind(group), {})
             addresses: dict[str, int] = {}
             exchanged = []
             for name, binding in contract.buffers.items():
