@@ -2,8 +2,8 @@
 
 All are opened at budget 1, or at the budget behind an @ (at as many slots as it has, then), and run in turn in one
 process: what disturbs the machine hits all alike. Bundles that choose blocks have blocks of one length. Caches are
-filled with numbers, not with a text, and only the decoder runs: what is timed is a step at a length. Medians, with the
-least.
+filled with numbers, not with a text, and only the decoder runs: what is timed is a step at a length, the choice of
+blocks in it. Medians, with the least; how many times as fast as the first bundle; and the MiB of cache that are read.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from semkv_deploy import open_bundle, open_session
+from semkv_deploy.methods import DynSplitSelect
 from semkv_deploy.methods.layout import DECODE
+from semkv_deploy.sizes import row_bytes
 from semkv_deploy.targets.engine import Engine, Feeds
 
 
@@ -39,6 +41,25 @@ def opened(name: str) -> Engine:
                 held = np.full(held.shape, 0.03)
             engine.write(buffer.name, group, held)
     return engine
+
+
+def attended(name: str) -> int | None:
+    """Slots that a bundle's steps attend to at most; None: all."""
+    method = open_bundle(Path(name.partition("@")[0])).manifest.method
+    return method.attend if isinstance(method, DynSplitSelect) else None
+
+
+def read_bytes(engine: Engine, length: int, most: int | None) -> int:
+    """Of keys, values and representatives, in a step at a length that attends to so many slots at most."""
+    contract = engine.contract
+    rows = min(length, contract.capacity)
+    heads = sum(len(group.heads) for group in contract.cache.groups)
+    read = 2 * heads * min(rows, most or rows) * row_bytes(contract.dtype, contract.head_dim)
+    for tables in contract.tables:
+        table = next(each for each in contract.cache.buffers if each.name == "representatives")
+        *_, vectors, size = table.sizes(contract.cache.groups[0], batch=1, head_dim=contract.head_dim)
+        read += heads * -(-rows // tables.base) * vectors * row_bytes(contract.dtype, size)
+    return read
 
 
 def feeds(engine: Engine, length: int, rows: int) -> Feeds:
@@ -79,13 +100,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     engines = {Path(name).name: opened(name) for name in args.bundles}
+    most = {Path(name).name: attended(name) for name in args.bundles}
     for length in args.slots:
         runs = {
             name: functools.partial(engine.run, DECODE, feeds(engine, length, 1)) for name, engine in engines.items()
         }
         print(f"{length} slots, ms a step")
-        for name, times in in_turn(runs, args.rounds).items():
-            print(f"  {name:24} {statistics.median(times):8.2f} (least {min(times):.2f})")
+        found = in_turn(runs, args.rounds)
+        first = statistics.median(next(iter(found.values())))
+        for name, times in found.items():
+            middle, read = statistics.median(times), read_bytes(engines[name], length, most[name]) / 2**20
+            print(f"  {name:24} {middle:8.2f} (least {min(times):.2f}) {first / middle:6.2f}x {read:8.1f} MiB read")
     length, rows = args.prompt
     prompts = {
         name: functools.partial(engine.run, DECODE, feeds(engine, length, rows), row=0)

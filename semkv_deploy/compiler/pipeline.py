@@ -248,6 +248,9 @@ def check_reading(method: Method, targets: Sequence[str]) -> None:
 def check_selecting(method: Method, targets: Sequence[str], cache_dtype: CacheType, options: TensorRTOptions) -> None:
     """Fails where a target's steps cannot attend to chosen slots.
 
+    TensorRT-RTX 1.7.1 parses an `If` with a fused attention in each branch, and its builder fails on it ("Called with
+    unknown input tensor"); so prompts and steps are two engines.
+
     Raises:
         SemkvError: naming the option.
     """

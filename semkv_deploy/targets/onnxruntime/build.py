@@ -144,6 +144,12 @@ def build_onnxruntime(
         bias, groups = inputs.method.bias_mode, len(inputs.groups)
         lowered = lower_decoder(inputs.portable, bias=bias, groups=groups, native=cache_dtype if choice.on else None)
         built = save_decoder(lowered, reference, native=choice.on)
+    if inputs.method.selects and not choice.on:
+        inputs.progress(
+            "warning: without native operators a step that chooses slots is slower than one that attends to everything "
+            "(measured with 8,192 slots): build them with scripts/build_native.sh",
+            None,
+        )
     kl = cache_kl = None
     if weights == "fp32" or weights == "kept":
         for file in (reference, reference.with_name(reference.name + ".data")):
