@@ -167,7 +167,8 @@ TABLE_RULE = (
     "run the input has for each row the ends of its closed blocks in order, then position where the open block has a "
     "token, then 0. After an append that closed blocks, the program is run for every group, once for every row with "
     "such blocks: block_start, block_length and block_number [batch, closed] are the first slot, the tokens and the "
-    "number of each, and 0, 0, most - 1 in all other places"
+    "number of each, and 0, 0, most - 1 in all other places. A run of one token attends to the slots that the graph "
+    "chooses, in a graph without the input to all: prompts have one of their own where graphs are by phase"
 )
 
 

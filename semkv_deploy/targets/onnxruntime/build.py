@@ -146,8 +146,8 @@ def build_onnxruntime(
         built = save_decoder(lowered, reference, native=choice.on)
     if inputs.method.selects and not choice.on:
         inputs.progress(
-            "warning: without native operators a step that chooses slots is slower than one that attends to everything "
-            "(measured with 8,192 slots): build them with scripts/build_native.sh",
+            f"warning: without native operators {inputs.method.kind} attends from prompts to the whole capacity, "
+            "which is slow: build them with scripts/build_native.sh",
             None,
         )
     kl = cache_kl = None

@@ -127,7 +127,7 @@ class TensorRTEngine:
         """
         contract = self.contract
         sizes = run_sizes(feeds)
-        engine, profile = self._choose(program, sizes)
+        engine, profile = self._choose(program, sizes, prompt=row is not None)
         groups = len(contract.cache.groups)
         addresses: dict[str, int] = {}
         for name, names in contract.programs[program].buffers.items():
@@ -139,9 +139,12 @@ class TensorRTEngine:
         outputs = engine.run(profile, sizes, feeds, addresses)
         return {name: _wide(array) for name, array in outputs.items()}
 
-    def _choose(self, program: str, sizes: dict[str, int]) -> tuple[_Engine, int]:
-        """The engine and the profile for a run; of those that fit, the one that was tuned for it."""
-        wanted = "decode" if sizes["sequence"] == 1 and sizes["batch"] == self.batch else "prefill"
+    def _choose(self, program: str, sizes: dict[str, int], *, prompt: bool) -> tuple[_Engine, int]:
+        """The engine and the profile for a run; of those that fit, the one that is for it.
+
+        A prompt of one token is a prompt: what attends to chosen slots in steps alone does so in no prompt.
+        """
+        wanted = "prefill" if prompt or sizes["sequence"] > 1 else "decode"
         found = [
             (phase != wanted, number, engine, profile)
             for number, graph in enumerate(self.contract.programs[program].graphs)
