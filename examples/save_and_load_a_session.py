@@ -4,7 +4,8 @@
 
 The first run prefills the document and saves the session: the compressed cache, positions and counters, in one file.
 Runs after it load the file, so that only the question is prefilled. A file of another bundle or budget, or a damaged
-one, is refused.
+one, is refused. With `--whole` the document is read in a cache that holds all of it, and compressed once: that takes
+the full cache's memory while it is read, on ONNX Runtime, and forgets less.
 """
 
 from __future__ import annotations
@@ -23,14 +24,17 @@ def main() -> None:
     parser.add_argument("--state", type=Path, required=True, help="file of the saved session")
     parser.add_argument("--question", required=True)
     parser.add_argument("--budget", help="one that was built; default: the smallest")
+    parser.add_argument("--whole", action="store_true", help="read in a cache that holds the whole document")
     parser.add_argument("--max-new-tokens", type=int, default=64)
     args = parser.parse_args()
 
     bundle, tokenizer = open_bundle(args.bundle), load_tokenizer(args.bundle)
     if not args.state.exists():
-        reader = open_session(bundle, budget=args.budget)
+        reader = open_session(bundle, budget=args.budget, capacity=bundle.manifest.max_context if args.whole else None)
         reader.prefill(tokenizer.encode(args.document.read_text(encoding="utf-8")))
         reader.end_turn()
+        if args.whole:
+            reader.compress()
         reader.save(args.state)
         print(f"[read {reader.position[0]} tokens, saved {args.state.stat().st_size} bytes]")
 

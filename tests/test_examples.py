@@ -48,6 +48,9 @@ def test_save_and_load_a_session(tiny_bundle: Path, tmp_path: Path):
     read, _, reply = first.partition("\n")
     assert read == f"[read {re.findall(r'[0-9]+', read)[0]} tokens, saved {state.stat().st_size} bytes]"
     assert second == reply and reply.strip()
+    state.unlink()
+    whole = run("save_and_load_a_session.py", *arguments, "--whole")
+    assert whole.startswith(read.partition(",")[0]) and whole != first, "the same tokens, compressed once"
 
 
 @pytest.mark.parametrize("number, budget", [(0, 0.25), (2, 1.0)])

@@ -68,8 +68,11 @@ cache_groups_option = click.option(
     metavar="GROUPS",
     help="KV heads that share a capacity: layer, head, or a JSON file with heads and shares.  [default: layer]",
 )
-budget_by_option = _choice(
-    "--budget-by", BudgetBy, "uniform", "Calibrate how much of each budget every layer or KV head gets."
+budget_by_option = click.option(
+    "--budget-by",
+    type=click.Choice(get_args(BudgetBy)),
+    help="Calibrate how much of each budget every layer or KV head gets.  [default: for importance head, or layer with "
+    "queries=predicted; uniform for the others, and with --cache-groups]",
 )
 weights_option = _choice("--weights", WeightFormat, "int4", "How ONNX Runtime targets store weights.")
 
@@ -186,7 +189,7 @@ method_options = _group(
         click.option(
             "--method",
             type=_MethodName(),
-            default="semanticache",
+            default="importance",
             show_default=True,
             help="Compression method.",
         ),
@@ -194,8 +197,7 @@ method_options = _group(
             "--method-option",
             multiple=True,
             metavar="NAME=VALUE",
-            help="Parameter of the method, such as cluster_by=head, merge_keys=cached, form=paper, recent=0.5, "
-            "sinks=4.",
+            help="Parameter of the method, such as fit=none, queries=predicted, form=paper, recent=0.5, sinks=4.",
         ),
         click.option(
             "--compress-at",

@@ -80,7 +80,7 @@ def build_bundle(
     method: Method,
     max_context: int | None = None,
     groups: Sequence[GroupShare] | str | None = None,
-    budget_by: BudgetBy = "uniform",
+    budget_by: BudgetBy | None = None,
     target: str | Sequence[str] = "onnxruntime-cpu",
     weights: WeightFormat = "int4",
     native: Native = "auto",
@@ -102,7 +102,8 @@ def build_bundle(
         max_context: most tokens of a conversation; None: the model's, at most 8,192.
         groups: cache groups and their shares of the cache, or what `model.cache_groups.parse_groups` takes; None: one a
             layer, all alike.
-        budget_by: "layer" or "head": calibrate how much of each budget a layer or KV head gets; in place of `groups`.
+        budget_by: "layer" or "head": calibrate how much of each budget a layer or KV head gets, in place of `groups`;
+            None: as the method does, unless groups are given.
         target: one or several.
         weights: how `onnxruntime-*` targets store weights.
         native: whether `onnxruntime-*` targets have native operators; "auto": where their library is here.
@@ -133,11 +134,12 @@ def build_bundle(
         check_head_size(model.head_dim, source)
         stored = weights_of_source(root, weights, targets, progress)
         context = choose_context(max_context, model.max_position)
-        method = method.resolve(model)
+        method = method.for_build(records=not any(map(is_tensorrt, targets)), capped=is_capped(root)).resolve(model)
         check_reading(method, targets)
         check_selecting(method, targets, cache_dtype, options)
         cache_types = {options.dtype if is_tensorrt(name) else cache_dtype for name in targets}
         resolved = resolve_budgets(budgets, context, slot_bytes(model, cache_types))
+        budget_by = budget_by or ("uniform" if groups is not None or min(resolved) == 1 else method.budget_by)
         given = cache_groups(groups, budget_by, model)
         readings: list[Reading] = []
         if budget_by != "uniform" or method.scores:
@@ -272,6 +274,15 @@ def check_selecting(method: Method, targets: Sequence[str], cache_dtype: CacheTy
             got=cache_dtype,
             fix="leave the option out, or use --method dynsplit",
         )
+
+
+def is_capped(root: Path) -> bool:
+    """Whether the exported decoder caps its attention's logits."""
+    import onnx_ir as ir
+
+    from semkv_deploy.methods.attention_nodes import caps_logits
+
+    return caps_logits(ir.load(root / "onnx" / "decoder.onnx").graph)
 
 
 def read_text_again(root: Path, model: ModelFacts, text: str | None, progress: Progress) -> list[Reading]:

@@ -100,12 +100,20 @@ class BundleSubject:
     Args:
         threads: of ONNX Runtime; None: all cores.
         blind: reads nothing: what the model says without context.
+        hold_all: reads in a cache that holds everything, and goes on in one of the budget.
     """
 
     backend = "onnxruntime GroupQueryAttention, float32"
 
-    def __init__(self, bundle: Bundle, budget: float, *, threads: int | None = None, blind: bool = False) -> None:
-        self._session = open_session(bundle, budget=budget, threads=threads)
+    def __init__(
+        self, bundle: Bundle, budget: float, *, threads: int | None = None, blind: bool = False, hold_all: bool = False
+    ) -> None:
+        self._session = self._reader = open_session(bundle, budget=budget, threads=threads)
+        if hold_all:
+            contract = self._session.contract
+            # One piece more than can be read: methods that read again keep room for one.
+            whole = contract.max_context + contract.prefill_chunk
+            self._reader = open_session(bundle, budget=budget, threads=threads, capacity=whole)
         self._has_bias = bundle.manifest.method.bias_mode != "none"
         self._blind = blind
         self._folder = tempfile.TemporaryDirectory()
@@ -113,7 +121,7 @@ class BundleSubject:
         self._fresh = False
 
     def read(self, turns: Sequence[Sequence[int]]) -> Kept:
-        session = self._session
+        session = self._reader
         session.reset()
         if self._blind:
             self._fresh = True
@@ -123,7 +131,7 @@ class BundleSubject:
             session.end_turn()
         session.compress()
         session.save(self._state)
-        self._fresh = True
+        self._fresh = session is self._session
         slots, whole = self._bytes(session.length[:, 0]), self._bytes(session.position[[0] * len(session.length)])
         return Kept(slots, slots / whole)
 
@@ -159,5 +167,5 @@ class BundleSubject:
         return self._session.generate(list(ids), max_new_tokens=count, sampler=Sampler(), stop_ids=stops)[0]
 
     def close(self) -> None:
-        del self._session
+        del self._session, self._reader
         self._folder.cleanup()

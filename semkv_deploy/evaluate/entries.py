@@ -43,6 +43,10 @@ _OURS_TO_SET = frozenset(
 """Arguments of `build_bundle` that an evaluation decides; the others are options of an entry."""
 
 
+HOLD = "hold"
+"""Option of our entries: `hold=all` reads in a cache that holds everything, as presses do, and compresses then."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """A method with its options, as a row of a table.
@@ -50,7 +54,7 @@ class Entry:
     Attributes:
         text: as the user wrote it.
         name: of a method of `METHODS`, or of a press of kvpress after `kvpress/`.
-        options: parameters of the method or press, and of `build_bundle`.
+        options: parameters of the method or press, of `build_bundle`, and `HOLD`.
     """
 
     text: str
@@ -73,8 +77,25 @@ class Entry:
         Raises:
             SemkvError: when it does not take an option.
         """
-        build = self.build_options
-        return method_from_options(self.name, {name: v for name, v in self.options.items() if name not in build})
+        others = {*self.build_options, HOLD}
+        return method_from_options(self.name, {name: v for name, v in self.options.items() if name not in others})
+
+    def check(self) -> None:
+        """Fails where an option of an entry of ours is not taken.
+
+        Raises:
+            SemkvError: naming it.
+        """
+        self.method()
+        if self.options.get(HOLD, "all") not in ("budget", "all"):
+            raise SemkvError(
+                "unknown value", where=f"--method {self.text}", expected=f"{HOLD}=budget or all", got=self.options[HOLD]
+            )
+
+    @property
+    def holds_all(self) -> bool:
+        """Whether examples are read in a cache that holds all of them."""
+        return bool(self.options.get(HOLD) == "all")
 
     @property
     def build_options(self) -> dict[str, Any]:
@@ -107,5 +128,5 @@ def parse_entry(text: str, value: Callable[[str], Any]) -> Entry:
         raise SemkvError("unknown method", where="--method", expected=expected, got=name)
     entry = Entry(text, name, options)
     if not entry.is_peer:
-        entry.method()
+        entry.check()
     return entry

@@ -210,7 +210,8 @@ def _facts(entry: Entry, prepared: Prepared) -> dict[str, Any]:
     ours = {"max_context": prepared.longest, "by": code_digest(*OURS)}
     if entry.is_end:
         return {"end": entry.name, **ours}
-    return {"parameters": entry.method().model_dump(mode="json"), "build": entry.build_options, **ours}
+    hold = {"hold": "all"} if entry.holds_all else {}
+    return {"parameters": entry.method().model_dump(mode="json"), "build": entry.build_options, **hold, **ours}
 
 
 def _known(store: Store, cell: Cell, prepared: Prepared) -> dict[str, Any] | None:
@@ -244,7 +245,13 @@ def _opener(plan: Plan, prepared: Prepared, entry: Entry, stack: contextlib.Exit
         bundle = stack.enter_context(built(build, prepared.decoder, budgets, prepared.longest, work, progress))
 
         def make(cell: Cell) -> Subject:
-            return BundleSubject(bundle, cell.budget, threads=plan.threads, blind=cell.entry.name == NO_CONTEXT)
+            return BundleSubject(
+                bundle,
+                cell.budget,
+                threads=plan.threads,
+                blind=cell.entry.name == NO_CONTEXT,
+                hold_all=cell.entry.holds_all,
+            )
 
     def opener(cell: Cell) -> Subject:
         key = cell.entry.name, cell.budget

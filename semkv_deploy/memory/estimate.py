@@ -26,6 +26,7 @@ from semkv_deploy.memory.bytes import (
 )
 from semkv_deploy.model.cache_groups import parse_groups
 from semkv_deploy.sizes import size
+from semkv_deploy.targets import is_tensorrt
 
 if TYPE_CHECKING:
     from semkv_deploy.memory.source import DecoderShape
@@ -324,6 +325,7 @@ def make_plan(
     shape = read_shape(source)
     context = choose_context(max_context, shape.max_position)
     groups = parse_groups(cache_groups, shape.layers, shape.kv_heads)
+    method = method.for_build(records=not is_tensorrt(known))
     planner = _Planner(shape, method, known, weights, dtype, layout, groups)
     # In order and once each, as `build` makes profiles.
     by_share = {planner.profile(budget, context).budget: parse_budget(budget) for budget in budgets}

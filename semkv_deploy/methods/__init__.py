@@ -22,7 +22,7 @@ from semkv_deploy.methods.streaming_llm import StreamingLLM
 
 METHODS: dict[str, type[Method]] = {
     method.model_fields["kind"].default: method
-    for method in (SemantiCache, StreamingLLM, Importance, DynSplit, DynSplitSelect, Sonic, Full)
+    for method in (Importance, SemantiCache, DynSplit, DynSplitSelect, Sonic, StreamingLLM, Full)
 }
 """Methods by name; the first is the default."""
 

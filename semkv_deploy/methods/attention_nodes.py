@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from semkv_deploy.errors import SemkvError
+from semkv_deploy.graph.editing import attribute
 from semkv_deploy.model import names
 from semkv_deploy.ops import DOMAIN
 
@@ -29,6 +30,11 @@ def required_attention_nodes(graph: ir.Graph) -> list[ir.Node]:
             fix="export the checkpoint with semkv-deploy",
         )
     return nodes
+
+
+def caps_logits(graph: ir.Graph) -> bool:
+    """Whether some attention of a decoder caps its logits."""
+    return any(attribute(node, "softcap", 0.0) > 0 for node in attention_nodes(graph))
 
 
 def capacity_of(node: ir.Node) -> object:

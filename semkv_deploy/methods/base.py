@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from semkv_deploy.budget import BudgetProfile
+    from semkv_deploy.choices import BudgetBy
     from semkv_deploy.methods.behaviours import Behaviour
     from semkv_deploy.methods.calibration import CalibrationText, Settings
     from semkv_deploy.methods.dd_select import Regions
@@ -106,9 +107,23 @@ class Method(BaseModel):
     more_columns: ClassVar[tuple[str, ...]] = ()
     """Slot columns beside the position and the chunk."""
 
-    def resolve(self, model: ModelFacts) -> Self:
-        """The method with every choice that depends on the model made, so that manifests say what was built."""
+    def for_build(self, *, records: bool, capped: bool = False) -> Self:
+        """The method with every choice made that depends on the decoders it is built for.
+
+        Args:
+            records: whether those of all targets can record attention.
+            capped: whether they cap its logits.
+        """
         return self
+
+    def resolve(self, model: ModelFacts) -> Self:
+        """The method with every choice made that depends on the model, so that manifests say what was built."""
+        return self
+
+    @property
+    def budget_by(self) -> BudgetBy:
+        """How `build` shares a budget among layers and heads where nothing else is asked for."""
+        return "uniform"
 
     # What a host keeps.
 

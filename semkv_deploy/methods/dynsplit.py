@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from semkv_deploy.methods.attention_matching import Fit
 from semkv_deploy.methods.base import State
 from semkv_deploy.methods.behaviours import Blocks
 from semkv_deploy.methods.block_scores import Pool, pool_blocks, pool_text
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from semkv_deploy.budget import BudgetProfile
+    from semkv_deploy.choices import BudgetBy
     from semkv_deploy.methods.behaviours import Behaviour
     from semkv_deploy.methods.calibration import CalibrationText, Settings
     from semkv_deploy.model.config import ModelFacts
@@ -40,8 +42,12 @@ class DynSplit(SemanticBlocks, Importance):
 
     kind: Literal["dynsplit"] = "dynsplit"  # type: ignore[assignment]
     pool: Pool = "mean"
-
+    fit: Literal["auto"] | Fit = "none"
     more_columns: ClassVar[tuple[str, ...]] = (BLOCK,)
+
+    @property
+    def budget_by(self) -> BudgetBy:
+        return "uniform"
 
     @property
     def pool_text(self) -> str:

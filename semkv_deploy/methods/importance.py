@@ -9,8 +9,8 @@ from key and value (`importance_prediction`), on every target and at no cost.
 With `fit` the slots that stay are then changed to give the queries of that reading the attention that the whole cache
 gave them (`attention_matching`).
 
-Sinks and a recent window always stay. The method is at its best with capacities of their own for each layer or KV head
-(`build --budget-by`).
+Sinks and a recent window always stay. The method is at its best with capacities of their own for each KV head or layer,
+so `build` gives it those. What is "auto" is what `semkv-deploy evaluate` says is best where it can be had.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from semkv_deploy.budget import BudgetProfile
+    from semkv_deploy.choices import BudgetBy
     from semkv_deploy.methods.behaviours import Behaviour
     from semkv_deploy.methods.calibration import CalibrationText, Settings
     from semkv_deploy.methods.layout import CacheLayout
@@ -92,31 +93,50 @@ class Importance(Method):
 
     Attributes:
         queries: whose attention counts: "repeat", the context's own when it is read again; "predicted", what a
-            regression on keys and values says of it.
+            regression on keys and values says of it; "auto": repeat, where decoders of every target can record it.
         recent: share of the target that is a recent window, 32 slots at least, kept whatever its score. While a text is
             read in a small cache, tokens need what stands just before them.
-        fit: what of the slots that stay is fitted to the queries of the second reading: nothing, their biases, or
-            biases and values.
+        fit: what of the slots that stay is fitted to the queries of the second reading: "none", "bias", their biases,
+            or "all", biases and values; "auto": all, where there is such a reading and logits are not capped.
     """
 
     kind: Literal["importance"] = "importance"
-    queries: Literal["repeat", "predicted"] = "repeat"
+    queries: Literal["auto", "repeat", "predicted"] = "auto"
     recent: float = Field(default=0.5, ge=0, lt=1)
-    fit: Fit = "none"
+    fit: Literal["auto"] | Fit = "auto"
 
     @model_validator(mode="after")
     def _fit_needs_queries(self) -> Self:
-        if self.fit != "none" and self.queries != "repeat":
+        if self.fit in ("bias", "all") and self.queries == "predicted":
             raise ValueError(f"fit={self.fit} needs queries=repeat: it fits to the queries of a second reading")
         return self
 
+    def for_build(self, *, records: bool, capped: bool = False) -> Self:
+        # What is to be fitted says by itself that there are queries to fit to.
+        repeat = self.queries == "repeat" or (self.queries == "auto" and (records or self.fit in ("bias", "all")))
+        fit = self.fit if self.fit != "auto" else "all" if repeat and not capped else "none"
+        return self.model_copy(update={"queries": "repeat" if repeat else "predicted", "fit": fit})
+
+    @property
+    def budget_by(self) -> BudgetBy:
+        # A group of its own for every head is an attention of its own in the decoder, and predictions go with targets
+        # on which nobody has measured what that costs.
+        return "head" if self.reads_again else "layer"
+
+    @property
+    def fits(self) -> Fit:
+        """What is fitted; of a method that is not resolved, what would be where everything can be had."""
+        if self.fit != "auto":
+            return self.fit
+        return "all" if self.reads_again else "none"
+
     @property
     def bias_mode(self) -> BiasMode:
-        return "none" if self.fit == "none" else "head"
+        return "none" if self.fits == "none" else "head"
 
     @property
     def fitted_queries(self) -> int:
-        return 0 if self.fit == "none" else QUERIES
+        return 0 if self.fits == "none" else QUERIES
 
     @property
     def scores(self) -> bool:
@@ -124,7 +144,7 @@ class Importance(Method):
 
     @property
     def reads_again(self) -> bool:
-        return self.queries == "repeat"
+        return self.queries != "predicted"
 
     @property
     def clusters_by_head(self) -> bool:
@@ -153,7 +173,7 @@ class Importance(Method):
         layout = super().layout(model, groups)
         if not self.reads_again:
             return layout
-        return with_slot_attention(layout, *([REFERENCE_QUERIES] if self.fit != "none" else []))
+        return with_slot_attention(layout, *([REFERENCE_QUERIES] if self.fits != "none" else []))
 
     def rewrite_decoder(self, decoder: ir.Model, layout: CacheLayout) -> None:
         if self.reads_again:
@@ -165,7 +185,7 @@ class Importance(Method):
         heads, features = model.kv_heads, feature_count(model)
         if self.reads_again:
             more = {"slot_attention": f"float[batch,{heads},capacity]", "scored": "float"}
-            if self.fit != "none":
+            if self.fits != "none":
                 more["reference_queries"] = f"float[batch,{heads},{QUERIES},{model.head_dim}]"
             score, moved = _RECORDED_SCORE, _MOVE_ATTENTION
         else:
@@ -193,7 +213,7 @@ class Importance(Method):
             {KEEP_HIGHEST}
             key_cache_out, value_chosen, bias_chosen, length_out =
                 semkv.CompactCache (key_cache, value_cache, slot_bias, keep_index)
-            {fitted(self.fit)}
+            {fitted(self.fits)}
             final_index = Identity (keep_index)
             {text.MOVE_METADATA}
             {moved}
@@ -265,8 +285,8 @@ def _compress(
     }
     excess = state["length"] - target
     after: State = {"key_cache": key, "value_cache": value, "slot_bias": bias, "length": length, **moved}
-    if method.fit != "none":
-        fit_slots(state, after, (excess > 0) & bool(scored), method.fit)
+    if method.fits != "none":
+        fit_slots(state, after, (excess > 0) & bool(scored), method.fits)
         after["reference_queries"] = state["reference_queries"] * 0
     return {**after, "level": torch.where(excess > 0, 0, -1), "evicted": excess.clamp_min(0)}
 

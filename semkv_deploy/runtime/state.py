@@ -79,7 +79,15 @@ def load_session(session: Session, path: Path, row: int | None = None) -> None:
             got=0 if position is None else len(position),
         )
     capacity = np.array([group.capacity for group in session.contract.cache.groups])[:, None]
-    fits = (length >= 0).all() and (length <= capacity).all() and (length <= position).all()
+    if (length > capacity).any() and (length <= position).all():
+        raise SemkvError(
+            "the saved session holds more slots than the caches",
+            where=path,
+            expected=f"at most {int(capacity.min())}",
+            got=int(length.max()),
+            fix="compress it before it is saved",
+        )
+    fits = (length >= 0).all() and (length <= position).all()
     if not fits or (position < 0).any() or (position > session.max_context).any():
         raise SemkvError("the saved session does not fit the contract", where=path, fix="save it again")
     live = length.max(1, initial=0)

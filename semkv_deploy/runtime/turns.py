@@ -98,9 +98,22 @@ class Turns:
         """Never drops what the open turn has so far, in one row or in all: a system prompt, a document.
 
         Raises:
-            SemkvError: when the method keeps no turns, or the capacity is too small for what would be pinned.
+            SemkvError: when the method cannot, or the capacity is too small for what would be pinned.
         """
-        self._keeper().pin(self._mask(row))
+        rows, position = self._mask(row), self.slots.position
+        begun = np.array(
+            [at if start is None else start.position for start, at in zip(self._starts, position.tolist(), strict=True)]
+        )
+        for behaviour in self.behaviours:
+            if behaviour.pins:
+                behaviour.pin(rows, begun)
+                return
+        raise SemkvError(
+            "the bundle's method pins nothing",
+            where="session",
+            expected="method importance with queries=repeat, or sonic, and a budget below 1",
+            fix="build with --method importance",
+        )
 
     def keep_of_turns(self, share: float | None = None, tokens: int | None = None) -> None:
         """Chooses how many slots a turn keeps, for turns that are finished from now on.

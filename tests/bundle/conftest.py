@@ -17,7 +17,9 @@ def reading_bundle(tiny_export: Path, tmp_path_factory: pytest.TempPathFactory) 
     from semkv_deploy.methods import Importance
 
     out = tmp_path_factory.mktemp("reading") / "bundle"
-    return build_bundle(tiny_export / "decoder.onnx", out, budgets=[0.25], method=Importance(), weights="fp32").root
+    method = Importance(fit="none")
+    decoder = tiny_export / "decoder.onnx"
+    return build_bundle(decoder, out, budgets=[0.25], method=method, budget_by="uniform", weights="fp32").root
 
 
 @pytest.fixture(scope="session")

@@ -27,9 +27,9 @@ def test_build_generate_inspect(tiny_export: Path, tmp_path: Path):
     assert "0.5 (50 % compression)" in built.stdout and " 128 " in built.stdout and "int4 weights" in built.stdout
     shown = cli("inspect", bundle, "--json")
     manifest = json.loads(shown.stdout)
-    assert manifest["max_context"] == 256 and manifest["method"]["kind"] == "semanticache"
+    assert manifest["max_context"] == 256 and manifest["method"]["kind"] == "importance"
+    assert manifest["method"]["queries"] == "repeat" and manifest["method"]["fit"] == "all"
     assert manifest["targets"]["onnxruntime-cpu"]["weight_kl"] > 0
-    assert len(manifest["calibration"]["kept"]) == 2
     said = cli("generate", bundle, "--prompt", "Hello", "--max-new-tokens", 5, "--stats")
     assert said.returncode == 0 and "tokens seen" in said.stderr
     raw = cli("generate", bundle, "--raw", "--prompt", "The weather", "--max-new-tokens", 5)
@@ -218,7 +218,7 @@ def test_unknown_method_option(tiny_export: Path, tmp_path: Path):
     result = cli(
         "build", tiny_export / "decoder.onnx", "--budget", "0.5", "--method-option", "colour=red", "-o", tmp_path / "b"
     )
-    refused(result, "semanticache does not take colour", "cluster_by")
+    refused(result, "importance does not take colour", "queries")
     nothing_left(tmp_path)
 
 

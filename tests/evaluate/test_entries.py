@@ -26,6 +26,13 @@ def test_every_registered_method_can_be_named(name: str):
     assert parse_entry(name, number).method() == METHODS[name](kind=name)
 
 
+def test_what_is_held_while_reading_is_no_option_of_the_method():
+    entry = parse_entry("semanticache:hold=all", str)
+    assert entry.holds_all and entry.method() == SemantiCache() and entry.build_options == {}
+    assert not parse_entry("semanticache:hold=budget", str).holds_all
+    assert not parse_entry("semanticache", str).holds_all
+
+
 def test_commas_inside_a_value_stay():
     assert parse_entry("kvpress/SnapKV:window_size=[1,2],kernel_size=5", str).options == {
         "window_size": "[1,2]",
@@ -40,6 +47,7 @@ def test_commas_inside_a_value_stay():
         ("semanticache:recent", "not of the form"),
         ("semanticache:nothing=1", "does not take nothing"),
         ("semanticache:source=1", "does not take source"),
+        ("semanticache:hold=some", "expected hold=budget or all, got some"),
     ],
 )
 def test_what_is_no_method_is_refused(text: str, words: str):

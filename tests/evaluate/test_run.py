@@ -60,6 +60,17 @@ def test_two_runs_agree_and_a_compressed_cache_is_within_its_allowance(plan_at: 
     assert all(row["kl"] > 0 for row in rows)
 
 
+def test_what_is_read_in_a_cache_that_holds_everything_is_measured_in_one_of_the_budget(
+    plan_at: PlanAt, tmp_path: Path
+):
+    held = Entry("streaming-llm:hold=all", "streaming-llm", {"hold": "all"})
+    *_, budgets, alls = numbers(list(evaluate(plan_at(tmp_path, [*STREAMING, held], ("prose",)))))
+    for mine, other in zip(alls[-1], budgets[-1], strict=True):
+        assert mine["kept_bytes"] == other["kept_bytes"] <= mine["allowed_bytes"]
+        # The same slots, but what stands in them was computed from a context that was whole.
+        assert mine["kl"] > 0 and mine["kl"] != other["kl"]
+
+
 def test_an_interrupted_run_goes_on_and_measures_nothing_twice(
     plan_at: PlanAt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

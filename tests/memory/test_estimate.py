@@ -241,7 +241,7 @@ def test_config_alone_gives_the_plan_of_the_export(narrow: Path, tmp_path: Path)
 
 
 def cli(*arguments: object) -> Any:
-    return CliRunner().invoke(main, ["plan", *map(str, arguments)], env={"COLUMNS": "80"})
+    return CliRunner().invoke(main, ["plan", "--method", "semanticache", *map(str, arguments)], env={"COLUMNS": "80"})
 
 
 def test_table_fits_a_narrow_terminal(export: Path):

@@ -26,9 +26,9 @@ FORMS: dict[str, Method] = {
     "semanticache, as cached": SemantiCache(merge_keys="cached"),
     "semanticache, as cached, by head": SemantiCache(merge_keys="cached", cluster_by="head", span=32),
     "semanticache, the paper's form": SemantiCache(form="paper"),
-    "importance": Importance(),
-    "importance, at turns": Importance(compress_at="turn", sinks=2),
-    "importance, fitted": Importance(fit="all"),
+    "importance": Importance(fit="none"),
+    "importance, at turns": Importance(fit="none", compress_at="turn", sinks=2),
+    "importance, fitted": Importance(),
     "importance, predicted": Importance(queries="predicted"),
     "importance, predicted, at turns, no sinks": Importance(
         queries="predicted", compress_at="turn", sinks=0, recent=0.5

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from semkv_deploy.budget import budget_profile
-from semkv_deploy.methods import Importance, StreamingLLM
+from semkv_deploy.methods import DynSplit, Importance, StreamingLLM
 from semkv_deploy.methods.calibration import CalibrationText, Reading
 from semkv_deploy.methods.importance_prediction import ScoreWeights, feature_count, fit
 from semkv_deploy.model.cache_groups import CacheGroup, one_a_head, one_a_layer
@@ -129,3 +129,18 @@ def test_a_feature_that_never_varies_has_no_say():
     weights = fit([x], [x[:, 0] + 1])
     assert np.isfinite(weights).all() and abs(weights[1]) < 1e-6
     np.testing.assert_allclose(x @ weights[:3] + weights[3], x[:, 0] + 1, atol=0.1)
+
+
+def test_what_is_best_is_taken_where_it_can_be_had():
+    """What a build makes of the defaults: for targets, then for the model."""
+
+    def resolved(method: Importance, *, records: bool = True, capped: bool = False) -> tuple[str, str, str]:
+        found = method.for_build(records=records, capped=capped)
+        return found.queries, found.fit, found.budget_by
+
+    assert resolved(Importance()) == ("repeat", "all", "head")
+    assert resolved(Importance(), capped=True) == ("repeat", "none", "head")
+    assert resolved(Importance(), records=False) == ("predicted", "none", "layer")
+    assert resolved(Importance(queries="predicted")) == ("predicted", "none", "layer")
+    assert resolved(Importance(fit="bias"), records=False) == ("repeat", "bias", "head"), "refused with its name later"
+    assert resolved(DynSplit()) == ("repeat", "none", "uniform")

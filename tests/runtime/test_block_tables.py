@@ -10,6 +10,7 @@ import torch
 
 from semkv_deploy.bundle import Bundle
 from semkv_deploy.compiler.pipeline import build_bundle
+from semkv_deploy.errors import SemkvError
 from semkv_deploy.methods import DynSplitSelect
 from semkv_deploy.methods.representatives import reference
 from semkv_deploy.model.blocks import segment
@@ -61,6 +62,11 @@ def test_tables_are_those_of_the_slow_statement(bundle: Bundle, piece: int):
     session.reset(1)
     session.prefill([[], text(3, 50)])
     check(session, [rows[0], text(3, 50)])
+
+
+def test_a_larger_cache_would_have_more_blocks(bundle: Bundle):
+    with pytest.raises(SemkvError, match=r"a table of blocks has the size.*got 1024"):
+        open_session(bundle, budget=1.0, capacity=1024)
 
 
 def follow(session: Session) -> np.ndarray:

@@ -308,7 +308,9 @@ def test_a_saved_session_has_what_is_pending(ended: bool, bundle: Bundle, tmp_pa
 
 def test_other_methods_say_that_they_make_nothing_of_turns(tiny_bundle: Path):
     session = open_session(Bundle.open(tiny_bundle), budget=0.25)
-    for call in (session.pin, lambda: session.keep_of_turns(share=0.5), lambda: session.trim_turns(2)):
+    with pytest.raises(SemkvError, match=r"pins nothing.*--method importance"):
+        session.pin()
+    for call in (lambda: session.keep_of_turns(share=0.5), lambda: session.trim_turns(2)):
         with pytest.raises(SemkvError, match=r"makes nothing of turns.*--method sonic"):
             call()
     # Taking a turn back is every session's.

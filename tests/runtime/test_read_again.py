@@ -22,7 +22,8 @@ from .test_rows import same, snapshot, text
 @pytest.fixture(scope="module")
 def bundle(tiny_export: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     out = tmp_path_factory.mktemp("importance") / "bundle"
-    return build_bundle(tiny_export / "decoder.onnx", out, budgets=[0.25, 1.0], method=Importance(), weights="fp32")
+    options: dict[str, Any] = {"method": Importance(fit="none"), "budget_by": "uniform", "weights": "fp32"}
+    return build_bundle(tiny_export / "decoder.onnx", out, budgets=[0.25, 1.0], **options)
 
 
 class Recorder:
@@ -127,8 +128,53 @@ def test_a_saved_session_goes_on_with_what_is_unread(bundle: Bundle, tmp_path: P
 
 
 def test_a_target_that_cannot_record_is_refused(tiny_export: Path, tmp_path: Path):
+    method = Importance(queries="repeat")
     with pytest.raises(SemkvError, match=r"queries=repeat reads the context again.*--method-option queries=predicted"):
-        build_bundle(
-            tiny_export / "decoder.onnx", tmp_path / "b", budgets=[0.25], method=Importance(), target="tensorrt-rtx"
-        )
+        build_bundle(tiny_export / "decoder.onnx", tmp_path / "b", budgets=[0.25], method=method, target="tensorrt-rtx")
     assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("when", ["full", "turn"])
+def test_what_is_pinned_stays_through_every_compression(when: Any, tiny_export: Path, tmp_path: Path):
+    """At a turn's end too, where the budget's share of so few tokens would be less than what is pinned."""
+    method = Importance(fit="none", compress_at=when)
+    decoder = tiny_export / "decoder.onnx"
+    built = build_bundle(decoder, tmp_path / "b", budgets=[0.25], method=method, groups="head", weights="fp32")
+    session = open_session(built, batch=2)
+    session.prefill([text(1, 40), text(5, 9)])
+    session.pin(row=0)
+    session.end_turn()
+    for turn in range(4):
+        session.prefill([text(turn, 70), text(turn, 60)])
+        session.end_turn()
+    assert session.stats.runs > 1
+    for column in session.slot_position:
+        assert column[0, 0, :40].tolist() == list(range(40)) != column[1, 0, :40].tolist()
+    session.save(tmp_path / "pinned")
+    session = open_session(built, batch=2, state=tmp_path / "pinned")
+    session.prefill([text(7, 100), text(8, 100)])
+    assert all(column[0, 0, :40].tolist() == list(range(40)) for column in session.slot_position)
+
+
+def test_what_cannot_be_pinned_is_refused(bundle: Bundle):
+    session = open_session(bundle, budget=0.25)
+    session.prefill(text(1, 90))
+    before = snapshot(session)
+    with pytest.raises(SemkvError, match=r"too small for what is pinned.*at most 48 pinned slots of 128, got 90"):
+        session.pin()
+    assert same(before, snapshot(session))
+    lost = open_session(bundle, budget=0.25)
+    lost.prefill(text(1, 200))
+    with pytest.raises(SemkvError, match=r"too small for what is pinned.*got 200"):
+        lost.pin()
+
+
+def test_a_turn_that_is_taken_back_leaves_no_pin(bundle: Bundle):
+    session = open_session(bundle, budget=0.25)
+    session.prefill(text(1, 30))
+    session.end_turn()
+    session.prefill(text(2, 20))
+    session.pin()
+    session.undo_turn()
+    session.prefill(text(3, 20))
+    assert all(session.engine.read("slot_attention", group).max() < 2 for group in range(len(session.length)))

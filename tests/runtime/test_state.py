@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from semkv_deploy.compiler.pipeline import build_bundle
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.methods import Method
 from semkv_deploy.model.cache_groups import one_a_head
-from semkv_deploy.runtime.open import open_session
+from semkv_deploy.runtime.open import larger, open_session
 from tests.tiny import with_adapter
 
 from ..methods.matrix import FORMS
@@ -69,6 +70,35 @@ def test_a_continued_session_gives_the_same_tokens(name: str, groups: Any, tiny_
         pieces.save(path)
     assert whole.stats.runs > 0 or not method.compresses
     assert sorted(entry.name for entry in tmp_path.iterdir() if entry.name.startswith(".")) == []
+
+
+@pytest.mark.parametrize("name", ["streaming-llm", "semanticache", "importance, fitted", "dynsplit"])
+def test_what_was_read_in_a_larger_cache_goes_on_in_the_budgets(name: str, tiny_export: Path, tmp_path: Path):
+    decoder, path = str(tiny_export / "decoder.onnx"), tmp_path / "read.safetensors"
+    built = build_bundle(
+        decoder, tmp_path / "b", budgets=[0.25], method=FORMS[name], budget_by="uniform", weights="fp32"
+    )
+    reader = open_session(built, capacity=512)
+    reader.prefill(text(1, 300))
+    assert (reader.length == 300).all() and reader.stats.runs == 0
+    reader.save(path)
+    with pytest.raises(SemkvError, match=r"holds more slots than the caches \(expected at most 128, got 300\)"):
+        open_session(built, state=path)
+    reader.compress()
+    assert (reader.length <= 300 // 4).all() and reader.stats.runs > 0
+    reader.save(path)
+    session = open_session(built, state=path)
+    assert session.generate(text(2, 20), max_new_tokens=9) == reader.generate(text(2, 20), max_new_tokens=9)
+    assert same(snapshot(session), snapshot(reader))
+
+
+def test_a_larger_cache_is_larger_and_has_shapes_to_be_chosen(bundle: Bundle):
+    with pytest.raises(SemkvError, match=r"less than the budget's \(expected 128 slots or more, got 64\)"):
+        open_session(bundle, budget=0.25, capacity=64)
+    static = bundle.built("onnxruntime-cpu", 0.25)
+    static = replace(static, contract=static.contract.model_copy(update={"batch": 1}))
+    with pytest.raises(SemkvError, match="graphs of static shapes have the capacity that they were built with"):
+        larger(static, 512)
 
 
 def test_one_row_moves_to_another_place(bundle: Bundle, tmp_path: Path):
@@ -144,7 +174,8 @@ def test_what_no_session_can_have_been(name: str, bundle: Bundle, tmp_path: Path
     else:
         tensors["position"][:] = 513
     rewrite(tmp_path / "state", lambda kept: kept.update(tensors), sha256=_digest(tensors))
-    with pytest.raises(SemkvError, match="the saved session does not fit the contract"):
+    words = "holds more slots than the caches" if name == "length beyond capacity" else "does not fit the contract"
+    with pytest.raises(SemkvError, match=f"the saved session {words}"):
         session.load(tmp_path / "state")
 
 

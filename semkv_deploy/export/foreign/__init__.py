@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from semkv_deploy.model.config import ModelFacts
-
-IMPORTED_BY = "com.microsoft::GroupQueryAttention"
 
 
 def is_foreign(path: Path) -> bool:
@@ -60,15 +59,18 @@ def import_decoder(
     check_weights(path)
     folder = path.resolve().parent
     model = ir.load(path)
-    roles = find_interface(model.graph, path.name)
+    roles = find_interface(model, path.name)
     known = Known(read_configs(folder), folder)
     tokenizer = read_tokenizer(folder)
-    facts = model_facts(roles, known, folder.name, set(turn_end_ids(tokenizer)))
+    facts = model_facts(model, roles, known, folder.name, set(turn_end_ids(tokenizer)))
     pasts = [
         (str(layer.past[0].name), str(layer.past[1].name), str(layer.present[0].name), str(layer.present[1].name))
         for layer in roles.layers
     ]
-    to_portable(model, head_size(roles, known), path.name)
+    # Where a graph does not state them, the configuration does.
+    layers = tuple(replace(layer, query_heads=facts.query_heads) for layer in roles.layers)
+    roles, kind = replace(roles, layers=layers), layers[0].kind
+    to_portable(model, roles, head_size(roles, known))
     progress("writing the decoder", None)
     write_model(model, out / DECODER)
     tokenizer.save_pretrained(out / TOKENIZER)
@@ -77,7 +79,7 @@ def import_decoder(
     if proof:
         progress("comparing the import with the original", None)
         difference = check_import(path, out / DECODER, facts, pasts)
-        progress(f"imported {facts.layers} x {IMPORTED_BY}; largest difference {difference:.1e} of a logit", None)
+        progress(f"imported {facts.layers} x {kind}; largest difference {difference:.1e} of a logit", None)
     return facts
 
 
@@ -89,4 +91,4 @@ def keeps_weights(decoder: Path) -> bool:
     return any(node.op_type == "MatMulNBits" for node in graph.node)
 
 
-__all__ = ["IMPORTED_BY", "import_decoder", "is_foreign", "keeps_weights"]
+__all__ = ["import_decoder", "is_foreign", "keeps_weights"]

@@ -14,8 +14,8 @@ from pydantic import ValidationError
 
 import semkv_deploy
 from semkv_deploy.errors import SemkvError
-from semkv_deploy.graph.editing import attribute
-from semkv_deploy.model.config import ModelFacts, Rotary
+from semkv_deploy.export.foreign.rotary import TABLE_ROWS, rotary_of, tables_in_graph
+from semkv_deploy.model.config import ModelFacts
 
 if TYPE_CHECKING:
     from semkv_deploy.export.foreign.interface import Interface
@@ -94,7 +94,7 @@ def head_size(roles: Interface, known: Known) -> int:
     return size if isinstance(size, int) else known.required("head_size", "head_dim")
 
 
-def model_facts(roles: Interface, known: Known, source: str, ends: set[int]) -> ModelFacts:
+def model_facts(model: ir.Model, roles: Interface, known: Known, source: str, ends: set[int]) -> ModelFacts:
     """Facts of a decoder, before it is rewritten.
 
     Args:
@@ -104,22 +104,26 @@ def model_facts(roles: Interface, known: Known, source: str, ends: set[int]) -> 
     Raises:
         SemkvError: when layers differ, or when neither graph nor configuration says what must be known.
     """
-    nodes = [layer.node for layer in roles.layers]
-    heads = {(attribute(node, "num_heads", 0), attribute(node, "kv_num_heads", 0)) for node in nodes}
+    layers = roles.layers
+    stated = [layer.query_heads or known.required("num_attention_heads", "num_attention_heads") for layer in layers]
+    heads = {(count, layer.kv_heads) for count, layer in zip(stated, layers, strict=True)}
     if len(heads) > 1:
         raise SemkvError("layers differ in (query heads, KV heads)", where=source, got=sorted(heads))
     ((query_heads, kv_heads),) = heads
     size = head_size(roles, known)
     declared = known.integer("num_hidden_layers", "num_hidden_layers")
-    if declared is not None and declared != len(nodes):
-        raise SemkvError("not every layer's attention is recognised", where=source, expected=declared, got=len(nodes))
-    tables = {(node.inputs[7], node.inputs[8]) for node in nodes if attribute(node, "do_rotary", 0)}
+    if declared is not None and declared != len(layers):
+        raise SemkvError("not every layer's attention is recognised", where=source, expected=declared, got=len(layers))
+    tables = {layer.turned_by for layer in layers}
     longest = known.required("context_length", "max_position_embeddings")
     rotary = None
-    if len(tables) == 1 and all(attribute(node, "do_rotary", 0) for node in nodes):
-        ((cos, sin),) = tables
-        rotary = _rotary(_table(cos, source), _table(sin, source))
-    for table in {table for pair in tables for table in pair}:
+    if len(tables) == 1 and None not in tables:
+        ((cos, sin),) = (pair for pair in tables if pair)
+        rotary = rotary_of(_table(cos, source), _table(sin, source))
+    elif tables == {None}:
+        found = tables_in_graph(model, roles, min(longest, TABLE_ROWS))
+        rotary = rotary_of(*found) if found else None
+    for table in {table for pair in tables if pair for table in pair}:
         longest = min(longest, len(_table(table, source)))
     logits = roles.logits.shape
     vocabulary = logits[-1] if logits is not None else None
@@ -127,7 +131,7 @@ def model_facts(roles: Interface, known: Known, source: str, ends: set[int]) -> 
         return ModelFacts(
             family=known.family,
             source=source,
-            layers=len(nodes),
+            layers=len(layers),
             query_heads=query_heads,
             kv_heads=kv_heads,
             head_dim=size,
@@ -136,7 +140,7 @@ def model_facts(roles: Interface, known: Known, source: str, ends: set[int]) -> 
             max_position=longest,
             dtype="float32",
             eos_token_ids=tuple(sorted(known.ends | ends)),
-            windows=tuple(max(attribute(node, "local_window_size", -1), 0) for node in nodes),
+            windows=tuple(layer.window for layer in layers),
             rotary=rotary,
             versions={
                 "semkv-deploy": semkv_deploy.__version__,
@@ -154,26 +158,3 @@ def _table(value: ir.Value | None, where: str) -> np.ndarray[Any, np.dtype[np.fl
     if tensor is None:
         raise SemkvError("a rotary table that is no constant", where=where, got=None if value is None else value.name)
     return np.asarray(tensor.numpy(), np.float64)
-
-
-def _rotary(cos: np.ndarray[Any, Any], sin: np.ndarray[Any, Any]) -> Rotary | None:
-    """Frequencies behind tables `[P,D/2]`, if the tables follow from them; None: they do not."""
-    if len(cos) < 2:
-        return None
-    scaling = float(np.hypot(cos[0], sin[0])[0])
-    frequencies = np.arctan2(sin[1], cos[1])
-    angles = np.arange(len(cos))[:, None] * frequencies
-    # Angles were computed in float32, so that late positions are off by a part of their size.
-    near = 1e-5 + 4e-7 * np.abs(angles)
-    right = all(
-        (np.abs(table - scaling * function(angles)) <= scaling * near).all()
-        for table, function in ((cos, np.cos), (sin, np.sin))
-    )
-    if not right:
-        return None
-    return Rotary(
-        inv_freq=tuple(frequencies.tolist()),
-        attention_scaling=scaling,
-        dim=2 * cos.shape[1],
-        interleaved=False,
-    )

@@ -6,11 +6,15 @@ inside it comes out, and turns by the graph's position_ids.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import onnx_ir as ir
 
 from semkv_deploy import ops
 from semkv_deploy.errors import SemkvError
+from semkv_deploy.export.foreign.layers import Layer
+from semkv_deploy.export.foreign.positions import Tables
 from semkv_deploy.graph.editing import GraphEditor, attribute, sole
 from semkv_deploy.ops import nexus_attention as nexus
 
@@ -25,6 +29,64 @@ _OFF = {
 """Attributes whose other values NexusAttention does not have, and the values that are off."""
 
 _KNOWN = {"num_heads", "kv_num_heads", "scale", "local_window_size", "softcap", "do_rotary", "rotary_interleaved"}
+
+
+@dataclass(frozen=True)
+class GroupQuery(Layer):
+    """A `GroupQueryAttention` that appends to its own caches."""
+
+    kind = "com.microsoft::GroupQueryAttention"
+
+    @property
+    def turned_by(self) -> tuple[ir.Value | None, ir.Value | None] | None:
+        return (self.node.inputs[7], self.node.inputs[8]) if attribute(self.node, "do_rotary", 0) else None
+
+    def replace(self, edit: GraphEditor, tables: Tables, head_dim: int, bias: ir.Value, length: ir.Value) -> ir.Node:
+        return _replaced(self.node, edit, tables, head_dim, bias, length)
+
+
+def is_group_query(node: ir.Node) -> bool:
+    """Whether a node is one."""
+    return node.domain == "com.microsoft" and node.op_type == "GroupQueryAttention"
+
+
+def group_query(node: ir.Node) -> GroupQuery:
+    """The layer of a node, its caches checked to be graph inputs and outputs that nothing else touches.
+
+    Raises:
+        SemkvError: naming the node.
+    """
+    past = tuple(node.inputs[3:5])
+    if len(past) < 2 or any(value is None for value in past):
+        raise SemkvError("attention without a past", where=node.name, expected="inputs past_key and past_value")
+    present = tuple(node.outputs[1:3])
+    key, value = past
+    assert key is not None and value is not None
+    for cache in (key, value):
+        if not cache.is_graph_input():
+            raise SemkvError(
+                "a cache that is no graph input (a sliding or shared cache)", where=node.name, got=cache.name
+            )
+        # A size may be read of it, as exporters do; a value may not.
+        readers = [use.node for use in cache.uses() if use.node is not node and use.node.op_type != "Shape"]
+        if any(is_group_query(other) for other in readers):
+            raise SemkvError("two attentions share a cache", where=cache.name, got=[node.name, readers[0].name])
+        if readers:
+            raise SemkvError("a cache is read by another node", where=node.name, got=readers[0].name)
+    if len(present) < 2 or any(not output.is_graph_output() or output.uses() for output in present):
+        raise SemkvError(
+            "attention whose cache does not leave the graph as it was appended to",
+            where=node.name,
+            expected="outputs present_key and present_value that are graph outputs",
+        )
+    return GroupQuery(
+        node=node,
+        past=(key, value),
+        present=(present[0], present[1]),
+        query_heads=attribute(node, "num_heads", 0),
+        kv_heads=attribute(node, "kv_num_heads", 0),
+        window=max(attribute(node, "local_window_size", -1), 0),
+    )
 
 
 def check_node(node: ir.Node, mask: ir.Value | None) -> None:
@@ -80,34 +142,9 @@ def _width_of_mask(value: ir.Value | None, mask: ir.Value | None) -> bool:
     return shape is not None and mask is not None and shape.inputs[0] is mask
 
 
-class Tables:
-    """Rows of rotary tables `[P,D/2]` at the graph's positions, as `[B,1,S,D]`; made once for each table."""
-
-    def __init__(self, edit: GraphEditor, first: ir.Node, positions: ir.Value) -> None:
-        self._edit, self._first, self._positions = edit, first, positions
-        self._rows: dict[ir.Value, ir.Value] = {}
-
-    def rows(self, table: ir.Value) -> ir.Value:
-        if table not in self._rows:
-            edit, first = self._edit, self._first
-            half = edit.node(first, "Gather", [table, self._positions], axis=0)[0]
-            whole = edit.node(first, "Concat", [half, half], axis=-1)[0]
-            self._rows[table] = edit.node(first, "Unsqueeze", [whole, edit.constant([1], np.int64)])[0]
-        return self._rows[table]
-
-
-def replace_node(
+def _replaced(
     node: ir.Node, edit: GraphEditor, tables: Tables, head_dim: int, bias: ir.Value, length: ir.Value
-) -> None:
-    """Puts a NexusAttention in the place of a checked node; its caches stay those of the node.
-
-    Args:
-        bias: slot_bias of the layer, `[B,Hkv,C]`.
-        length: of the layer, `[B]`.
-
-    Raises:
-        SemkvError: when rotary turns a part of a head only.
-    """
+) -> ir.Node:
     heads, kv_heads = attribute(node, "num_heads", 0), attribute(node, "kv_num_heads", 0)
     query, key, value = node.inputs[:3]
     if key is None:
@@ -161,3 +198,6 @@ def replace_node(
     for old, new in zip(node.outputs, (joined, *made[1:]), strict=False):
         ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
     graph.remove(node, safe=True)
+    attention = made[0].producer()
+    assert attention is not None
+    return attention

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
+from semkv_deploy import ops
 from semkv_deploy.errors import SemkvError
+from semkv_deploy.export.foreign.decomposed import find_decomposed, grown_caches
+from semkv_deploy.export.foreign.gqa import GroupQuery, check_node, group_query, is_group_query
+from semkv_deploy.export.foreign.layers import Layer
+from semkv_deploy.export.foreign.masks import with_windows
 
 CONTRIB = "com.microsoft"
 KNOWN_DOMAINS = ("", CONTRIB)
 
+OLDEST_OPSET = 18
+"""Reductions take their axes as inputs from here on, and no later change touches what decoders are made of."""
+
 _STATE_OPERATORS = {"CausalConvWithState", "LinearAttention", "MambaScan", "SelectiveScan"}
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One layer's attention and its pair of caches: graph inputs that are read, graph outputs that replace them."""
-
-    node: ir.Node
-    past: tuple[ir.Value, ir.Value]
-    present: tuple[ir.Value, ir.Value]
 
 
 @dataclass(frozen=True)
@@ -34,19 +33,24 @@ class Interface:
     layers: tuple[Layer, ...]
 
 
-def find_interface(graph: ir.Graph, where: str) -> Interface:
-    """Finds the roles of every input and output of a graph whose layers are `GroupQueryAttention` nodes.
+def find_interface(model: ir.Model, where: str) -> Interface:
+    """Finds the roles of every input and output of a graph, and checks that its attention is what rules take.
 
     Raises:
         SemkvError: naming the input, output or node that has no role here.
     """
+    graph = model.graph
+    opset = graph.opset_imports.get("", 0)
+    if not OLDEST_OPSET <= opset <= ops.OPSET:
+        raise SemkvError("opset", where=where, expected=f"{OLDEST_OPSET} to {ops.OPSET}", got=opset)
     _check_domains(graph, where)
-    layers = tuple(_layer(node) for node in graph if _is_gqa(node))
+    layers: tuple[Layer, ...] = tuple(group_query(node) for node in graph if is_group_query(node))
+    layers = layers or tuple(find_decomposed(graph))
     if not layers:
         raise SemkvError(
             "no attention that an importer knows",
             where=where,
-            expected="com.microsoft::GroupQueryAttention with past and present caches",
+            expected="com.microsoft::GroupQueryAttention, or caches grown by Concat with MatMul, mask and Softmax",
             got=_nearest(graph),
             fix="export the checkpoint it was made from: semkv-deploy export <checkpoint> -o <dir>",
         )
@@ -67,7 +71,7 @@ def find_interface(graph: ir.Graph, where: str) -> Interface:
         elif value.name == "position_ids":
             positions = value
         else:
-            raise _other_input(value)
+            raise _other_input(value, graph)
     given = {output for layer in layers for output in layer.present}
     rest = [value for value in graph.outputs if value not in given]
     if ids is None or len(rest) != 1:
@@ -77,11 +81,11 @@ def find_interface(graph: ir.Graph, where: str) -> Interface:
             expected="an input input_ids, and one output, the logits, beside the caches",
             got=[value.name for value in rest],
         )
-    return Interface(ids, mask, positions, rest[0], layers)
-
-
-def _is_gqa(node: ir.Node) -> bool:
-    return node.domain == CONTRIB and node.op_type == "GroupQueryAttention"
+    for layer in layers:
+        if isinstance(layer, GroupQuery):
+            check_node(layer.node, mask)
+    roles = Interface(ids, mask, positions, rest[0], layers)
+    return replace(roles, layers=with_windows(model, roles))
 
 
 def _check_domains(graph: ir.Graph, where: str) -> None:
@@ -98,38 +102,6 @@ def _check_domains(graph: ir.Graph, where: str) -> None:
             )
 
 
-def _layer(node: ir.Node) -> Layer:
-    """The caches of a node, checked to be graph inputs and outputs that nothing else touches.
-
-    Raises:
-        SemkvError: naming the node.
-    """
-    past = tuple(node.inputs[3:5])
-    if len(past) < 2 or any(value is None for value in past):
-        raise SemkvError("attention without a past", where=node.name, expected="inputs past_key and past_value")
-    present = tuple(node.outputs[1:3])
-    key, value = past
-    assert key is not None and value is not None
-    for cache in (key, value):
-        if not cache.is_graph_input():
-            raise SemkvError(
-                "a cache that is no graph input (a sliding or shared cache)", where=node.name, got=cache.name
-            )
-        # A size may be read of it, as exporters do; a value may not.
-        readers = [use.node for use in cache.uses() if use.node is not node and use.node.op_type != "Shape"]
-        if any(_is_gqa(other) for other in readers):
-            raise SemkvError("two attentions share a cache", where=cache.name, got=[node.name, readers[0].name])
-        if readers:
-            raise SemkvError("a cache is read by another node", where=node.name, got=readers[0].name)
-    if len(present) < 2 or any(not output.is_graph_output() or output.uses() for output in present):
-        raise SemkvError(
-            "attention whose cache does not leave the graph as it was appended to",
-            where=node.name,
-            expected="outputs present_key and present_value that are graph outputs",
-        )
-    return Layer(node, (key, value), (present[0], present[1]))
-
-
 def _nearest(graph: ir.Graph) -> str:
     """What of an attention there is, for the refusal."""
     kinds = {node.op_type for node in graph}
@@ -140,8 +112,15 @@ def _nearest(graph: ir.Graph) -> str:
     return "no attention at all"
 
 
-def _other_input(value: ir.Value) -> SemkvError:
+def _other_input(value: ir.Value, graph: ir.Graph) -> SemkvError:
     name = value.name or ""
+    if any(grown.past is value for grown in grown_caches(graph)):
+        return SemkvError(
+            "a cache whose attention is not recognised",
+            where=name,
+            expected="MatMul with queries, mask, Softmax, MatMul with values",
+            got=sorted({use.node.op_type for grown in grown_caches(graph) for use in grown.present.uses()}),
+        )
     what = "an input that has no role in a decoder of tokens"
     if "encoder" in name or "cross" in name:
         what = "an encoder-decoder: cross attention's inputs are no cache of a decoder"

@@ -9,37 +9,29 @@ from onnxscript import version_converter
 
 from semkv_deploy import ops
 from semkv_deploy.errors import SemkvError
-from semkv_deploy.export.foreign.gqa import Tables, check_node, replace_node
-from semkv_deploy.export.foreign.interface import CONTRIB, Interface, find_interface
+from semkv_deploy.export.foreign.interface import CONTRIB, Interface
 from semkv_deploy.export.foreign.norms import expand_norms
-from semkv_deploy.graph.editing import GraphEditor, attribute, sole, static
+from semkv_deploy.export.foreign.positions import Tables
+from semkv_deploy.graph.editing import GraphEditor, sole, static
 from semkv_deploy.graph.files import INLINE_LIMIT
 from semkv_deploy.model.names import LENGTH, LOGITS, LOGITS_INDEX, POSITION_IDS, cache_names, present_names
 from semkv_deploy.ops import nexus_attention as nexus
 
-OLDEST_OPSET = 18
-"""Reductions take their axes as inputs from here on, and no later change touches what decoders are made of."""
 
-
-def to_portable(model: ir.Model, head_dim: int, where: str) -> None:
-    """Rewrites a decoder in place.
+def to_portable(model: ir.Model, roles: Interface, head_dim: int) -> None:
+    """Rewrites a decoder of these roles in place.
 
     Raises:
         SemkvError: naming the node that cannot be taken.
     """
     graph = model.graph
-    opset = graph.opset_imports.get("", 0)
-    if not OLDEST_OPSET <= opset <= ops.OPSET:
-        raise SemkvError("opset", where=where, expected=f"{OLDEST_OPSET} to {ops.OPSET}", got=opset)
-    roles = find_interface(graph, where)
-    for layer in roles.layers:
-        check_node(layer.node, roles.mask)
     expand_norms(graph)
     version_converter.convert_version(model, ops.OPSET)
     _replace_attention(graph, roles, head_dim)
     _wanted_rows(graph, roles)
     common.RemoveUnusedNodesPass()(model)
     _drop_mask(graph, roles)
+    _check_sizes(roles)
     _finish(model)
 
 
@@ -59,19 +51,18 @@ def _replace_attention(graph: ir.Graph, roles: Interface, head_dim: int) -> None
     tables = Tables(edit, first, positions)
     inputs = [roles.ids, positions, index, lengths]
     outputs = [roles.logits]
+    made: list[ir.Node] = []
     for number, layer in enumerate(roles.layers):
-        kv_heads = attribute(layer.node, "kv_num_heads", 0)
-        shape = ["batch", kv_heads, "capacity", head_dim]
+        shape: list[str | int] = ["batch", layer.kv_heads, "capacity", head_dim]
         names = cache_names(number, layers)
         bias = _input(names[2], ir.DataType.FLOAT, shape[:3])
         row = edit.node(layer.node, "Gather", [lengths, edit.constant(number, np.int64)], axis=0)[0]
-        replace_node(layer.node, edit, tables, head_dim, bias, row)
+        made.append(layer.replace(edit, tables, head_dim, bias, row))
         for value, name in zip(layer.past, names[:2], strict=True):
             if value.dtype != ir.DataType.FLOAT:
                 raise SemkvError("caches of another type", where=value.name, expected="float32", got=value.dtype)
             value.name, value.shape = name, ir.Shape(shape)
         inputs += [*layer.past, bias]
-    made = [node for node in graph if node.domain == ops.DOMAIN]
     for number, node in enumerate(made):
         node.name = f"layers.{number:02d}.attention"
         for output, name in zip(node.outputs[1:], present_names(number, layers), strict=True):
@@ -118,6 +109,23 @@ def _drop_mask(graph: ir.Graph, roles: Interface) -> None:
     if uses:
         raise SemkvError("the attention mask is read by more than attention", where=next(iter(uses)).node.name)
     graph.inputs.remove(roles.mask)
+
+
+def _check_sizes(roles: Interface) -> None:
+    """Fails where the graph still asks how long a cache is: it has the size of its capacity now.
+
+    Raises:
+        SemkvError: naming the node.
+    """
+    for cache in (cache for layer in roles.layers for cache in layer.past):
+        for use in cache.uses():
+            if use.node.domain != ops.DOMAIN:
+                raise SemkvError(
+                    "the graph counts positions by the length of its cache",
+                    where=use.node.name,
+                    expected="positions by an input position_ids",
+                    fix="export it with position_ids as an input",
+                )
 
 
 def _finish(model: ir.Model) -> None:

@@ -37,12 +37,14 @@ class Interpreter:
 
     Attributes:
         makes_room: whether an append that does not fit can be made to.
+        pins: whether it can keep what must stay.
         stats: of what it did since the conversation began.
         changes: how often it began to change what cannot be changed back.
         changing: whether it has begun and not ended.
     """
 
     makes_room: ClassVar[bool] = False
+    pins: bool = False
 
     def __init__(self) -> None:
         self.stats = CompressionStats()
@@ -70,6 +72,16 @@ class Interpreter:
 
     def compress(self, rows: NDArray[np.bool_]) -> None:
         """Compresses these rows now, as at the end of a turn."""
+
+    def pin(self, rows: NDArray[np.bool_], begun: NDArray[np.int64]) -> None:
+        """Never drops what the open turn of these rows has so far, if `pins`.
+
+        Args:
+            begun: `[B]` positions at which turns began.
+
+        Raises:
+            SemkvError: when the rest of a cache would be too small to go on with; nothing is pinned then.
+        """
 
     def taken_back(self, row: int) -> None:
         """Called after a row's turn was taken back: its last tokens are gone, and it has not ended."""

@@ -1,4 +1,7 @@
-"""Making room: groups without room for the next append are compressed, and at turn ends all are, where asked."""
+"""Making room: groups without room for the next append are compressed, and at turn ends all are, where asked.
+
+Where slots are scored by what the decoder records, a slot is pinned by a score that no recording reaches.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from semkv_deploy.errors import SemkvError
+from semkv_deploy.methods.layout import POSITION
+from semkv_deploy.model.names import SLOT_ATTENTION
 from semkv_deploy.runtime.behaviours.group_program import GroupProgramRunner
 
 if TYPE_CHECKING:
     from semkv_deploy.methods.behaviours import MakeRoom
     from semkv_deploy.runtime.slots import Slots
     from semkv_deploy.targets.engine import Engine
+
+
+PINNED = 2.0
+"""The `slot_attention` of a slot that must stay: weights of attention are 1 at most."""
 
 
 class RoomMaker(GroupProgramRunner):
@@ -23,6 +33,10 @@ class RoomMaker(GroupProgramRunner):
     def __init__(self, behaviour: MakeRoom, engine: Engine, slots: Slots) -> None:
         super().__init__(behaviour.program, engine, slots)
         self.behaviour = behaviour
+        buffers = {buffer.name for buffer in engine.contract.cache.buffers}
+        # Scores of blocks are means: they tell no slot from its neighbours.
+        by_slot = all(each.kind != "blocks" for each in engine.contract.behaviours)
+        self.pins = SLOT_ATTENTION in buffers and by_slot
         self._capacity = np.array([group.capacity for group in engine.contract.cache.groups], np.int64)
         self._keep = np.array(behaviour.keep_slots, np.int64)
         self._fixed = [
@@ -43,7 +57,61 @@ class RoomMaker(GroupProgramRunner):
         share = np.array(self.behaviour.turn_share)[:, None]
         target = np.ceil(share * self._slots.position).astype(np.int64)
         target = np.clip(target, np.minimum(self.behaviour.least, self._keep)[:, None], self._keep[:, None])
+        target = np.maximum(target, self._least_with_pinned())
         self._compress(np.where(rows, target, self._capacity[:, None]), np.ones(len(self._keep), bool))
+
+    def pin(self, rows: NDArray[np.bool_], begun: NDArray[np.int64]) -> None:
+        count = self._slots.position - begun
+        for group, keep in enumerate(self._keep):
+            after = self._pinned(group) | (rows[:, None, None] & self._since(group, begun))
+            gone = rows & (self._since(group, begun).sum(-1).min(-1) < count)
+            # A window of what is newest stays as well.
+            most = int(keep) - max(int(self.behaviour.recent_share * keep), self.behaviour.recent_least)
+            if self._counts(group) and (gone.any() or after.sum(-1).max() > most):
+                raise SemkvError(
+                    "the capacity is too small for what is pinned",
+                    where=f"budget {self._engine.contract.budget:g}, cache group {group}",
+                    expected=f"at most {most} pinned slots of {self._capacity[group]}",
+                    got=max(int(after.sum(-1).max()), int(count[rows].max())),
+                    fix="pin less, or build with a larger --budget or --max-context",
+                )
+        for group in range(len(self._keep)):
+            attention = np.array(self._engine.read(SLOT_ATTENTION, group))
+            attention[rows[:, None, None] & self._since(group, begun)] = PINNED
+            self._engine.write(SLOT_ATTENTION, group, attention)
+
+    def taken_back(self, row: int) -> None:
+        # What is said of slots would be said of the next that lie there.
+        for group in range(len(self._keep) if self.pins else 0):
+            attention = np.array(self._engine.read(SLOT_ATTENTION, group))
+            attention[row, :, self._slots.length[group, row] :] = 0
+            self._engine.write(SLOT_ATTENTION, group, attention)
+
+    def _counts(self, group: int) -> bool:
+        """Whether a group's slots are chosen by their score; in a layer with a sliding window only the oldest go."""
+        return bool(self.behaviour.by_group.get("scored", (1.0,) * len(self._keep))[group])
+
+    def _since(self, group: int, begun: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """`[B,H,C]`: live slots of tokens from these positions on."""
+        position = self._slots.columns[POSITION][group]
+        return self._live(group) & (position >= begun[:, None, None])
+
+    def _pinned(self, group: int) -> NDArray[np.bool_]:
+        """`[B,H,C]`: live slots that must stay."""
+        return self._live(group) & (self._engine.read(SLOT_ATTENTION, group) >= PINNED)
+
+    def _live(self, group: int) -> NDArray[np.bool_]:
+        live: NDArray[np.bool_] = np.arange(self._capacity[group]) < self._slots.length[group][:, None, None]
+        return live
+
+    def _least_with_pinned(self) -> NDArray[np.int64]:
+        """`[groups,B]`: slots that a compression leaves at least, so that beside its window what is pinned has room."""
+        least = np.zeros(self._slots.length.shape, np.int64)
+        for group, keep in enumerate(self._keep if self.pins else []):
+            pinned = self._pinned(group).sum(-1).max(-1)
+            needed = np.ceil(pinned / (1 - self.behaviour.recent_share)).astype(np.int64) + self.behaviour.recent_least
+            least[group] = np.where(pinned > 0, np.minimum(needed, keep), 0)
+        return least
 
     def _compress(self, target: NDArray[np.int64], wanted: NDArray[np.bool_]) -> None:
         """Runs the program.

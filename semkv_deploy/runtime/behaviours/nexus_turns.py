@@ -29,6 +29,7 @@ class TurnKeeper(GroupProgramRunner):
     """
 
     makes_room = True
+    pins = True
 
     def __init__(self, behaviour: NexusTurns, engine: Engine, slots: Slots) -> None:
         super().__init__(behaviour.program, engine, slots)
@@ -82,12 +83,7 @@ class TurnKeeper(GroupProgramRunner):
 
     # What only this one does.
 
-    def pin(self, rows: NDArray[np.bool_]) -> None:
-        """What the open turn of these rows has so far is never dropped.
-
-        Raises:
-            SemkvError: when the rest of a cache would be too small to go on with; nothing is pinned then.
-        """
+    def pin(self, rows: NDArray[np.bool_], begun: NDArray[np.int64]) -> None:
         pinned = [self._pinned_by(rows, group) for group in range(len(self._capacity))]
         for group, keep in enumerate(self.behaviour.keep_slots):
             most, seen = int(pinned[group].sum(-1).max()), self._slots.position - self._begun

@@ -1,0 +1,117 @@
+"""What masks mean: causal, with or without a sliding window, and nothing else.
+
+A mask has many spellings and one meaning. What is asked is therefore not how its nodes stand but what they give, at
+lengths that tell a causal mask from a windowed one and from any other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from semkv_deploy.errors import SemkvError
+from semkv_deploy.export.foreign.decomposed import Decomposed
+from semkv_deploy.export.foreign.evaluate import Evaluator
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    from numpy.typing import NDArray
+
+    from semkv_deploy.export.foreign.decomposed import Mask
+    from semkv_deploy.export.foreign.interface import Interface
+    from semkv_deploy.export.foreign.layers import Layer
+
+LENGTHS = ((0, 13), (5, 4), (9, 1), (8191, 1))
+"""Slots before a run, and its rows. The last tells windows: a longer one than that is not seen."""
+
+
+def with_windows(model: ir.Model, roles: Interface) -> tuple[Layer, ...]:
+    """The layers, with the windows that their masks have.
+
+    Raises:
+        SemkvError: naming a layer whose mask is not that of a causal decoder.
+    """
+    found: dict[str | None, int] = {}
+    layers = []
+    for layer in roles.layers:
+        if isinstance(layer, Decomposed):
+            name = layer.mask.value.name
+            if name not in found:
+                found[name] = _window(model, roles, layer)
+            layer = replace(layer, window=found[name])
+        layers.append(layer)
+    return tuple(layers)
+
+
+def _window(model: ir.Model, roles: Interface, layer: Decomposed) -> int:
+    evaluate = Evaluator(model, str(layer.mask.value.name))
+    windows = set()
+    for past, rows in LENGTHS:
+        hidden = _hidden(evaluate(feeds(roles, past, rows)), layer.mask)
+        try:
+            windows.add(window_of(np.broadcast_to(hidden, (*hidden.shape[:-2], rows, hidden.shape[-1])), past))
+        except ValueError as error:
+            raise SemkvError(
+                f"a mask that {error}",
+                where=layer.node.name,
+                expected="that of a causal decoder, with or without a sliding window",
+                got=f"{layer.mask.value.name} for {rows} tokens after {past}",
+            ) from None
+    return max(windows)
+
+
+def _hidden(value: NDArray[np.float32], mask: Mask) -> NDArray[np.float32]:
+    """A mask as what would be added to logits."""
+    if mask.added:
+        return value
+    seen = (value != 0) != mask.inverted
+    return np.where(seen, np.float32(0), np.float32(-np.inf))
+
+
+def feeds(roles: Interface, past: int, rows: int) -> dict[str, NDArray[Any]]:
+    """Inputs of a run of one row of the batch, all caches empty of numbers."""
+    given: dict[str, NDArray[Any]] = {str(roles.ids.name): np.zeros((1, rows), _type(roles.ids))}
+    if roles.mask is not None:
+        given[str(roles.mask.name)] = np.ones((1, past + rows), _type(roles.mask))
+    if roles.positions is not None:
+        given[str(roles.positions.name)] = np.arange(past, past + rows, dtype=np.int64)[None]
+    for layer in roles.layers:
+        for cache in layer.past:
+            shape = cache.shape
+            size = shape[3] if shape is not None and isinstance(shape[3], int) else 1
+            # One number, however long: what only asks for its size costs nothing.
+            given[str(cache.name)] = np.zeros((1, layer.kv_heads, past, size), np.float32)
+    return given
+
+
+def _type(value: ir.Value) -> Any:
+    return np.int64 if value.dtype is None else value.dtype.numpy()
+
+
+def window_of(mask: NDArray[np.float32], past: int) -> int:
+    """The sliding window of a mask that is causal: 0 for none.
+
+    Args:
+        mask: `[…, S, past + S]`, of what is added to logits: 0 where a slot is seen, -1e4 or less where it is not.
+        past: slots before the first row.
+
+    Raises:
+        ValueError: saying what it is, when it is no causal mask.
+    """
+    rows, slots = mask.shape[-2:]
+    flat = mask.reshape(-1, rows, slots)
+    if (flat != flat[:1]).any():
+        raise ValueError("differs by row of the batch or by head")
+    seen = flat[0] == 0
+    if not (seen | (flat[0] <= -1e4)).all():
+        raise ValueError("has values that are neither 0 nor those of a mask")
+    distance = past + np.arange(rows)[:, None] - np.arange(slots)
+    if slots != past + rows or not seen[distance == 0].all() or seen[distance < 0].any():
+        raise ValueError("is not causal")
+    hidden = distance[(distance >= 0) & ~seen]
+    window = int(hidden.min()) if hidden.size else 0
+    if window and seen[distance >= window].any():
+        raise ValueError("hides what no sliding window hides")
+    return window
