@@ -199,8 +199,23 @@ def _tables(contract: Contract, behaviour: BlockTables, field: str) -> Iterator[
     shapes = {each.name: each.shape for each in contract.cache.step_inputs}
     if shapes.get(behaviour.input) != f"B,{behaviour.most}":
         yield f"{field}.input", f"one of cache.step_inputs, B,{behaviour.most}", behaviour.input
+    if behaviour.program in contract.programs:
+        yield from _map(contract, behaviour, field)
     if any(isinstance(each, MakeRoom) for each in contract.behaviours):
         yield field, "no behaviour that evicts", "make_room"
+
+
+def _map(contract: Contract, behaviour: BlockTables, field: str) -> Iterator[Contradiction]:
+    """The program takes what a host gives it, and writes tables of as many rows as there are blocks."""
+    program, buffers = contract.programs[behaviour.program], {each.name: each for each in contract.cache.buffers}
+    given = {"block_start", "block_length", "block_number", *(str(each.input) for each in program.buffers.values())}
+    for graph in program.graphs:
+        for tensor in graph.inputs:
+            if tensor.name not in given:
+                yield f"{field}.program", f"a value of {tensor.name}", "none"
+    for name, binding in program.buffers.items():
+        if binding.output is not None and buffers[name].shape.split(",")[2:3] != [str(behaviour.most)]:
+            yield f"cache, buffer {name}", f"{behaviour.most} rows, one a block", buffers[name].shape
 
 
 def _blocks(contract: Contract, behaviour: Blocks | BlockTables, field: str) -> Iterator[Contradiction]:

@@ -178,8 +178,8 @@ class BlockTables(BlockRule):
     kind: Literal["block_tables"] = Field(default="block_tables", description="says which behaviour it is")
     program: str = Field(description="run for every group when blocks are closed")
     input: str = Field(description="of the decoder, int64 [batch, most]: where blocks end")
-    most: int = Field(description="blocks of a row at most; the last is no block's", ge=3)
-    closed: int = Field(description="blocks that one run closes at most", ge=1)
+    most: int = Field(description="blocks of a row at most; the last is no block's", ge=3, le=1 << 20)
+    closed: int = Field(description="blocks that one run closes at most", ge=1, le=1 << 20)
     table_rule: str = TABLE_RULE
 
 
