@@ -75,7 +75,7 @@ class Host:
         }
         self.delimiters = set(json.loads((root / contract["delimiters"]).read_text(encoding="utf-8"))["token_ids"])
         self.compressions = 0
-        self.cutters = [each for each in contract["behaviours"] if each["kind"] == "blocks"]
+        self.cutters = [each for each in contract["behaviours"] if each["kind"] in ("blocks", "block_tables")]
         self.new_conversation()
 
     def _type(self, buffer: dict[str, Any]) -> Any:
@@ -98,6 +98,7 @@ class Host:
         self.unread: list[list[int]] = [[] for _ in range(self.batch)]
         self.open: list[list[int]] = [[] for _ in range(self.batch)]
         self.closed = [0] * self.batch
+        self.ends: list[list[int]] = [[] for _ in range(self.batch)]
         self.sums = [[0] * sum(len(each["domains"]) for each in self.cutters) for _ in range(self.batch)]
         for buffer in self.contract["cache"]["buffers"]:
             for said in self.buffers[buffer["name"]] if buffer["dtype"] == "float32" else []:
@@ -248,7 +249,10 @@ class Host:
             "length": np.ascontiguousarray(self.length[:, rows]),
             **{
                 each["name"]: (recorded or {}).get(each["name"], np.zeros(int(each["shape"]), np.int64))
+                if each["shape"].isdecimal()
+                else self._block_ends(rows, each["shape"])
                 for each in self.contract["cache"]["step_inputs"]
+                if each["name"] in graph.inputs
             },
         }
         results: Arrays = {"logits": np.zeros((count, 1, self.contract["vocab_size"]), np.float32)}
@@ -267,12 +271,45 @@ class Host:
         graph.run(given, results)
         return results["logits"]
 
+    def _block_ends(self, rows: slice, shape: str) -> Ids:
+        ends = np.zeros((self.batch, int(shape.removeprefix("B,"))), np.int64)
+        for row, closed in enumerate(self.ends):
+            every = [*closed, *([int(self.position[row])] if self.open[row] else [])]
+            ends[row, : len(every)] = every
+        return np.ascontiguousarray(ends[rows])
+
+    def _map(self, behaviour: dict[str, Any], row: int, first: int) -> None:
+        """Maps the row's blocks from a number on: they were closed by what was appended last."""
+        length = np.zeros((self.batch, behaviour["closed"]), np.int64)
+        start, number = length.copy(), np.full_like(length, behaviour["most"] - 1)
+        for place, block in enumerate(range(first, len(self.ends[row]))):
+            begin = self.ends[row][block - 1] if block else 0
+            start[row, place], length[row, place] = begin, self.ends[row][block] - begin
+            number[row, place] = block
+        patterns = self.contract["programs"][behaviour["program"]]["buffers"]
+        for group in range(len(self.groups)):
+            given = {"block_start": start, "block_length": length, "block_number": number}
+            given |= {of["input"]: self.buffers[name][group] for name, of in patterns.items()}
+            graph = next(graph for graph in self.graphs[behaviour["program"]] if group in graph.contract["groups"])
+            source, result = (patterns["representatives"][side] for side in ("input", "output"))
+            table = self.buffers["representatives"][group]
+            written = table if graph.contract["aliases"].get(source) == result else np.empty_like(table)
+            graph.run(given, {result: written})
+            self.buffers["representatives"][group] = written
+
     def _name(self, pattern: str | None, group: int) -> str | None:
         width = max(2, len(str(len(self.groups) - 1)))
         return pattern and pattern.replace("{group}", f"{group:0{width}d}")
 
     def _count(self, row: int, tokens: list[int]) -> None:
         self.unread[row] += tokens
+        first = len(self.ends[row])
+        self._count_each(row, tokens)
+        for behaviour in self.cutters:
+            if behaviour["kind"] == "block_tables" and len(self.ends[row]) > first:
+                self._map(behaviour, row, first)
+
+    def _count_each(self, row: int, tokens: list[int]) -> None:
         for token in tokens:
             nexus = token >= self.contract["vocab_size"]
             delimiter = token in self.delimiters and not nexus
@@ -285,7 +322,8 @@ class Host:
                 if "slot_turn" in self.columns:
                     self.columns["slot_turn"][group][row, :, length] = 2 * self.turn[row] + nexus
                 for behaviour in self.cutters:
-                    self.columns[behaviour["column"]][group][row, :, length] = self.closed[row]
+                    if "column" in behaviour:
+                        self.columns[behaviour["column"]][group][row, :, length] = self.closed[row]
             self.length[:, row] += 1
             self.position[row] += 1
             for behaviour in self.cutters:
@@ -326,6 +364,9 @@ class Host:
                 )
         self.open[row] = tokens[length:]
         self.closed[row] += 1
+        self.ends[row].append((self.ends[row][-1] if self.ends[row] else 0) + length)
+        if "column" not in behaviour:
+            return
         first = self.position[row] - len(self.open[row])
         for group, positions in enumerate(self.columns["slot_position"]):
             live = np.arange(positions.shape[2]) < self.length[group, row]

@@ -36,8 +36,8 @@ def tiny_tokenizer() -> Any:
     return fast
 
 
-def tiny_checkpoint_at(folder: Path) -> Path:
-    """A random Llama of 2 layers, 4 heads over 2 KV heads of 16, vocabulary 512, 512 positions."""
+def tiny_checkpoint_at(folder: Path, head_dim: int = 16) -> Path:
+    """A random Llama of 2 layers, 4 heads over 2 KV heads of 16 (or `head_dim`), vocabulary 512, 512 positions."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -49,7 +49,7 @@ def tiny_checkpoint_at(folder: Path) -> Path:
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        head_dim=16,
+        head_dim=head_dim,
         max_position_embeddings=512,
         eos_token_id=1,
         bos_token_id=0,

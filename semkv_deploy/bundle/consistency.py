@@ -12,7 +12,7 @@ from semkv_deploy.budget import SLOT_MULTIPLE
 from semkv_deploy.bundle.files import REBUILD
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.graph.external import is_inside
-from semkv_deploy.methods.behaviours import Blocks, MakeRoom, NexusTurns, ReadAgain
+from semkv_deploy.methods.behaviours import Blocks, BlockTables, MakeRoom, NexusTurns, ReadAgain
 from semkv_deploy.methods.layout import CHUNK, DECODE, POSITION, TURN
 
 if TYPE_CHECKING:
@@ -101,8 +101,9 @@ def _groups(contract: Contract) -> Iterator[Contradiction]:
         if not all(fine) or buffer.dtype not in ("T", "float32", "int64"):
             yield f"cache, buffer {buffer.name}", "sizes B, Hkv, C, D or numbers", f"{buffer.shape} {buffer.dtype}"
     for buffer in contract.cache.step_inputs:
-        if not buffer.shape.isdecimal() or buffer.dtype != "int64":
-            yield f"cache.step_inputs, {buffer.name}", "int64 of one dimension", f"{buffer.shape} {buffer.dtype}"
+        if not buffer.shape.removeprefix("B,").isdecimal() or buffer.dtype != "int64":
+            expected = "int64 of one dimension, or of B rows of one"
+            yield f"cache.step_inputs, {buffer.name}", expected, f"{buffer.shape} {buffer.dtype}"
     names = [buffer.name for buffer in contract.cache.buffers]
     required = [*_REQUIRED, *(("key_scale", "value_scale") if contract.dtype == "int8" else ())]
     if len(set(names)) < len(names) or not {*required} <= set(names):
@@ -186,11 +187,39 @@ def _fits(tensor: TensorContract, expected: list[int | str]) -> bool:
     return folded and all(not isinstance(got, int) or got == want for got, want in zip(rest, expected[2:], strict=True))
 
 
-def _blocks(contract: Contract, behaviour: Blocks, field: str) -> Iterator[Contradiction]:
-    """Block numbers go into a column that hosts set to 0, and ids and sums are numbers that hosts can hold."""
-    columns = [column.name for column in contract.cache.slot_columns if column.name not in (POSITION, CHUNK)]
-    if behaviour.column not in columns:
-        yield f"{field}.column", f"one of cache.slot_columns beside {POSITION} and {CHUNK}", behaviour.column
+def _tables(contract: Contract, behaviour: BlockTables, field: str) -> Iterator[Contradiction]:
+    """A table has room for every block that a conversation can have, and a run for those that it can close."""
+    shortest = behaviour.shortest
+    least = -(-max(group.capacity for group in contract.cache.groups) // shortest) + 2
+    if behaviour.most < least:
+        yield f"{field}.most", f"{least} blocks or more", behaviour.most
+    closed = -(-contract.prefill_chunk // shortest) + 1
+    if behaviour.closed < closed:
+        yield f"{field}.closed", f"{closed} blocks or more", behaviour.closed
+    shapes = {each.name: each.shape for each in contract.cache.step_inputs}
+    if shapes.get(behaviour.input) != f"B,{behaviour.most}":
+        yield f"{field}.input", f"one of cache.step_inputs, B,{behaviour.most}", behaviour.input
+    if behaviour.program in contract.programs:
+        yield from _map(contract, behaviour, field)
+    if any(isinstance(each, MakeRoom) for each in contract.behaviours):
+        yield field, "no behaviour that evicts", "make_room"
+
+
+def _map(contract: Contract, behaviour: BlockTables, field: str) -> Iterator[Contradiction]:
+    """The program takes what a host gives it, and writes tables of as many rows as there are blocks."""
+    program, buffers = contract.programs[behaviour.program], {each.name: each for each in contract.cache.buffers}
+    given = {"block_start", "block_length", "block_number", *(str(each.input) for each in program.buffers.values())}
+    for graph in program.graphs:
+        for tensor in graph.inputs:
+            if tensor.name not in given:
+                yield f"{field}.program", f"a value of {tensor.name}", "none"
+    for name, binding in program.buffers.items():
+        if binding.output is not None and buffers[name].shape.split(",")[2:3] != [str(behaviour.most)]:
+            yield f"cache, buffer {name}", f"{behaviour.most} rows, one a block", buffers[name].shape
+
+
+def _blocks(contract: Contract, behaviour: Blocks | BlockTables, field: str) -> Iterator[Contradiction]:
+    """Ids and sums are numbers that hosts can hold."""
     for name in ("token_ids", "turn_ids"):
         outside = [token for token in getattr(behaviour, name) if not 0 <= token < contract.vocab_size]
         if outside:
@@ -266,11 +295,18 @@ def _behaviours(contract: Contract) -> Iterator[Contradiction]:
     groups = len(contract.cache.groups)
     for number, behaviour in enumerate(contract.behaviours):
         field = f"behaviours.{number}"
-        if isinstance(behaviour, Blocks):
+        if isinstance(behaviour, Blocks | BlockTables):
             yield from _blocks(contract, behaviour, field)
+        if isinstance(behaviour, Blocks):
+            columns = [column.name for column in contract.cache.slot_columns if column.name not in (POSITION, CHUNK)]
+            if behaviour.column not in columns:
+                yield f"{field}.column", f"one of cache.slot_columns beside {POSITION} and {CHUNK}", behaviour.column
             continue
         if behaviour.program not in contract.programs:
             yield f"{field}.program", f"of {sorted(contract.programs)}", behaviour.program
+        if isinstance(behaviour, BlockTables):
+            yield from _tables(contract, behaviour, field)
+            continue
         if isinstance(behaviour, ReadAgain):
             yield from _reading(contract, behaviour, field)
             continue

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from semkv_deploy.choices import CacheType, EngineLayout
-from semkv_deploy.methods.behaviours import Behaviour, MakeRoom
+from semkv_deploy.methods.behaviours import Behaviour, BlockTables, MakeRoom
 from semkv_deploy.methods.layout import COMPRESS, DECODE, Binding, CacheLayout, Scope, with_scales
 from semkv_deploy.sizes import row_bytes
 
@@ -229,6 +229,22 @@ class Contract(BaseModel):
     def make_room(self) -> MakeRoom | None:
         """The behaviour that compresses; None where nothing is compressed."""
         return next((behaviour for behaviour in self.behaviours if isinstance(behaviour, MakeRoom)), None)
+
+    @property
+    def tables(self) -> tuple[BlockTables, ...]:
+        """The behaviour that keeps tables of blocks; empty where no step chooses among them."""
+        return tuple(behaviour for behaviour in self.behaviours if isinstance(behaviour, BlockTables))
+
+    @property
+    def exchanged_buffers(self) -> tuple[str, ...]:
+        """Buffers that a group's program gives back elsewhere than it took them: a host has spare ones of these."""
+        found: set[str] = set()
+        for program in self.programs.values():
+            for name, binding in program.buffers.items() if program.scope == "group" else ():
+                source, result = binding.names(0, len(self.cache.groups))
+                if source and result and any(graph.aliases.get(source) != result for graph in program.graphs):
+                    found.add(name)
+        return tuple(buffer.name for buffer in self.cache.buffers if buffer.name in found)
 
     def compressed_buffers(self) -> dict[str, str]:
         """Buffers of a group that "compress" takes, and what it calls them."""

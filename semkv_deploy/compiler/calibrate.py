@@ -127,7 +127,7 @@ def append(
     """
     within = np.arange(len(tokens))[None]
     feeds = {
-        **{each.name: np.zeros(int(each.shape), np.int64) for each in engine.contract.cache.step_inputs},
+        **{each.name: np.zeros(each.row_sizes(1), np.int64) for each in engine.contract.cache.step_inputs},
         **(given or {}),
         "input_ids": np.array([tokens], np.int64),
         "position_ids": length + within,

@@ -47,6 +47,9 @@ if TYPE_CHECKING:
     from semkv_deploy.model.config import ModelFacts
     from semkv_deploy.targets.tensorrt.build import TensorRTOptions
 
+PLAIN = "plain.onnx"
+"""The portable decoder before a method that selects rewrote it, while a bundle is built."""
+
 PORTABLE = "portable"
 """What contracts of portable graphs have for a target."""
 
@@ -133,6 +136,7 @@ def build_bundle(
         context = choose_context(max_context, model.max_position)
         method = method.for_build(records=not any(map(is_tensorrt, targets)), capped=is_capped(root)).resolve(model)
         check_reading(method, targets)
+        check_selecting(method, targets, cache_dtype, options)
         cache_types = {options.dtype if is_tensorrt(name) else cache_dtype for name in targets}
         resolved = resolve_budgets(budgets, context, slot_bytes(model, cache_types))
         budget_by = budget_by or ("uniform" if groups is not None or min(resolved) == 1 else method.budget_by)
@@ -243,6 +247,35 @@ def check_reading(method: Method, targets: Sequence[str]) -> None:
             )
 
 
+def check_selecting(method: Method, targets: Sequence[str], cache_dtype: CacheType, options: TensorRTOptions) -> None:
+    """Fails where a target's steps cannot attend to chosen slots.
+
+    TensorRT-RTX 1.7.1 parses an `If` with a fused attention in each branch, and its builder fails on it ("Called with
+    unknown input tensor"); so prompts and steps are two engines.
+
+    Raises:
+        SemkvError: naming the option.
+    """
+    if not method.selects:
+        return
+    for name in targets:
+        if is_tensorrt(name) and options.layout != "split":
+            raise SemkvError(
+                f"{method.kind}: steps attend to chosen slots and prompts to all, which takes an engine for each",
+                where=f"--target {name} --layout {options.layout}",
+                expected="split",
+                fix="add --layout split",
+            )
+    if cache_dtype != "float32" and not all(map(is_tensorrt, targets)):
+        raise SemkvError(
+            f"{method.kind} has no operators for such caches on ONNX Runtime",
+            where="--cache-dtype",
+            expected="float32",
+            got=cache_dtype,
+            fix="leave the option out, or use --method dynsplit",
+        )
+
+
 def is_capped(root: Path) -> bool:
     """Whether the exported decoder caps its attention's logits."""
     import onnx_ir as ir
@@ -317,6 +350,9 @@ def write_portable(
         decoder = ir.load(path)
         if not default:
             split_groups(decoder, profiles[0].groups)
+        if method.selects:
+            # What is calibrated on, and weights are compared with, attends to everything.
+            (root / "onnx" / PLAIN).write_bytes(ir.to_proto(decoder).SerializeToString(deterministic=True))
         method.rewrite_decoder(decoder, layout)
         # The graph only: weights stay in the file that it names.
         path.write_bytes(ir.to_proto(decoder).SerializeToString(deterministic=True))
@@ -328,7 +364,7 @@ def write_portable(
         name = file_stem(program.name) + ("" if alone else f".{heads}_heads")
         file = f"onnx/{name}.onnx"
         (root / file).write_bytes(program.graph.SerializeToString(deterministic=True))
-        written.append(WrittenProgram(program.name, file, program.groups))
+        written.append(WrittenProgram(program.name, file, program.groups, program.in_place))
     return tuple(written)
 
 
@@ -349,12 +385,16 @@ def read_calibration_text(
         SemkvError: when the text is too short.
     """
     path = root / "work" / "decoder.onnx"
-    lowered = lower_decoder(root / "onnx" / "decoder.onnx", bias=method.bias_mode, groups=len(groups))
+    plain = root / "onnx" / PLAIN
+    portable = plain if plain.exists() else root / "onnx" / "decoder.onnx"
+    lowered = lower_decoder(portable, bias=method.bias_mode, groups=len(groups))
+    plain.unlink(missing_ok=True)
     built = save_decoder(lowered, path)
     tokens = calibrate.calibration_tokens(load_tokenizer(root), model, text)
     progress("calibrating", 0.0)
     logits = calibrate.StoredLogits(root / "work" / "logits")
-    engine = calibrate.read_text(path, model, groups, tokens, logits.append, method)
+    layout = None if method.selects else method
+    engine = calibrate.read_text(path, model, groups, tokens, logits.append, layout)
     delimiters = Delimiters.read(root / "delimiters.json")
     settings = calibrate.calibrate(
         method,

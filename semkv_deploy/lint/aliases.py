@@ -40,8 +40,7 @@ def appends(node: onnx.NodeProto) -> list[tuple[str, str]]:
         places = [(3, 1), (4, 2)]
     elif node.domain == DOMAIN and node.op_type.split("_")[0] == nexus.OP.name:
         # Options are attributes, and part of the name of ONNX Runtime's native operators.
-        given = {attribute.name for attribute in node.attribute if attribute.i} | {*node.op_type.split("_")[1:]}
-        spec = nexus.OP.with_options(*(option.name for option in nexus.OP.options if option.name in given))
+        spec = nexus.OP.with_options(*{*nexus.options_of(node), *node.op_type.split("_")[1:]})
         operands = [tensor.name for tensor in spec.inputs]
         results = [(index, tensor.name.removesuffix("_out")) for index, tensor in enumerate(spec.outputs)]
         places = [(operands.index(name), index) for index, name in results if name in operands]

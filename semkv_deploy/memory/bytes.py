@@ -99,8 +99,21 @@ class Need(NamedTuple):
         return self.batch * sum(len(group.heads) * group.capacity for group in self.profile.groups)
 
     def cache(self, element: int) -> int:
-        """Keys and values of all groups."""
-        return 2 * self.entries * self.shape.head_dim * element
+        """Keys and values of all groups, and the method's tables beside them."""
+        return (2 * self.entries * self.shape.head_dim + sum(self._tables)) * element
+
+    @property
+    def _tables(self) -> list[int]:
+        """By group, elements of the method's table, all rows."""
+        head_dim = self.shape.head_dim
+        return [self.batch * self.method.table_elements(head_dim, group) for group in self.profile.groups]
+
+    def spare_table(self, element: int) -> int:
+        """Where a program gives the table of a group back elsewhere: one for each shape that groups have."""
+        kinds = {
+            (len(group.heads), group.capacity): n for group, n in zip(self.profile.groups, self._tables, strict=True)
+        }
+        return sum(kinds.values()) * element
 
     @property
     def said_of_slots(self) -> int:
@@ -274,7 +287,7 @@ def tensorrt_bytes(need: Need, dtype: DType, layout: EngineLayout) -> Bytes:
         programs=_tensorrt_programs(need, layout),
         cache=need.cache(element),
         bias=need.bias if merges else 0,
-        spare=need.spare(element, 1),
+        spare=need.spare(element, 1) + need.spare_table(element),
         activation_decode=decode,
         activation_prefill=prefill,
         # One context switches profiles; two engines have a context each.

@@ -175,7 +175,9 @@ class _Planner:
     def row(self, budget: Budget, batch: int, context: int, memory: int | None) -> PlanRow:
         profile, full = self.profile(budget, context), self.profile(1.0, context)
         found = self.count(profile, batch)
-        read, full_read = (batch * each.cache_bytes for each in (profile, full))
+        elements = [2 * len(group.heads) * group.capacity * self.shape.head_dim for group in profile.groups]
+        share = sum(self.method.read_elements(self.shape.head_dim, group) for group in profile.groups) / sum(elements)
+        read, full_read = round(batch * profile.cache_bytes * share), batch * full.cache_bytes
         return PlanRow(
             budget=profile.budget,
             batch=batch,

@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, SerializeAsAny, ValidationError
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.methods.base import Method
 from semkv_deploy.methods.dynsplit import DynSplit
+from semkv_deploy.methods.dynsplit_select import DynSplitSelect
 from semkv_deploy.methods.full import Full
 from semkv_deploy.methods.importance import Importance
 from semkv_deploy.methods.semanticache import SemantiCache
@@ -21,7 +22,7 @@ from semkv_deploy.methods.streaming_llm import StreamingLLM
 
 METHODS: dict[str, type[Method]] = {
     method.model_fields["kind"].default: method
-    for method in (Importance, SemantiCache, DynSplit, Sonic, StreamingLLM, Full)
+    for method in (Importance, SemantiCache, DynSplit, DynSplitSelect, Sonic, StreamingLLM, Full)
 }
 """Methods by name; the first is the default."""
 

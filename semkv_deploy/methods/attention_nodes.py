@@ -44,6 +44,11 @@ def capacity_of(node: ir.Node) -> object:
     return size.value if isinstance(size, ir.SymbolicDim) else size
 
 
+def is_indexed(node: ir.Node) -> bool:
+    """Whether a `NexusAttention` has a list of slots, and no other option."""
+    return node.overload == "indexed" and len(node.inputs) == 8 and len(node.outputs) == 3
+
+
 def require_plain(node: ir.Node) -> None:
     """Fails for a `NexusAttention` with options (slot_index, quantised caches, attention mass).
 

@@ -149,6 +149,18 @@ class Method(BaseModel):
         )
         return CacheLayout(groups=tuple(groups), buffers=(KEY, VALUE, BIAS), slot_columns=columns)
 
+    def table_elements(self, head_dim: int, group: CacheGroup) -> int:
+        """Elements of the cache's type that a row of a group keeps beside its slots."""
+        return 0
+
+    def read_elements(self, head_dim: int, group: CacheGroup) -> int:
+        """Elements of the cache's type that a decode step reads of a row of a group that is full."""
+        return 2 * len(group.heads) * group.capacity * head_dim
+
+    def symbols(self, profile: BudgetProfile) -> dict[str, int]:
+        """Sizes of a profile that the method's graphs have as symbols of its own."""
+        return {}
+
     def rewrite_decoder(self, decoder: ir.Model, layout: CacheLayout) -> None:
         """Changes the portable decoder in place, before it is lowered; by default not at all."""
 
@@ -180,12 +192,9 @@ class Method(BaseModel):
         """The portable graphs beside the decoder: "compress", once for each number of heads that groups have."""
         if not self.compresses:
             return []
-        by_heads: dict[int, list[int]] = {}
-        for number, group in enumerate(layout.groups):
-            by_heads.setdefault(len(group.heads), []).append(number)
         return [
-            Program(COMPRESS, self.compressor(model.model_copy(update={"kv_heads": heads})), "group", tuple(numbers))
-            for heads, numbers in sorted(by_heads.items())
+            Program(COMPRESS, self.compressor(model.model_copy(update={"kv_heads": heads})), "group", numbers)
+            for heads, numbers in layout.by_heads()
         ]
 
     def compressor(self, model: ModelFacts) -> onnx.ModelProto:
@@ -215,6 +224,11 @@ class Method(BaseModel):
     @property
     def reads_again(self) -> bool:
         """Whether a host reads again what was appended, before it compresses (`ReadAgain`)."""
+        return False
+
+    @property
+    def selects(self) -> bool:
+        """Whether a decode step attends to chosen slots only; the method's decoder has no lowering without."""
         return False
 
     @property

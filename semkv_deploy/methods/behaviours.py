@@ -162,5 +162,26 @@ class Blocks(BlockRule):
     number_rule: str = NUMBER_RULE
 
 
-Behaviour = Annotated[MakeRoom | ReadAgain | NexusTurns | Blocks, Field(discriminator="kind")]
+TABLE_RULE = (
+    "where nothing is evicted, slots are positions: a row's block ends at the slot behind its last token. Before every "
+    "run the input has for each row the ends of its closed blocks in order, then position where the open block has a "
+    "token, then 0. After an append that closed blocks, the program is run for every group, once for every row with "
+    "such blocks: block_start, block_length and block_number [batch, closed] are the first slot, the tokens and the "
+    "number of each, and 0, 0, most - 1 in all other places. A run of one token attends to the slots that the graph "
+    "chooses, in a graph without the input to all: prompts have one of their own where graphs are by phase"
+)
+
+
+class BlockTables(BlockRule):
+    """Cut what is appended into semantic blocks, tell the decoder where they end, and map those that are closed."""
+
+    kind: Literal["block_tables"] = Field(default="block_tables", description="says which behaviour it is")
+    program: str = Field(description="run for every group when blocks are closed")
+    input: str = Field(description="of the decoder, int64 [batch, most]: where blocks end")
+    most: int = Field(description="blocks of a row at most; the last is no block's", ge=3, le=1 << 20)
+    closed: int = Field(description="blocks that one run closes at most", ge=1, le=1 << 20)
+    table_rule: str = TABLE_RULE
+
+
+Behaviour = Annotated[MakeRoom | ReadAgain | NexusTurns | Blocks | BlockTables, Field(discriminator="kind")]
 """What manifests hold; they say which by `kind`."""

@@ -6,6 +6,8 @@ slots of the group, `D` head size; a number stands for itself. Element type "T" 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -48,6 +50,10 @@ class Buffer(BaseModel):
         """Whether it says something of each slot, 0 of a dead one; keys and values of dead slots mean nothing."""
         return self.dtype == "float32" and self.shape.endswith(",C")
 
+    def row_sizes(self, rows: int) -> tuple[int, ...]:
+        """The shape in numbers of what is no group's, for a run of so many rows."""
+        return tuple(rows if size == "B" else int(size) for size in self.shape.split(","))
+
     def sizes(self, group: CacheGroup, *, batch: int, head_dim: int) -> tuple[int, ...]:
         """The shape in numbers, for one group."""
         known = {"B": batch, "Hkv": len(group.heads), "C": group.capacity, "D": head_dim}
@@ -75,8 +81,8 @@ class CacheLayout(BaseModel):
         groups: cache groups, in the order of their numbers.
         buffers: memory of every group, on the device.
         slot_columns: int64 for every slot, kept by the host; they move with the slots through every program.
-        step_inputs: decoder inputs beyond ids, positions, logits_index and length: int64 of one dimension, 0 in every
-            run for which no behaviour says otherwise.
+        step_inputs: decoder inputs beyond ids, positions, logits_index and length: int64 of one dimension, or of B rows
+            of one, 0 in every run for which no behaviour says otherwise; a graph for prompts alone may lack one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -85,6 +91,13 @@ class CacheLayout(BaseModel):
     buffers: tuple[Buffer, ...]
     slot_columns: tuple[Buffer, ...] = ()
     step_inputs: tuple[Buffer, ...] = ()
+
+    def by_heads(self) -> list[tuple[int, tuple[int, ...]]]:
+        """Numbers of heads that groups have, rising, and the groups that have so many: a graph of a group for each."""
+        found: dict[int, list[int]] = {}
+        for number, group in enumerate(self.groups):
+            found.setdefault(len(group.heads), []).append(number)
+        return [(heads, tuple(numbers)) for heads, numbers in sorted(found.items())]
 
 
 def with_scales(layout: CacheLayout) -> CacheLayout:
@@ -96,7 +109,8 @@ class Binding(BaseModel):
     """Patterns of the names under which a program takes a buffer and gives it back.
 
     In a program of scope "cache" the output lies in the input's buffer (an alias pair). In one of scope "group" a
-    buffer with both is read from the group's and written to a spare one, which then becomes the group's.
+    buffer with both is read from the group's and written to a spare one, which then becomes the group's, but for an
+    alias pair of the graph.
 
     Attributes:
         input: None: the program does not take the buffer.
@@ -123,9 +137,11 @@ class Program(NamedTuple):
         graph: sizes of batch and capacity symbolic, the number of heads static.
         scope: what one run takes.
         groups: numbers of the groups it is for: those with its number of heads.
+        in_place: input -> output that may be one buffer: what it does not change is not copied.
     """
 
     name: str
     graph: onnx.ModelProto
     scope: Scope
     groups: tuple[int, ...]
+    in_place: Mapping[str, str] = MappingProxyType({})

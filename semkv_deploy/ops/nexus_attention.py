@@ -222,6 +222,12 @@ def register_torch() -> None:
         _register_torch(spec)
 
 
+def options_of(node: onnx.NodeProto) -> list[str]:
+    """Names of the options that a node has as attributes."""
+    given = {attribute.name for attribute in node.attribute if attribute.i}
+    return [option.name for option in OP.options if option.name in given]
+
+
 def function_proto(*options: str) -> onnx.FunctionProto:
     """The operator's body in standard operators, for nodes with these options: TensorScatter, two float32 MatMuls and a
     float32 Softmax; with "indexed" GatherND reads the named rows only.

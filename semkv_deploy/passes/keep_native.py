@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,7 +10,7 @@ import onnx_ir as ir
 
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.graph.editing import GraphEditor, attribute, replace
-from semkv_deploy.methods.attention_nodes import drop_slot_biases, require_plain, required_attention_nodes
+from semkv_deploy.methods.attention_nodes import drop_slot_biases, is_indexed, require_plain, required_attention_nodes
 from semkv_deploy.methods.base import BiasMode
 from semkv_deploy.model import names
 from semkv_deploy.ops import DOMAIN
@@ -28,7 +29,7 @@ CACHE_ELEMENT: dict[str, ir.DataType] = {
 PARTS = ("key", "value")
 
 
-def keep_as_native(model: ir.Model, *, bias: BiasMode, cache_dtype: CacheType) -> int:
+def keep_as_native(model: ir.Model, *, bias: BiasMode, cache_dtype: CacheType, kept: Collection[str] = ()) -> int:
     """Gives every `NexusAttention` its native form, in place; returns how many there were.
 
     Queries and new rows stay float32: the operator rounds rows when it appends them. With int8 caches every group gets
@@ -36,6 +37,7 @@ def keep_as_native(model: ir.Model, *, bias: BiasMode, cache_dtype: CacheType) -
 
     Args:
         bias: what the method promises of slot biases; with "none" the `slot_bias` inputs go away.
+        kept: other operators that are native: their bodies go.
 
     Raises:
         SemkvError: when the graph has none.
@@ -45,7 +47,9 @@ def keep_as_native(model: ir.Model, *, bias: BiasMode, cache_dtype: CacheType) -
     edit = GraphEditor(graph, "native")
     zeros: dict[object, ir.Value] = {}
     for number, node in enumerate(nodes):
-        require_plain(node)
+        indexed = is_indexed(node)
+        if not indexed:
+            require_plain(node)
         inputs = list(node.inputs)
         if bias == "none":
             inputs[5] = _zeros(node, edit, zeros)
@@ -64,7 +68,7 @@ def keep_as_native(model: ir.Model, *, bias: BiasMode, cache_dtype: CacheType) -
         plain = OP.attributes
         native = edit.node(
             node,
-            "_".join(["NexusAttention", *(["int8"] if scales else [])]),
+            "_".join(["NexusAttention", *(["indexed"] if indexed else []), *(["int8"] if scales else [])]),
             [*inputs, *scales],
             domain=DOMAIN,
             outputs=3 + len(scales),
@@ -81,6 +85,8 @@ def keep_as_native(model: ir.Model, *, bias: BiasMode, cache_dtype: CacheType) -
         node.name = f"{node.name}.portable"
         native[0].shape, native[0].type = node.outputs[0].shape, node.outputs[0].type
         replace(node, native[:3])
+    for key in [key for key in model.functions if key[0] == DOMAIN and key[1] in ("NexusAttention", *kept)]:
+        del model.functions[key]
     model.opset_imports[DOMAIN] = 1
     if bias == "none":
         drop_slot_biases(graph)

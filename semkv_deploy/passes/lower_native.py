@@ -9,6 +9,8 @@ What decides the form (measured on TensorRT-RTX 1.7.1, `tests/targets`):
   folded. Either way the cache's bytes lie as `[B,Hkv,C,D]`.
 * The importer ignores `nonpad_kv_seqlen` and windows, and `is_causal` counts from the first slot: all three are in a
   float mask, which is made from `length`, never from a shape.
+* An indexed attention of one row reads the rows of its slots by `GatherND` from the appended caches: the append stays
+  in place, and what is gathered goes into the fused attention (measured likewise).
 * Soft caps are refused, and some shapes have no fused kernel (`_has_kernel`): such layers are decomposed.
 """
 
@@ -22,10 +24,17 @@ import onnx_ir as ir
 
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.graph.editing import GraphEditor, attribute, replace, static
-from semkv_deploy.methods.attention_nodes import capacity_of, drop_slot_biases, require_plain, required_attention_nodes
+from semkv_deploy.methods.attention_nodes import (
+    capacity_of,
+    drop_slot_biases,
+    is_indexed,
+    require_plain,
+    required_attention_nodes,
+)
 from semkv_deploy.methods.base import BiasMode
 from semkv_deploy.model import names
 from semkv_deploy.ops import DOMAIN
+from semkv_deploy.passes.selection import gather_rows, mask_of_a_step, require_no_bias, slots_of_a_step
 
 FOLDED_ROWS = "cache_rows_"
 """Begins the symbol of a folded cache's first axis; the number of KV heads follows."""
@@ -76,7 +85,8 @@ def lower_to_native(model: ir.Model, *, bias: BiasMode, dims: Mapping[str, int])
         if capacity not in shared:
             shared[capacity] = _Shared(edit, node, rows)
         promises += _lower(node, edit, shared[capacity], bias)
-    model.opset_imports.pop(DOMAIN, None)
+    if not any(node.domain == DOMAIN for node in graph):
+        model.opset_imports.pop(DOMAIN, None)
     if bias == "none":
         drop_slot_biases(graph)
     return promises
@@ -137,8 +147,12 @@ class _Shared:
 
 
 def _lower(node: ir.Node, edit: GraphEditor, shared: _Shared, bias: BiasMode) -> list[Promise]:
-    require_plain(node)
-    query, key, value, key_cache, value_cache, slot_bias, length = node.inputs
+    index = node.inputs[7] if is_indexed(node) else None
+    if index is None:
+        require_plain(node)
+    else:
+        require_no_bias(node, bias)
+    query, key, value, key_cache, value_cache, slot_bias, length = node.inputs[:7]
     assert query is not None and key is not None and value is not None and length is not None
     assert key_cache is not None and value_cache is not None and node.name is not None
     heads, kv_heads, head_dim = static(query, 1), static(key_cache, 1), static(key_cache, 3)
@@ -169,15 +183,27 @@ def _lower(node: ir.Node, edit: GraphEditor, shared: _Shared, bias: BiasMode) ->
         appended.append(result)
         promises.append(Promise("KV_CACHE_UPDATE", name))
 
-    mask = _mask(node, edit, shared, bias, slot_bias, length, kv_heads, folded)
+    read = appended
+    if index is None:
+        mask = _mask(node, edit, shared, bias, slot_bias, length, kv_heads, folded)
+    else:
+        if not shared.one_row:
+            raise SemkvError("chosen slots are for one row", where=node.name, expected="a graph of steps alone")
+        slots = slots_of_a_step(edit, node, index, length, kv_heads)
+        window, floor = attribute(node, "window", 0), MASK_FLOOR[element]
+        mask = edit.node(node, "Cast", [mask_of_a_step(edit, node, slots, length, window, floor)], to=int(element))[0]
+        if folded:
+            width = static(index, 2) + 1
+            slots, mask = reshape(slots, -1, 1, width), reshape(mask, -1, 1, 1, width)
+        read = [gather_rows(edit, node, cache, slots) for cache in appended]
     scale = attribute(node, "scale", 0.0) or head_dim**-0.5
     softcap = attribute(node, "softcap", 0.0)
     name, node.name = node.name, f"{node.name}.lowered"
     if softcap > 0 or not _has_kernel(element, heads, head_dim, one_row=shared.one_row):
-        output = _decomposed(node, edit, query, appended[0], appended[1], mask, scale, softcap, name, element)
+        output = _decomposed(node, edit, query, read[0], read[1], mask, scale, softcap, name, element)
         promises.append(Promise("MATRIX_MULTIPLY", name))
     else:
-        (output,) = edit.node(node, "Attention", [query, *appended, mask], name=name, scale=scale)
+        (output,) = edit.node(node, "Attention", [query, *read, mask], name=name, scale=scale)
         promises.append(Promise("ATTENTION_INPUT", name))
     if folded:
         output = reshape(output, -1, heads, 0, head_dim)

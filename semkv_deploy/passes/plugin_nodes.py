@@ -48,6 +48,8 @@ def keep_as_plugins(
     nodes = [node for node in model.graph if node.domain == DOMAIN and node.op_type in operators]
     for number, node in enumerate(nodes):
         _check_attributes(node)
+        # Options are attributes; the importer knows no overloads.
+        node.overload = ""
         for name, default in SPECS[node.op_type].attributes.items():
             if name not in node.attributes:
                 attribute = ir.AttrInt64 if isinstance(default, int) else ir.AttrFloat32

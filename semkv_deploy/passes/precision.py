@@ -25,7 +25,17 @@ ELEMENT: dict[str, ir.DataType] = {
     "bfloat16": ir.DataType.BFLOAT16,
 }
 
-_KEPT = {"Pow", "ReduceMean", "Sqrt", "Reciprocal", "Cos", "Sin", "LayerNormalization", "RMSNormalization"}
+_KEPT = {
+    "Pow",
+    "ReduceMean",
+    "ReduceL2",
+    "Sqrt",
+    "Reciprocal",
+    "Cos",
+    "Sin",
+    "LayerNormalization",
+    "RMSNormalization",
+}
 """Operators that compute in float32, with everything between them and the next product."""
 
 _PRODUCTS = {"MatMul", "Gemm", "NexusAttention", "Gather"}

@@ -76,7 +76,8 @@ def larger(built: OpenedBudget, capacity: int) -> OpenedBudget:
     """A budget whose caches are larger than it says; what it keeps when it compresses is the same.
 
     Raises:
-        SemkvError: where shapes are static, or for less than the budget's capacity.
+        SemkvError: where shapes are static, or a table of blocks is of the budget's size, or for less than the budget's
+            capacity.
     """
     contract = built.contract
     if contract.batch is not None:
@@ -86,6 +87,14 @@ def larger(built: OpenedBudget, capacity: int) -> OpenedBudget:
             expected=f"none for {contract.target}",
             got=capacity,
             fix="read in a session of onnxruntime-cpu, or in one of a larger budget",
+        )
+    if contract.tables:
+        raise SemkvError(
+            "a table of blocks has the size that it was built with",
+            where="capacity",
+            expected="none for a method that chooses blocks",
+            got=capacity,
+            fix="build with a larger budget",
         )
     if capacity < contract.capacity:
         raise SemkvError(

@@ -51,7 +51,11 @@ class Session(Turns):
         self._capacity = np.array([group.capacity for group in self.contract.cache.groups])[:, None]
         self._broken = np.zeros(engine.batch, bool)
         self._every_row = np.ones(engine.batch, bool)
-        self._step_inputs = {each.name: np.zeros(int(each.shape), np.int64) for each in self.contract.cache.step_inputs}
+        self._step_inputs = {
+            each.name: np.zeros(int(each.shape), np.int64)
+            for each in self.contract.cache.step_inputs
+            if each.shape.isdecimal()
+        }
         self._first_rows = np.zeros((engine.batch, 1), np.int64)
 
     @property

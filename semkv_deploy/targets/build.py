@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from semkv_deploy.bundle.contract import Contract, GraphContract, make_contract
@@ -35,11 +36,13 @@ class WrittenProgram(NamedTuple):
         name: of the program.
         file: relative to the bundle.
         groups: numbers of the cache groups that it is for.
+        in_place: input -> output that may be one buffer.
     """
 
     name: str
     file: str
     groups: tuple[int, ...]
+    in_place: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True)

@@ -162,6 +162,7 @@ class CompareState(BaseCompareFunc):
             "logits": self.tolerance.logits,
             "key": self.tolerance.cache,
             "value": self.tolerance.cache,
+            "representatives": self.tolerance.cache,
             "slot_bias": self.tolerance.bias,
             "slot_attention": self.tolerance.bias,
             "reference_queries": self.tolerance.cache,

@@ -15,6 +15,7 @@ import numpy as np
 from polygraphy.backend.base import BaseRunner
 from polygraphy.common import TensorMetadata
 
+from semkv_deploy.methods.layout import COMPRESS
 from semkv_deploy.model.names import number_tag
 from semkv_deploy.runtime.session import Session
 from semkv_deploy.validate.compare import live_rows
@@ -79,6 +80,8 @@ class WatchedEngine:
     def run_groups(self, program: str, feeds: Mapping[int, Feeds]) -> dict[int, dict[str, Array]]:
         if self.before_call:
             self.before_call(program, feeds, None)
+        if program != COMPRESS:
+            return self.engine.run_groups(program, feeds)
         if self.ties is not None or self.keep_before:
             self.before.append(before(self.engine, feeds))
         done = self.engine.run_groups(program, feeds)
@@ -250,8 +253,8 @@ class StatefulRunner(BaseRunner):
                     said = self.engine.read(buffer.name, number)
                     said = np.where(np.isneginf(said), np.float32(MINUS_INFINITY), said)
                     outputs[f"{buffer.name}.{tag}"] = np.where(live[:, None], said, np.float32(0))
-                elif buffer.dtype == "float32":
-                    outputs[f"{buffer.name}.{tag}"] = self.engine.read(buffer.name, number).copy()
+                elif not buffer.has_slots:
+                    outputs[f"{buffer.name}.{tag}"] = np.array(self.engine.read(buffer.name, number), np.float32)
             for name in ("key", "value"):
                 rows = self.engine.read(name, number)
                 if session.contract.dtype == "int8":

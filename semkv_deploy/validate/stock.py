@@ -64,6 +64,7 @@ def _inputs(contract: Contract, graph: GraphContract) -> list[str]:
         "sequence": min(ROWS, contract.prefill_chunk),
         "rows": 1,
         "capacity": chosen.capacity,
+        **{name: size for tables in contract.tables for name, size in (("blocks", tables.most), ("closed", 1))},
         "levels": room.levels if room is not None else 0,
         **{group.symbol: group.capacity for group in groups},
         **{folded_rows(count): (contract.batch or 1) * count for count in range(1, contract.kv_heads + 1)},
@@ -82,7 +83,10 @@ def _inputs(contract: Contract, graph: GraphContract) -> list[str]:
             "position_ids": (0, context - 1),
             "logits_index": (0, rows - 1),
             "length": (0, min(group.capacity for group in groups) - rows),
+            **{tables.input: (0, 0) for tables in contract.tables},
         }
+    elif contract.tables:
+        ranges = {"block_start": (0, 0), "block_length": (1, 1), "block_number": (0, 0)}
     elif room is None:
         # Of a program whose host names the slots that stay.
         columns = {column.name: (0, context - 1) for column in contract.cache.slot_columns}

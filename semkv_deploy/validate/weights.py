@@ -18,7 +18,7 @@ from semkv_deploy.errors import SemkvError
 from semkv_deploy.graph.external import save_with_data
 from semkv_deploy.graph.products import use_float32_activations
 from semkv_deploy.model import names
-from semkv_deploy.ops import DOMAIN, function_protos
+from semkv_deploy.ops import DOMAIN, function_protos, nexus_attention
 
 if TYPE_CHECKING:
     import onnx
@@ -153,14 +153,22 @@ def with_function_bodies(path: Path, folder: Path) -> Path:
     import onnx
 
     model = onnx.load(path)
-    called = set()
+    called: set[str] = set()
+    variants: dict[str, onnx.FunctionProto] = {}
     for node in model.graph.node:
         if node.domain == DOMAIN:
-            called.add(node.op_type)
+            options = nexus_attention.options_of(node) if node.op_type == nexus_attention.OP.name else []
+            if options:
+                body = nexus_attention.function_proto(*options)
+                node.overload = body.overload
+                variants[body.overload] = body
+            else:
+                called.add(node.op_type)
             kept = [attribute for attribute in node.attribute if not attribute.name.startswith("plugin_")]
             del node.attribute[:]
             node.attribute.extend(kept)
     model.functions.extend(function for function in function_protos() if function.name in called)
+    model.functions.extend(variants.values())
     return _save(model, folder, f"{path.stem}.bodies.onnx")
 
 

@@ -23,6 +23,17 @@ def reading_bundle(tiny_export: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.fixture(scope="session")
+def table_bundle(tiny_export: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle whose steps attend to chosen blocks, without native operators."""
+    from semkv_deploy.compiler.pipeline import build_bundle
+    from semkv_deploy.methods import DynSplitSelect
+
+    out = tmp_path_factory.mktemp("select") / "bundle"
+    build: dict[str, Any] = {"method": DynSplitSelect(attend=64), "weights": "fp32", "native": "off"}
+    return build_bundle(tiny_export / "decoder.onnx", out, budgets=[0.25], **build).root
+
+
+@pytest.fixture(scope="session")
 def block_bundle(tiny_export: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle whose host cuts text into blocks."""
     from semkv_deploy.compiler.pipeline import build_bundle

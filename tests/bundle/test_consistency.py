@@ -78,7 +78,7 @@ def refused(bundle: Path, moved: Path, path: str, value: Any, words: str) -> Non
         (f"{CONTRACT}.behaviours.0.by_group.thresholds", [[0.5], [0.5, 0.4]], "as many numbers for each group with"),
         (f"{CONTRACT}.behaviours.0.by_group.thresholds", [[float("nan")], [0.5]], "numbers of a sensible size"),
         ("method.kind", [], "unknown method"),
-        ("method.kind", "lru", "unknown method .*expected semanticache or"),
+        ("method.kind", "lru", "unknown method .*expected importance or"),
         ("targets", {}, "targets"),
     ],
 )
@@ -102,7 +102,7 @@ READS, ROOM = f"{CONTRACT}.behaviours.0", f"{CONTRACT}.behaviours.1"
         (f"{ROOM}.by_group.scored.0", 1, "by_group.scored contradicts .*expected float32"),
         (f"{ROOM}.by_group", {}, "a value of (scored|sinks) for group 0"),
         (f"{CONTRACT}.programs.compress.buffers.slot_attention.input", "x", "a value of slot_attention"),
-        (f"{CONTRACT}.cache.step_inputs.0.shape", "B", "int64 of one dimension"),
+        (f"{CONTRACT}.cache.step_inputs.0.shape", "B", "int64 of one dimension, or of B rows of one"),
         (f"{CONTRACT}.cache.step_inputs.0.dtype", "float32", "int64 of one dimension"),
         (f"{CONTRACT}.cache.step_inputs", [], "known by name|step_inputs"),
     ],
@@ -157,6 +157,29 @@ BLOCKS = f"{CONTRACT}.behaviours.0"
 )
 def test_contradictions_of_blocks_are_named(path: str, value: Any, words: str, block_bundle: Path, tmp_path: Path):
     refused(block_bundle, tmp_path / "moved", path, value, words)
+
+
+TABLES = f"{CONTRACT}.behaviours.0"
+
+
+@pytest.mark.parametrize(
+    "path, value, words",
+    [
+        (f"{TABLES}.program", "nothing", "program contradicts"),
+        (f"{TABLES}.input", "nothing", r"input contradicts .*one of cache.step_inputs, B,13"),
+        (f"{TABLES}.most", 12, r"most contradicts .*13 blocks or more"),
+        (f"{TABLES}.most", 14, r"one of cache.step_inputs, B,14|14 rows, one a block"),
+        (f"{TABLES}.most", 10**12, "most"),
+        (f"{TABLES}.closed", 1, r"closed contradicts .*blocks or more"),
+        (f"{TABLES}.base", 8, "blocks or more|search is at most a quarter"),
+        (f"{TABLES}.turn_ids", [512], "turn_ids contradicts .*ids below 512"),
+        (f"{CONTRACT}.cache.buffers.3.shape", "B,Hkv,14,2,D", "the graph has another|14|13 rows, one a block"),
+        (f"{CONTRACT}.cache.step_inputs.0.shape", "B,13,2", "int64 of one dimension, or of B rows of one"),
+        (f"{CONTRACT}.programs.map_blocks.buffers.key.input", "x", "a value of key_cache"),
+    ],
+)
+def test_contradictions_of_tables_are_named(path: str, value: Any, words: str, table_bundle: Path, tmp_path: Path):
+    refused(table_bundle, tmp_path / "moved", path, value, words)
 
 
 def test_markup_and_control_characters_are_shown_as_they_are(moved: Path, edit: Edit):

@@ -324,3 +324,26 @@ def test_sources_that_cannot_be_planned(export: Path, tmp_path: Path):
     (tmp_path / "config.json").write_text('{"model_type": "abacus"}')
     with pytest.raises(SemkvError, match="transformers makes no decoder of it"):
         plan(tmp_path)
+
+
+def test_a_method_that_selects_reads_what_it_chooses_and_a_table(export: Path):
+    """The table is counted with the cache; it is what blocks of the shortest length need, and one that is none's."""
+    full, some, half = (
+        row(export, 1.0, method=method_from_options(kind, options))
+        for kind, options in (
+            ("full", {}),
+            ("dynsplit-select", {"attend": 128}),
+            ("dynsplit-select", {"attend": 128, "representatives": "mean_radius"}),
+        )
+    )
+    context = full.capacity
+    slot = full.cache_bytes // context
+    blocks = -(-context // 12) + 2
+    # Of a slot, keys are half: smallest and largest are as much as a key and a value.
+    assert some.cache_bytes == full.cache_bytes + blocks * slot
+    assert some.read_bytes_per_step == 128 * slot + blocks * slot
+    assert full.read_bytes_per_step == full.cache_bytes == some.full_read_bytes_per_step
+    assert full.cache_bytes < half.cache_bytes < some.cache_bytes
+    assert some.spare_bytes == 0
+    on_gpu = row(export, 1.0, target="tensorrt-rtx", layout="split", method=method_from_options("dynsplit-select", {}))
+    assert 0 < on_gpu.spare_bytes < on_gpu.cache_bytes

@@ -3,7 +3,17 @@ bundles are parametrised over these, so that a new method is a row here."""
 
 from __future__ import annotations
 
-from semkv_deploy.methods import METHODS, DynSplit, Full, Importance, Method, SemantiCache, Sonic, StreamingLLM
+from semkv_deploy.methods import (
+    METHODS,
+    DynSplit,
+    DynSplitSelect,
+    Full,
+    Importance,
+    Method,
+    SemantiCache,
+    Sonic,
+    StreamingLLM,
+)
 
 FORMS: dict[str, Method] = {
     "streaming-llm": StreamingLLM(),
@@ -27,6 +37,7 @@ FORMS: dict[str, Method] = {
     "sonic, at turns, with a window": Sonic(kept=0.4, compress_at="turn", nexus_share=0.5, sinks=2),
     "dynsplit": DynSplit(),
     "dynsplit, predicted, at turns": DynSplit(queries="predicted", compress_at="turn", pool="max", block=32),
+    "dynsplit-select": DynSplitSelect(attend=64),
     "full": Full(),
 }
 """Those that are learned lack their adapter: `tests.tiny.with_adapter` makes one for a model."""

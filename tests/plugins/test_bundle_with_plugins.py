@@ -10,8 +10,9 @@ import pytest
 
 from semkv_deploy.bundle import TensorRTRecord
 from semkv_deploy.compiler.pipeline import build_bundle
-from semkv_deploy.methods import SemantiCache
+from semkv_deploy.methods import DynSplitSelect, SemantiCache
 from semkv_deploy.targets.tensorrt.build import TensorRTOptions
+from tests.tiny import tiny_checkpoint_at, tiny_export_at
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx_bindings") is None, reason="TensorRT-RTX is not installed (extra `rtx`)"
@@ -51,3 +52,25 @@ def test_smollm2_with_plugins(smollm2_export: Path, cuda_build: Path, tmp_path: 
         64,
     )
     assert folded.aliases == plain.aliases and len(plain.aliases) == 60
+
+
+def test_selection_with_plugins(cuda_build: Path, tmp_path: Path) -> None:
+    """Blocks are chosen, attended to and mapped by plugins; prompts have none. Head size 64, which the plugin has."""
+    export = tiny_export_at(tiny_checkpoint_at(tmp_path / "checkpoint", head_dim=64), tmp_path / "export")
+    options = TensorRTOptions(
+        compute_capabilities="86", layout="split", plugins=("auto",), plugin_library=cuda_build / "libsemkv_plugins.so"
+    )
+    bundle = build_bundle(
+        str(export / "decoder.onnx"),
+        tmp_path / "bundle",
+        budgets=[1.0],
+        method=DynSplitSelect(attend=64),
+        target="tensorrt-rtx",
+        tensorrt=options,
+    )
+    record = bundle.target("tensorrt-rtx")
+    assert isinstance(record, TensorRTRecord)
+    assert record.plugins == ["NexusAttention", "SemanticBlockMap", "SemanticBlockSelect"]
+    prefill, decode, blocks = (engine.layers for engine in record.budgets[0].engines)
+    assert prefill == {"ATTENTION_INPUT": 2, "KV_CACHE_UPDATE": 4}
+    assert decode == {"PLUGIN_V3": 4} and blocks == {"PLUGIN_V3": 1}

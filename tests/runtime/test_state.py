@@ -41,7 +41,16 @@ def rewrite(path: Path, change: Any, **metadata: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["semanticache, by head, at turns", "streaming-llm", "importance, fitted", "dynsplit", "sonic", "full"]
+    "name",
+    [
+        "semanticache, by head, at turns",
+        "streaming-llm",
+        "importance, fitted",
+        "dynsplit",
+        "dynsplit-select",
+        "sonic",
+        "full",
+    ],
 )
 @pytest.mark.parametrize("groups", [None, one_a_head(2, 2)], ids=["by layer", "by head"])
 def test_a_continued_session_gives_the_same_tokens(name: str, groups: Any, tiny_export: Path, tmp_path: Path):

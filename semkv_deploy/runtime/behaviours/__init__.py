@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from semkv_deploy.runtime.behaviours.base import Interpreter
+from semkv_deploy.runtime.behaviours.block_tables import BlockTabulator
 from semkv_deploy.runtime.behaviours.blocks import BlockKeeper
 from semkv_deploy.runtime.behaviours.make_room import RoomMaker
 from semkv_deploy.runtime.behaviours.nexus_turns import TurnKeeper
@@ -21,6 +22,7 @@ _BY_KIND: dict[str, Callable[[Any, Engine, Slots], Interpreter]] = {
     "read_again": Rereader,
     "nexus_turns": TurnKeeper,
     "blocks": BlockKeeper,
+    "block_tables": BlockTabulator,
 }
 
 

@@ -13,7 +13,7 @@ from semkv_deploy.errors import SemkvError
 from semkv_deploy.lint.aliases import alias_map, check_alias_safety
 from semkv_deploy.lint.onnxruntime import lint_onnxruntime
 from semkv_deploy.methods.layout import DECODE
-from semkv_deploy.targets.onnxruntime.native import NATIVE_PROGRAMS, VERSION
+from semkv_deploy.targets.onnxruntime.native import NATIVE_DECODER, NATIVE_PROGRAMS, VERSION
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -60,17 +60,21 @@ def lower_decoder(
     from onnxscript.optimizer import optimize
 
     from semkv_deploy.passes.branch_adapters import branch_adapters
+    from semkv_deploy.passes.branch_attention import branch_attention
     from semkv_deploy.passes.fuse import fuse_for_onnxruntime
     from semkv_deploy.passes.keep_native import keep_as_native
     from semkv_deploy.passes.lower_gqa import lower_to_gqa
+    from semkv_deploy.passes.selection import selects
 
     model = ir.load(portable)
     rewrite(model)
     fuse_for_onnxruntime(model)
-    if native is None:
+    if native is None and selects(model):
+        kind, lowered = "If", branch_attention(model, bias=bias)
+    elif native is None:
         kind, lowered = "GroupQueryAttention", lower_to_gqa(model, bias=bias)
     else:
-        kind, lowered = "NexusAttention", keep_as_native(model, bias=bias, cache_dtype=native)
+        kind, lowered = "NexusAttention", keep_as_native(model, bias=bias, cache_dtype=native, kept=NATIVE_DECODER)
     optimize(model)
     found = sum(node.op_type.split("_")[0] == kind for node in model.graph)
     if not lowered == found == groups:
@@ -134,11 +138,18 @@ def build_onnxruntime(
     decoder = folder / DECODER
     native, cache_dtype = VERSION if choice.on else None, choice.cache_dtype
     inputs.progress(f"{'native operators' if choice.on else 'no native operators'}: {choice.why}", None)
-    if choice.on:
-        reference = inputs.root / "work" / "native" / DECODER
+    if choice.on or inputs.method.selects:
+        # Calibration attended to everything, in ONNX Runtime's own operators.
+        reference = inputs.root / "work" / "target" / DECODER
         bias, groups = inputs.method.bias_mode, len(inputs.groups)
-        lowered = lower_decoder(inputs.portable, bias=bias, groups=groups, native=cache_dtype)
-        built = save_decoder(lowered, reference, native=True)
+        lowered = lower_decoder(inputs.portable, bias=bias, groups=groups, native=cache_dtype if choice.on else None)
+        built = save_decoder(lowered, reference, native=choice.on)
+    if inputs.method.selects and not choice.on:
+        inputs.progress(
+            f"warning: without native operators {inputs.method.kind} attends from prompts to the whole capacity, "
+            "which is slow: build them with scripts/build_native.sh",
+            None,
+        )
     kl = cache_kl = None
     if weights == "fp32" or weights == "kept":
         for file in (reference, reference.with_name(reference.name + ".data")):
@@ -170,7 +181,7 @@ def build_onnxruntime(
             del narrowed.functions[:]
             narrowed.functions.extend(kept)
         written.write_bytes(narrowed.SerializeToString(deterministic=True))
-        graph = contract(written, "compressor", program.groups, {})
+        graph = contract(written, "compressor", program.groups, dict(program.in_place))
         graphs.setdefault(program.name, []).append(graph)
     return OnnxRuntimeRecord(
         weights=weights,

@@ -142,7 +142,7 @@ class OnnxRuntimeEngine:
         }
         # np.zeros maps pages on first touch: slots never used cost no memory.
         self._spare: dict[tuple[int, int], list[dict[str, Array]]] = defaultdict(list)
-        if any(program.scope == "group" for program in contract.programs.values()):
+        if contract.exchanged_buffers:
             for group, kind in enumerate(self._kinds()):
                 if not self._spare[kind]:
                     count = min(self._workers, self._kinds().count(kind))
@@ -163,7 +163,7 @@ class OnnxRuntimeEngine:
         return np.zeros(shape, _array_type(self.contract.dtype if buffer.dtype == "T" else buffer.dtype))
 
     def _new_set(self, group: int) -> dict[str, Array]:
-        return {buffer.name: self._new(buffer.name, group) for buffer in self.contract.cache.buffers}
+        return {name: self._new(name, group) for name in self.contract.exchanged_buffers}
 
     def read(self, buffer: str, group: int) -> Array:
         array = self._buffers[buffer][group]
@@ -194,7 +194,9 @@ class OnnxRuntimeEngine:
         return _Binding(self, program, graph, rows, feeds).run(feeds)
 
     def run_groups(self, program: str, feeds: Mapping[int, Feeds]) -> dict[int, dict[str, Array]]:
-        self._step = None
+        if not all(graph.aliases for graph in self.contract.programs[program].graphs):
+            # Buffers are exchanged.
+            self._step = None
         with ThreadPoolExecutor(self._workers) as pool:
             results = pool.map(lambda group: self._run_group(program, group, feeds[group]), feeds)
             return dict(zip(feeds, results, strict=True))
@@ -205,7 +207,7 @@ class OnnxRuntimeEngine:
         session, groups = self._sessions[graph.name], len(self.contract.cache.groups)
         kind = self._kinds()[group]
         # As many sets of spare buffers as workers, or as groups of the kind: there is always one.
-        spare = self._spare[kind].pop()
+        spare = self._spare[kind].pop() if self._spare[kind] else {}
         given, results = dict(feeds), {}
         exchanged = []
         for name, binding in contract.buffers.items():
@@ -213,8 +215,9 @@ class OnnxRuntimeEngine:
             if source is not None:
                 given[source] = self._buffers[name][group]
             if result is not None:
-                results[result] = self._buffers[name][group] if source is None else spare[name]
-                if source is not None:
+                in_place = source is None or graph.aliases.get(source) == result
+                results[result] = self._buffers[name][group] if in_place else spare[name]
+                if not in_place:
                     exchanged.append(name)
         run = session.io_binding()
         held = []

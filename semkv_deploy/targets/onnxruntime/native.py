@@ -21,6 +21,9 @@ VERSION = 1
 NATIVE_PROGRAMS = ("CompactCache", "SemanticCluster")
 """Operators of programs beside the decoder that the library has."""
 
+NATIVE_DECODER = ("SemanticBlockSelect",)
+"""Operators of decoders beside NexusAttention that the library has."""
+
 LIBRARY = Path(__file__).resolve().parents[2] / "native" / "libsemkv_onnxruntime.so"
 
 _BUILD = "build it with scripts/build_native.sh"

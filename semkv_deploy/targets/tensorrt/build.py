@@ -207,11 +207,12 @@ def _lower(
     # All its digits: budgets that print alike are still two.
     tag = repr(profile.budget).removesuffix(".0")
     graphs = []
+    symbols = inputs.method.symbols(profile)
     for phase, dims, runs in _decoder_plans(profile, options):
         # The plugin is made for few rows: an engine of its own for prompts has native fused attention.
         own = plugins - {"NexusAttention"} if phase == "prefill" else plugins
         lowered = lower_decoder(
-            decoder, folder / f"{phase}.{tag}.onnx", bias=inputs.method.bias_mode, dims=dims, plugins=own
+            decoder, folder / f"{phase}.{tag}.onnx", bias=inputs.method.bias_mode, dims={**dims, **symbols}, plugins=own
         )
         model = onnx.load(lowered.path, load_external_data=False)
         profiles = tuple(_profile(model, name, sizes) for name, sizes in runs)
@@ -273,6 +274,7 @@ def _lower_program(
             batch=options.batch,
             capacity=capacity,
             levels=inputs.method.ladder_levels,
+            symbols=inputs.method.symbols(profile),
             plugins=plugins,
         )
         model = onnx.load(lowered.path)

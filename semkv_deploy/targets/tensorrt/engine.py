@@ -67,11 +67,11 @@ class TensorRTEngine:
         }
         # One set for each shape that groups have: groups are run one after the other.
         self._spare: dict[tuple[int, int], dict[str, cuda.DeviceArray]] = {}
-        if any(program.scope == "group" for program in contract.programs.values()):
+        if contract.exchanged_buffers:
             for group in groups:
                 if self._kind(group) not in self._spare:
                     self._spare[self._kind(group)] = {
-                        buffer.name: self._new(buffer, group) for buffer in contract.cache.buffers
+                        name: self._new(self._buffer(name), group) for name in contract.exchanged_buffers
                     }
 
     @property
@@ -127,7 +127,7 @@ class TensorRTEngine:
         """
         contract = self.contract
         sizes = run_sizes(feeds)
-        engine, profile = self._choose(program, sizes)
+        engine, profile = self._choose(program, sizes, prompt=row is not None)
         groups = len(contract.cache.groups)
         addresses: dict[str, int] = {}
         for name, names in contract.programs[program].buffers.items():
@@ -139,9 +139,12 @@ class TensorRTEngine:
         outputs = engine.run(profile, sizes, feeds, addresses)
         return {name: _wide(array) for name, array in outputs.items()}
 
-    def _choose(self, program: str, sizes: dict[str, int]) -> tuple[_Engine, int]:
-        """The engine and the profile for a run; of those that fit, the one that was tuned for it."""
-        wanted = "decode" if sizes["sequence"] == 1 and sizes["batch"] == self.batch else "prefill"
+    def _choose(self, program: str, sizes: dict[str, int], *, prompt: bool) -> tuple[_Engine, int]:
+        """The engine and the profile for a run; of those that fit, the one that is for it.
+
+        A prompt of one token is a prompt: what attends to chosen slots in steps alone does so in no prompt.
+        """
+        wanted = "prefill" if prompt or sizes["sequence"] > 1 else "decode"
         found = [
             (phase != wanted, number, engine, profile)
             for number, graph in enumerate(self.contract.programs[program].graphs)
@@ -165,7 +168,7 @@ class TensorRTEngine:
         groups, results = len(self.contract.cache.groups), {}
         for group, given in feeds.items():
             graph = next(graph for graph in contract.graphs if group in graph.groups)
-            spare = self._spare[self._kind(group)]
+            spare = self._spare.get(self._kind(group), {})
             addresses: dict[str, int] = {}
             exchanged = []
             for name, binding in contract.buffers.items():
@@ -173,8 +176,9 @@ class TensorRTEngine:
                 if source is not None:
                     addresses[source] = self._buffers[name][group].ptr
                 if result is not None:
-                    addresses[result] = (self._buffers[name][group] if source is None else spare[name]).ptr
-                    if source is not None:
+                    in_place = source is None or graph.aliases.get(source) == result
+                    addresses[result] = (self._buffers[name][group] if in_place else spare[name]).ptr
+                    if not in_place:
                         exchanged.append(name)
             results[group] = self._engines[graph.name].run(0, {}, given, addresses)
             for name in exchanged:

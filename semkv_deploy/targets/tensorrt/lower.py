@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from semkv_deploy.errors import SemkvError
@@ -42,8 +43,10 @@ def write_weights(portable: Path, folder: Path, dtype: DType) -> tuple[bytes, in
 
     from semkv_deploy.graph.files import write_model
     from semkv_deploy.passes.precision import convert_floats
+    from semkv_deploy.passes.selection import choose_always
 
     model = ir.load(portable)
+    choose_always(model)
     for key in [key for key in model.functions if key[0] == DOMAIN]:
         del model.functions[key]
     common.ShapeInferencePass()(model)
@@ -64,7 +67,8 @@ def lower_decoder(
 
     Args:
         graph: from `write_weights`.
-        dims: static sizes by symbol (batch, sequence, rows, capacities); every capacity must be there.
+        dims: static sizes by symbol (batch, sequence, rows, capacities, the method's); every capacity must be there.
+            With one row, a method that selects chooses slots; with more, or any number, it attends to all.
         plugins: operators that stay as plugin nodes.
     """
     import onnx
@@ -72,14 +76,21 @@ def lower_decoder(
     import onnx_ir.passes.common as common
 
     from semkv_deploy.lint.aliases import alias_map, check_alias_safety
-    from semkv_deploy.passes.lower_native import lower_to_native
+    from semkv_deploy.passes.inline_select import inline_selection
+    from semkv_deploy.passes.lower_native import Promise, lower_to_native, set_dims
     from semkv_deploy.passes.plugin_nodes import keep_as_plugins
+    from semkv_deploy.passes.selection import attend_to_all
 
     model = ir.from_proto(onnx.ModelProto.FromString(graph))
-    if "NexusAttention" in plugins:
-        promises = keep_as_plugins(model, {"NexusAttention"}, bias=bias, dims=dims)
-    else:
-        promises = lower_to_native(model, bias=bias, dims=dims)
+    if dims.get("sequence") != 1:
+        attend_to_all(model)
+    set_dims(model, dims)
+    promises = []
+    if "SemanticBlockSelect" not in plugins:
+        promises += [Promise("TOPK", name) for name in inline_selection(model)]
+    promises += keep_as_plugins(model, set(plugins), bias=bias, dims=dims)
+    if "NexusAttention" not in plugins:
+        promises += lower_to_native(model, bias=bias, dims=dims)
     _check_complete(model, plugins, path.name)
     common.RemoveUnusedNodesPass()(model)
     common.TopologicalSortPass()(model)
@@ -97,6 +108,7 @@ def lower_compressor(
     batch: int,
     capacity: int,
     levels: int,
+    symbols: Mapping[str, int] = MappingProxyType({}),
     plugins: Collection[str] = (),
 ) -> Lowered:
     """A group's program for TensorRT, every shape static.
@@ -104,6 +116,7 @@ def lower_compressor(
     Args:
         portable: a method's program; it is changed.
         levels: length of the input thresholds.
+        symbols: other sizes, by symbol.
     """
     import onnx.inliner
     import onnx_ir as ir
@@ -124,7 +137,7 @@ def lower_compressor(
     # One body per node: a function shared by two nodes would give two nodes one name.
     inlined = onnx.inliner.inline_local_functions(portable)
     model = ir.from_proto(inlined)
-    set_dims(model, {"batch": batch, "capacity": capacity, "levels": levels})
+    set_dims(model, {"batch": batch, "capacity": capacity, "levels": levels, **symbols})
     common.ShapeInferencePass()(model)
     optimize(model, num_iterations=3)
     # After the optimiser, which would take away the copies that plugins need.

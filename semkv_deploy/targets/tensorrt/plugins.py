@@ -12,8 +12,8 @@ from semkv_deploy.ops import SPECS
 from semkv_deploy.passes.plugin_nodes import NAMESPACE, VERSION
 from semkv_deploy.targets.tensorrt.api import missing
 
-DECODER_OPERATORS = ("NexusAttention",)
-OPERATORS = (*DECODER_OPERATORS, "SemanticCluster", "CompactCache")
+DECODER_OPERATORS = ("NexusAttention", "SemanticBlockSelect")
+OPERATORS = (*DECODER_OPERATORS, "SemanticCluster", "CompactCache", "SemanticBlockMap")
 """Operators of a bundle's graphs, and so what can be a plugin in them."""
 
 _BUILD = "build it with scripts/build_plugins.sh"

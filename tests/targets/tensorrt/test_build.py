@@ -241,7 +241,10 @@ def test_refusals(tiny_export: Path, tmp_path: Path):
         "Build it with scripts/build_plugins.sh, or use --plugins none."
     )
     text = refused(tiny_export, tmp_path, plugins=("nexus",), plugin_library=tiny_export / "decoder.onnx")
-    assert "--plugins: unknown plugin (expected none, auto, or of nexus_attention, semantic_cluster" in text
+    assert (
+        "--plugins: unknown plugin (expected none, auto, or of nexus_attention, semantic_block_select, semantic_cluster"
+        in text
+    )
     text = refused(tiny_export, tmp_path, plugin_library=tmp_path / "none.so")
     assert text.startswith("--plugin-library") and "no such file" in text
 
