@@ -5,6 +5,6 @@ set -euo pipefail
 . "$(dirname "$0")/environment.sh" cpu,bench
 model=$(python scripts/fetch.py smollm2)
 mkdir -p demo
-[ -d demo/bundle ] || semkv-deploy build "$model" --budget 0.2 --budget 0.5 --budget 1 -o demo/bundle
+[ -d demo/bundle ] || semkv-deploy build "$model" --method semanticache --budget 0.2 --budget 0.5 --budget 1 -o demo/bundle
 [ -d demo/genai ] || python scripts/genai_model.py "$model" demo/genai
 exec semkv-deploy bench demo/bundle --genai demo/genai "$@"

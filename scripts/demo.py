@@ -24,7 +24,7 @@ from rich.table import Table
 from semkv_deploy.bundle import Bundle
 from semkv_deploy.compiler.calibrate import mean_kl
 from semkv_deploy.compiler.pipeline import build_bundle
-from semkv_deploy.methods import Importance
+from semkv_deploy.methods import SemantiCache
 from semkv_deploy.runtime.chat import Chat
 from semkv_deploy.runtime.open import open_bundle, open_session
 from semkv_deploy.runtime.tokens import load_tokenizer
@@ -200,7 +200,7 @@ def main(output: Path, tokens: int, max_context: int, reply_tokens: int, as_json
                 str(fetch("smollm2")),
                 output,
                 budgets=[0.2, 0.5, 1.0],
-                method=Importance(),
+                method=SemantiCache(),
                 max_context=max_context,
                 progress=report,
             )
