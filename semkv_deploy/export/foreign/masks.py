@@ -47,19 +47,22 @@ def with_windows(model: ir.Model, roles: Interface) -> tuple[Layer, ...]:
 
 def _window(model: ir.Model, roles: Interface, layer: Decomposed) -> int:
     evaluate = Evaluator(model, str(layer.mask.value.name))
-    windows = set()
+    windows: dict[int, int] = {}
     for past, rows in LENGTHS:
         hidden = _hidden(evaluate(feeds(roles, past, rows)), layer.mask)
         try:
-            windows.add(window_of(np.broadcast_to(hidden, (*hidden.shape[:-2], rows, hidden.shape[-1])), past))
+            windows[past + rows] = window_of(hidden, past, rows)
         except ValueError as error:
-            raise SemkvError(
-                f"a mask that {error}",
-                where=layer.node.name,
-                expected="that of a causal decoder, with or without a sliding window",
-                got=f"{layer.mask.value.name} for {rows} tokens after {past}",
-            ) from None
-    return max(windows)
+            raise _another(layer, str(error), f"{layer.mask.value.name} for {rows} tokens after {past}") from None
+    window = max(windows.values())
+    if any(found != (window if slots > window else 0) for slots, found in windows.items()):
+        raise _another(layer, "has windows that differ by length", str(windows))
+    return window
+
+
+def _another(layer: Decomposed, what: str, got: str) -> SemkvError:
+    expected = "that of a causal decoder, with or without a sliding window"
+    return SemkvError(f"a mask that {what}", where=layer.node.name, expected=expected, got=got)
 
 
 def _hidden(value: NDArray[np.float32], mask: Mask) -> NDArray[np.float32]:
@@ -90,25 +93,28 @@ def _type(value: ir.Value) -> Any:
     return np.int64 if value.dtype is None else value.dtype.numpy()
 
 
-def window_of(mask: NDArray[np.float32], past: int) -> int:
-    """The sliding window of a mask that is causal: 0 for none.
+def window_of(mask: NDArray[np.float32], past: int, rows: int) -> int:
+    """The sliding window of a mask that is causal: 0 for none, or for one that is longer than what is there.
 
     Args:
-        mask: `[…, S, past + S]`, of what is added to logits: 0 where a slot is seen, -1e4 or less where it is not.
+        mask: `[…, rows or 1, past + rows]`, of what is added to logits: 0 where a slot is seen, -1e4 or less where it
+            is not.
         past: slots before the first row.
 
     Raises:
         ValueError: saying what it is, when it is no causal mask.
     """
-    rows, slots = mask.shape[-2:]
-    flat = mask.reshape(-1, rows, slots)
+    slots = past + rows
+    if mask.ndim < 2 or mask.shape[-2] not in (1, rows) or mask.shape[-1] != slots or not mask.size:
+        raise ValueError(f"has the shape {list(mask.shape)}")
+    flat = np.broadcast_to(mask, (*mask.shape[:-2], rows, slots)).reshape(-1, rows, slots)
     if (flat != flat[:1]).any():
         raise ValueError("differs by row of the batch or by head")
     seen = flat[0] == 0
     if not (seen | (flat[0] <= -1e4)).all():
         raise ValueError("has values that are neither 0 nor those of a mask")
     distance = past + np.arange(rows)[:, None] - np.arange(slots)
-    if slots != past + rows or not seen[distance == 0].all() or seen[distance < 0].any():
+    if not seen[distance == 0].all() or seen[distance < 0].any():
         raise ValueError("is not causal")
     hidden = distance[(distance >= 0) & ~seen]
     window = int(hidden.min()) if hidden.size else 0

@@ -200,22 +200,27 @@ def causal(past: int, rows: int, window: int = 0) -> np.ndarray:
     return np.where(hidden, np.float32(-1e9), np.float32(0))[None, None]
 
 
-def test_what_a_mask_means():
-    assert window_of(causal(0, 7), 0) == 0 and window_of(causal(40, 1), 40) == 0
-    assert window_of(causal(40, 3, window=8), 40) == 8
-    assert window_of(causal(3, 2, window=8), 3) == 0, "too short to tell"
-    for mask, said in (
-        (np.zeros((1, 1, 4, 4), np.float32), "is not causal"),
-        (causal(0, 4) / 1e9, "has values that are neither"),
+@pytest.mark.parametrize(("past", "rows", "window"), [(0, 7, 0), (40, 1, 0), (40, 3, 8), (0, 12, 5), (8, 1, 8)])
+def test_a_causal_mask_has_a_window_or_none(past: int, rows: int, window: int):
+    assert window_of(causal(past, rows, window), past, rows) == window
+    assert window_of(causal(past, rows, window=past + rows), past, rows) == 0, "too short to tell"
+
+
+@pytest.mark.parametrize(
+    ("mask", "said"),
+    [
+        (np.zeros((1, 1, 3, 5)), "is not causal"),
+        (causal(2, 3) / 1e9, "has values that are neither"),
         (np.concatenate([causal(2, 3), causal(2, 3, window=2)]), "differs by row of the batch or by head"),
-        (causal(2, 3) + causal(0, 5, window=3)[:, :, 2:], None),
-        (np.where(np.arange(9) % 2 == 1, np.float32(-1e9), causal(8, 1)), "hides what no sliding window hides"),
-    ):
-        if said is None:
-            assert window_of(mask, 2) == 3
-        else:
-            with pytest.raises(ValueError, match=said):
-                window_of(mask, mask.shape[-1] - mask.shape[-2])
+        (np.where(np.arange(5) == 2, -1e9, causal(2, 3)), "hides what no sliding window hides|is not causal"),
+        (np.where(np.arange(5) == 1, -1e9, causal(2, 3)), "hides what no sliding window hides"),
+        (causal(2, 4), "has the shape"),
+        (np.zeros((1, 1, 3, 0)), "has the shape"),
+    ],
+)
+def test_what_is_no_mask_of_a_causal_decoder(mask: np.ndarray, said: str):
+    with pytest.raises(ValueError, match=said):
+        window_of(mask.astype(np.float32), 2, 3)
 
 
 def test_a_graph_that_counts_positions_itself_is_refused(torch_exported: TorchExported, tmp_path: Path):
