@@ -54,8 +54,18 @@ class Known:
         self._folder = folder
 
     def integer(self, genai: str, config: str) -> int | None:
-        value = self._decoder.get(genai, self._genai.get(genai, self._config.get(config)))
+        value = self._decoder.get(
+            genai, self._genai.get(genai, self._config.get(config, self._config.get(self._own(config))))
+        )
         return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+    def _own(self, name: str) -> str:
+        """What the family's configuration calls a number (`n_embd` for `hidden_size`)."""
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+        family = self._config.get("model_type")
+        known = CONFIG_MAPPING[family].attribute_map if isinstance(family, str) and family in CONFIG_MAPPING else {}
+        return str(known.get(name, name))
 
     def required(self, genai: str, config: str) -> int:
         value = self.integer(genai, config)
