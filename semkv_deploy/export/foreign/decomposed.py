@@ -126,7 +126,7 @@ def find_decomposed(graph: ir.Graph) -> Iterator[Decomposed]:
     for node in graph:
         if node.op_type != "MatMul" or node.domain:
             continue
-        value = _cache_behind(node.inputs[1], caches)
+        value = cache_behind(node.inputs[1], caches)
         softmax = _softmax_behind(node.inputs[0])
         if value is None or softmax is None:
             continue
@@ -139,7 +139,7 @@ def _layer(node: ir.Node, softmax: ir.Node, value: Grown, factor: float, caches:
     if factor != 1:
         raise _differs(node, "values as they are in the cache", f"values times {factor:g}")
     scores = _scores(softmax)
-    key = _cache_behind(scores.product.inputs[1], caches)
+    key = cache_behind(scores.product.inputs[1], caches)
     if key is None:
         raise _differs(scores.product, "keys of a cache that grows by Concat", _made_by(scores.product.inputs[1]))
     if key[0].past is value.past:
@@ -169,7 +169,7 @@ def _layer(node: ir.Node, softmax: ir.Node, value: Grown, factor: float, caches:
     )
 
 
-def _cache_behind(value: ir.Value | None, caches: dict[ir.Value, Grown]) -> tuple[Grown, float] | None:
+def cache_behind(value: ir.Value | None, caches: dict[ir.Value, Grown]) -> tuple[Grown, float] | None:
     """The cache that a product's operand is made of, by layout and scales alone, and the scales' product."""
     factor = 1.0
     while value is not None and value not in caches:

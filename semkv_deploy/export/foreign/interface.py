@@ -12,6 +12,7 @@ from semkv_deploy.export.foreign.decomposed import find_decomposed, grown_caches
 from semkv_deploy.export.foreign.gqa import GroupQuery, check_node, group_query, is_group_query
 from semkv_deploy.export.foreign.layers import Layer
 from semkv_deploy.export.foreign.masks import with_windows
+from semkv_deploy.export.foreign.operator import find_operators
 
 CONTRIB = "com.microsoft"
 KNOWN_DOMAINS = ("", CONTRIB)
@@ -45,12 +46,12 @@ def find_interface(model: ir.Model, where: str) -> Interface:
         raise SemkvError("opset", where=where, expected=f"{OLDEST_OPSET} to {ops.OPSET}", got=opset)
     _check_domains(graph, where)
     layers: tuple[Layer, ...] = tuple(group_query(node) for node in graph if is_group_query(node))
-    layers = layers or tuple(find_decomposed(graph))
+    layers = layers or (*find_decomposed(graph), *find_operators(graph))
     if not layers:
         raise SemkvError(
             "no attention that an importer knows",
             where=where,
-            expected="com.microsoft::GroupQueryAttention, or caches grown by Concat with MatMul, mask and Softmax",
+            expected="GroupQueryAttention, or caches grown by Concat with MatMul, mask and Softmax or with Attention",
             got=_nearest(graph),
             fix="export the checkpoint it was made from: semkv-deploy export <checkpoint> -o <dir>",
         )
@@ -105,7 +106,7 @@ def _check_domains(graph: ir.Graph, where: str) -> None:
 def _nearest(graph: ir.Graph) -> str:
     """What of an attention there is, for the refusal."""
     kinds = {node.op_type for node in graph}
-    for kind in ("Attention", "MultiHeadAttention", "TensorScatter", "Softmax"):
+    for kind in ("MultiHeadAttention", "TensorScatter", "Attention", "Softmax"):
         if kind in kinds:
             node = next(node for node in graph if node.op_type == kind)
             return f"{kind} at {node.name}, which is not imported yet"

@@ -35,7 +35,7 @@ class WithCache(torch.nn.Module):
         return (out.logits, *(tensor for layer in cache.layers for tensor in (layer.keys, layer.values)))
 
 
-def export_by_torch(model: PreTrainedModel, folder: Path) -> Path:
+def export_by_torch(model: PreTrainedModel, folder: Path, opset: int = 20) -> Path:
     """Writes model.onnx, config.json and a tokenizer."""
     config = model.config
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
@@ -55,7 +55,7 @@ def export_by_torch(model: PreTrainedModel, folder: Path) -> Path:
             dynamic_shapes=(*[{0: free, 1: free}] * 3, tuple({0: free, 2: free} for _ in past)),
             input_names=["input_ids", "attention_mask", "position_ids", *(f"past_key_values.{name}" for name in names)],
             output_names=["logits", *(f"present.{name}" for name in names)],
-            opset_version=20,
+            opset_version=opset,
             verbose=False,
         )
     assert program is not None
@@ -69,12 +69,15 @@ def export_by_torch(model: PreTrainedModel, folder: Path) -> Path:
 def torch_exported(
     build_model: Callable[..., PreTrainedModel], tmp_path_factory: pytest.TempPathFactory
 ) -> TorchExported:
-    """`torch_exported(model_type, **config)`: exported when first asked for."""
+    """`torch_exported(model_type, opset=20, **config)`: exported when first asked for; with `Attention` from opset 23."""
 
     @functools.cache
-    def export(name: str, **overrides: Any) -> Path:
+    def export(name: str, opset: int = 20, **overrides: Any) -> Path:
         of_family = FAMILIES[name].config if name in FAMILIES else {}
         settings = {"vocab_size": 512, "num_hidden_layers": 1, **of_family, **overrides}
-        return export_by_torch(build_model(name, **settings), tmp_path_factory.mktemp(name))
+        model = build_model(name, **settings)
+        if opset >= 23:
+            model.set_attn_implementation("sdpa")
+        return export_by_torch(model, tmp_path_factory.mktemp(name), opset)
 
     return export
