@@ -69,7 +69,7 @@ def export_by_torch(model: PreTrainedModel, folder: Path, opset: int = 20) -> Pa
 def torch_exported(
     build_model: Callable[..., PreTrainedModel], tmp_path_factory: pytest.TempPathFactory
 ) -> TorchExported:
-    """`torch_exported(model_type, opset=20, **config)`: exported when first asked for; with `Attention` from opset 23."""
+    """`torch_exported(model_type, opset=20, **config)`: when first asked for; with `Attention` from opset 23."""
 
     @functools.cache
     def export(name: str, opset: int = 20, **overrides: Any) -> Path:
