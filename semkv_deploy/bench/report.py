@@ -31,12 +31,14 @@ def run(
     as_json: bool,
     target: str,
     allow_plugins: bool = False,
+    threads: int | None = None,
 ) -> None:
     """Measures, then prints a table or JSON, and draws a picture when asked to.
 
     Args:
         budgets: that were built; empty: all.
         turns: of equal length that the context has.
+        threads: of ONNX Runtime; genai chooses its own.
 
     Raises:
         SemkvError: when the context is larger than the bundle's, or a measurement fails.
@@ -63,7 +65,7 @@ def run(
     chosen = {bundle.share(budget) for budget in budgets} or bundle.manifest.budgets
     for share in sorted(chosen, reverse=True):
         request = {"engine": "bundle", "path": str(root), "target": target, "budget": share}
-        options = {"turns": turns, "reserve": reserve, "allow_plugins": allow_plugins}
+        options = {"turns": turns, "reserve": reserve, "allow_plugins": allow_plugins, "threads": threads}
         requests.append((f"budget {share:g}", {**request, **options}))
     for name, request in requests:
         click.echo(f"measuring {name} at {context} tokens …", err=True)

@@ -36,11 +36,13 @@ def measure_bundle(
     turns: int = 1,
     reserve: int = 0,
     allow_plugins: bool = False,
+    threads: int | None = None,
 ) -> dict[str, Any]:
     """Times `turns` turns of `context / turns - reserve` tokens, the last `tokens` of each decoded, the rest prefilled.
 
     Args:
         reserve: positions of each turn that nothing is appended at: some method may take them for rows of its own.
+        threads: of ONNX Runtime; None: one for each CPU that the process may use.
 
     Returns:
         prefill_s, total_s (of all turns), compress_s, decode_ms (median), decode_ms_all, kept (mean live slots of a
@@ -54,7 +56,7 @@ def measure_bundle(
     tokenizer = load_tokenizer(bundle.root)
     prompt = context // turns - reserve - tokens
     ids = prompt_tokens(lambda text: tokenizer.encode(text, add_special_tokens=False), turns * prompt)
-    session = open_session(bundle, budget=budget, target=target)
+    session = open_session(bundle, budget=budget, target=target, threads=threads)
     # Weights are loaded, and no page of the caches is resident before something is written to it.
     with memory.PeakMemory() as peak:
         session.step(session.prefill(ids[:8]).argmax(-1))
@@ -145,6 +147,7 @@ def main() -> None:
             turns=request["turns"],
             reserve=request["reserve"],
             allow_plugins=request["allow_plugins"],
+            threads=request["threads"],
         )
     print(json.dumps(result))
 

@@ -14,6 +14,7 @@ from semkv_deploy.cli.options import (
     bundle_argument,
     json_option,
     target_option,
+    threads_option,
 )
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 @json_option()
 @target_option()
 @allow_plugins_option
+@threads_option
 def bench(
     bundle: Path,
     budgets: list[Budget],
@@ -48,6 +50,7 @@ def bench(
     as_json: bool,
     target: str,
     allow_plugins: bool,
+    threads: int | None,
 ) -> None:
     """Measures time and memory of every budget.
 
@@ -70,4 +73,5 @@ def bench(
         as_json=as_json,
         target=target,
         allow_plugins=allow_plugins,
+        threads=threads,
     )

@@ -70,6 +70,7 @@ def run(
     stats: bool,
     target: str,
     allow_plugins: bool = False,
+    threads: int | None = None,
     stop: Sequence[str] = (),
 ) -> None:
     """Writes the model's replies to standard output as they come.
@@ -79,6 +80,7 @@ def run(
         raw: complete `prompt` as it is.
         stop: texts that end the model's text.
         allow_plugins: run native code of plugins in the bundle's engines.
+        threads: of ONNX Runtime; None: one for each CPU that the process may use.
     """
     if raw and system is not None:
         raise SemkvError("--raw completes text without a template, which --system needs", where="--system")
@@ -92,7 +94,7 @@ def run(
     if template is not None:
         template.check_ends()
     tokenizer = load_tokenizer(bundle.root)
-    session = open_session(bundle, budget=budget, target=target)
+    session = open_session(bundle, budget=budget, target=target, threads=threads)
     stop_ids, vocab_size = bundle.manifest.model.eos_token_ids, bundle.manifest.model.vocab_size
 
     if prompt is not None and raw:

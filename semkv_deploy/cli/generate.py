@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from semkv_deploy.cli.options import allow_plugins_option, budget_option, bundle_argument, target_option
+from semkv_deploy.cli.options import (
+    allow_plugins_option,
+    budget_option,
+    bundle_argument,
+    target_option,
+    threads_option,
+)
 from semkv_deploy.errors import SemkvError
 
 if TYPE_CHECKING:
@@ -30,6 +36,7 @@ if TYPE_CHECKING:
 @click.option("--stats", is_flag=True, help="Say afterwards what compression did.")
 @target_option()
 @allow_plugins_option
+@threads_option
 def generate(
     bundle: Path,
     prompt: str | None,
@@ -46,6 +53,7 @@ def generate(
     stats: bool,
     target: str,
     allow_plugins: bool,
+    threads: int | None,
 ) -> None:
     """Generates text: one prompt, or a chat.
 
@@ -74,5 +82,6 @@ def generate(
         stats=stats,
         target=target,
         allow_plugins=allow_plugins,
+        threads=threads,
         stop=stop,
     )

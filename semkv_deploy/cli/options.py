@@ -90,7 +90,7 @@ cache_dtype_option = _choice(
 
 
 threads_option = click.option(
-    "--threads", type=click.IntRange(min=1), help="Of whatever computes.  [default: all cores]"
+    "--threads", type=click.IntRange(min=1), help="Of whatever computes.  [default: the CPUs that this process may use]"
 )
 
 

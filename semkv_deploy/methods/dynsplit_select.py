@@ -17,16 +17,16 @@ from pydantic import Field
 from semkv_deploy.methods.base import State
 from semkv_deploy.methods.behaviours import BlockTables
 from semkv_deploy.methods.layout import Binding, Buffer, CacheLayout, Program, Scope
-from semkv_deploy.methods.representatives import Kind, map_reference, table_size
-from semkv_deploy.methods.select_blocks import (
+from semkv_deploy.methods.representatives import (
     BLOCK_END,
     BLOCKS,
     CLOSED,
     MAP_BLOCKS,
     REPRESENTATIVES,
-    map_program,
+    Kind,
+    map_reference,
     require_uniform,
-    select_blocks,
+    table_size,
 )
 from semkv_deploy.methods.semantic_blocks import DynSplitSettings, SemanticBlocks
 
@@ -91,6 +91,8 @@ class DynSplitSelect(SemanticBlocks):
         return layout.model_copy(update={"buffers": (*layout.buffers, table), "step_inputs": (ends,)})
 
     def rewrite_decoder(self, decoder: ir.Model, layout: CacheLayout) -> None:
+        from semkv_deploy.methods.select_blocks import select_blocks
+
         select_blocks(
             decoder,
             longest=self.longest,
@@ -109,6 +111,8 @@ class DynSplitSelect(SemanticBlocks):
         }
 
     def programs(self, model: ModelFacts, layout: CacheLayout) -> list[Program]:
+        from semkv_deploy.methods.select_blocks import map_program
+
         def graph(heads: int) -> onnx.ModelProto:
             of_heads = model.model_copy(update={"kv_heads": heads})
             return map_program(of_heads, longest=self.longest, kind=self.representatives)

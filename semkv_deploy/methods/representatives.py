@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
+from semkv_deploy.errors import SemkvError
 from semkv_deploy.ops import DOMAIN, semantic_block_map
 
 if TYPE_CHECKING:
@@ -25,6 +26,14 @@ if TYPE_CHECKING:
     from semkv_deploy.graph.editing import GraphEditor
 
 Kind = Literal["min_max", "mean_radius", "mean"]
+
+BLOCK_END = "block_end"
+REPRESENTATIVES = "representatives"
+MAP_BLOCKS = "map_blocks"
+"""Names of the decoder's input, of the buffer, and of the program that writes it."""
+
+BLOCKS, CLOSED = "blocks", "closed"
+"""Symbols of sizes: rows of a table of blocks, and blocks that a run of the program maps."""
 
 PARTS = 8
 """Parts of the channels that have a radius each."""
@@ -139,3 +148,19 @@ def map_reference(kind: Kind, longest: int, state: dict[str, Any], **blocks: Ten
         for place, n in enumerate(number[b].tolist()):
             table[b, :, n] = updates[b, :, place]
     return {**state, "representatives": table}
+
+
+def require_uniform(capacities: set[int]) -> None:
+    """Fails for groups of several capacities: a row's blocks are the same in all of them.
+
+    Raises:
+        SemkvError: naming the option.
+    """
+    if len(capacities) > 1:
+        raise SemkvError(
+            "blocks are chosen in a whole cache, which every layer and head has alike",
+            where="--cache-groups, --budget-by",
+            expected="groups of one capacity",
+            got=sorted(capacities),
+            fix="leave the option out",
+        )

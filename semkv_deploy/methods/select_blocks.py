@@ -14,10 +14,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from semkv_deploy.errors import SemkvError
 from semkv_deploy.graph.editing import GraphEditor, attribute, replace, static
 from semkv_deploy.methods.attention_nodes import require_plain, required_attention_nodes
-from semkv_deploy.methods.representatives import Kind, map_text, scoring_query, table_size
+from semkv_deploy.methods.representatives import (
+    BLOCK_END,
+    REPRESENTATIVES,
+    Kind,
+    map_text,
+    scoring_query,
+    table_size,
+)
 from semkv_deploy.model import names
 from semkv_deploy.ops import DOMAIN, OPSET, VERSION, semantic_block_map, semantic_block_select
 from semkv_deploy.ops import nexus_attention as nexus
@@ -26,14 +32,6 @@ if TYPE_CHECKING:
     import onnx
 
     from semkv_deploy.model.config import ModelFacts
-
-BLOCK_END = "block_end"
-REPRESENTATIVES = "representatives"
-MAP_BLOCKS = "map_blocks"
-"""Names of the decoder's input, of the buffer, and of the program that writes it."""
-
-BLOCKS, CLOSED = "blocks", "closed"
-"""Symbols of sizes: rows of a table of blocks, and blocks that a run of the program maps."""
 
 INDEXED = "indexed"
 
@@ -209,19 +207,3 @@ def map_program(model: ModelFacts, *, longest: int, kind: Kind) -> onnx.ModelPro
     graph.functions.append(semantic_block_map.function_proto())
     onnx.checker.check_model(graph)
     return graph
-
-
-def require_uniform(capacities: set[int]) -> None:
-    """Fails for groups of several capacities: a row's blocks are the same in all of them.
-
-    Raises:
-        SemkvError: naming the option.
-    """
-    if len(capacities) > 1:
-        raise SemkvError(
-            "blocks are chosen in a whole cache, which every layer and head has alike",
-            where="--cache-groups, --budget-by",
-            expected="groups of one capacity",
-            got=sorted(capacities),
-            fix="leave the option out",
-        )

@@ -32,7 +32,7 @@ def test_build_generate_inspect(tiny_export: Path, tmp_path: Path):
     assert manifest["targets"]["onnxruntime-cpu"]["weight_kl"] > 0
     said = cli("generate", bundle, "--prompt", "Hello", "--max-new-tokens", 5, "--stats")
     assert said.returncode == 0 and "tokens seen" in said.stderr
-    raw = cli("generate", bundle, "--raw", "--prompt", "The weather", "--max-new-tokens", 5)
+    raw = cli("generate", bundle, "--raw", "--prompt", "The weather", "--max-new-tokens", 5, "--threads", 1)
     assert raw.returncode == 0
     chat = cli("generate", bundle, "--max-new-tokens", 4, stdin="Hello\nAnd then?\n\n")
     assert chat.returncode == 0 and chat.stdout.count("you>") == 3
@@ -46,7 +46,9 @@ def test_bench(tiny_bundle: Path):
     assert output["ratios"]["decode: budget 1 / budget 0.25"] > 0
     assert not any(name.startswith("all turns") for name in output["ratios"])
     refused(cli("bench", tiny_bundle, "--context", 1000), "--context", "out of range")
-    turns = cli("bench", tiny_bundle, "--budget", 0.25, "--context", 400, "--tokens", 8, "--turns", 5, "--json")
+    turns = cli(
+        "bench", tiny_bundle, "--budget", 0.25, "--context", 400, "--tokens", 8, "--turns", 5, "--threads", 1, "--json"
+    )
     measured = json.loads(turns.stdout)["results"]["budget 0.25"]
     assert len(measured["decode_ms_all"]) == 5 * 8 and measured["total_s"] > measured["prefill_s"]
     refused(cli("bench", tiny_bundle, "--tokens", 8, "--turns", 8), "--context", "expected 576 to 512 tokens")
