@@ -89,7 +89,7 @@ def test_narrow_caches_are_widened_where_others_read_them(
     tiny_export: Path, tmp_path: Path, queries: Any, dtype: Any
 ) -> None:
     """The decoder that records attention reads keys in a branch; a program that scores reads them and writes none."""
-    method = Importance(queries=queries)
+    method = Importance(queries=queries, fit="none")
     options: dict[str, Any] = {"budgets": [0.25], "budget_by": "head", "weights": "fp32", "native": "on"}
     build_bundle(tiny_export / "decoder.onnx", tmp_path / "b", method=method, cache_dtype=dtype, **options)
     report = validate(tmp_path / "b", tokens=300)
