@@ -1,8 +1,9 @@
-"""What stops a build that would not be sound: limits of kernels before the work, numbers that are none after it."""
+"""What stops a build that would not be sound: limits of kernels and targets before the work, no numbers after it."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +11,14 @@ import numpy as np
 
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.lint.onnxruntime import HEAD_SIZE_MULTIPLE
+from semkv_deploy.targets import is_tensorrt, require_available
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from semkv_deploy.choices import CacheType
+    from semkv_deploy.methods import Method
+    from semkv_deploy.targets.tensorrt.build import TensorRTOptions
 
 
 def check_source_limits(source: str) -> None:
@@ -44,6 +50,65 @@ def check_head_size(size: int, where: object) -> None:
             expected=f"a multiple of {HEAD_SIZE_MULTIPLE}",
             got=size,
             fix="export it: the portable graph runs in any runtime",
+        )
+
+
+def check_targets(targets: Sequence[str], options: TensorRTOptions) -> None:
+    """Fails before minutes of work where a target cannot be built here.
+
+    Raises:
+        SemkvError: see `targets.require_available` and `targets.tensorrt.build.check_options`.
+    """
+    from semkv_deploy.targets.tensorrt.build import check_options
+
+    for name in targets:
+        require_available(name, engines=options.engines)
+        if is_tensorrt(name):
+            check_options(name, options)
+
+
+def check_reading(method: Method, targets: Sequence[str]) -> None:
+    """Fails where a target has no decoder that records attention, and the method needs one.
+
+    Raises:
+        SemkvError: naming the target.
+    """
+    for name in targets:
+        if method.reads_again and is_tensorrt(name):
+            raise SemkvError(
+                f"{method.kind} with queries=repeat reads the context again and needs a decoder that records it",
+                where=f"--target {name}",
+                expected="onnxruntime-cpu",
+                fix="leave the target out, or predict what would be looked at: --method-option queries=predicted",
+            )
+
+
+def check_selecting(method: Method, targets: Sequence[str], cache_dtype: CacheType, options: TensorRTOptions) -> None:
+    """Fails where a target's steps cannot attend to chosen slots.
+
+    TensorRT-RTX 1.7.1 parses an `If` with a fused attention in each branch, and its builder fails on it ("Called with
+    unknown input tensor"); so prompts and steps are two engines.
+
+    Raises:
+        SemkvError: naming the option.
+    """
+    if not method.selects:
+        return
+    for name in targets:
+        if is_tensorrt(name) and options.layout != "split":
+            raise SemkvError(
+                f"{method.kind}: steps attend to chosen slots and prompts to all, which takes an engine for each",
+                where=f"--target {name} --layout {options.layout}",
+                expected="split",
+                fix="add --layout split",
+            )
+    if cache_dtype != "float32" and not all(map(is_tensorrt, targets)):
+        raise SemkvError(
+            f"{method.kind} has no operators for such caches on ONNX Runtime",
+            where="--cache-dtype",
+            expected="float32",
+            got=cache_dtype,
+            fix="leave the option out, or use --method dynsplit",
         )
 
 

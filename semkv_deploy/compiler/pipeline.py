@@ -25,7 +25,13 @@ from semkv_deploy.bundle.contract import Contract, GraphContract, Phase, graph_c
 from semkv_deploy.bundle.own import foreign
 from semkv_deploy.compiler import calibrate, reading
 from semkv_deploy.compiler import domains as domain
-from semkv_deploy.compiler.limits import check_head_size, check_source_limits
+from semkv_deploy.compiler.limits import (
+    check_head_size,
+    check_reading,
+    check_selecting,
+    check_source_limits,
+    check_targets,
+)
 from semkv_deploy.compiler.shares import cache_groups, calibrated_shares, make_profiles
 from semkv_deploy.compiler.source import take_source, weights_of_source
 from semkv_deploy.errors import SemkvError
@@ -34,7 +40,7 @@ from semkv_deploy.methods.layout import DECODE
 from semkv_deploy.model.cache_groups import GroupShare, is_default
 from semkv_deploy.model.delimiters import Delimiters
 from semkv_deploy.runtime.tokens import load_tokenizer
-from semkv_deploy.targets import is_tensorrt, require_available
+from semkv_deploy.targets import is_tensorrt
 from semkv_deploy.targets.build import Progress, TargetInputs, WrittenProgram, file_stem
 from semkv_deploy.targets.onnxruntime.build import BuiltDecoder, build_onnxruntime, lower_decoder, save_decoder
 from semkv_deploy.targets.onnxruntime.native import NativeChoice, choose_native
@@ -215,65 +221,6 @@ def build_bundle(
         )
         manifest = write_manifest(root, manifest)
     return Bundle(out, manifest, fingerprint=sha256(out / MANIFEST))
-
-
-def check_targets(targets: Sequence[str], options: TensorRTOptions) -> None:
-    """Fails before minutes of work where a target cannot be built here.
-
-    Raises:
-        SemkvError: see `targets.require_available` and `targets.tensorrt.build.check_options`.
-    """
-    from semkv_deploy.targets.tensorrt.build import check_options
-
-    for name in targets:
-        require_available(name, engines=options.engines)
-        if is_tensorrt(name):
-            check_options(name, options)
-
-
-def check_reading(method: Method, targets: Sequence[str]) -> None:
-    """Fails where a target has no decoder that records attention, and the method needs one.
-
-    Raises:
-        SemkvError: naming the target.
-    """
-    for name in targets:
-        if method.reads_again and is_tensorrt(name):
-            raise SemkvError(
-                f"{method.kind} with queries=repeat reads the context again and needs a decoder that records it",
-                where=f"--target {name}",
-                expected="onnxruntime-cpu",
-                fix="leave the target out, or predict what would be looked at: --method-option queries=predicted",
-            )
-
-
-def check_selecting(method: Method, targets: Sequence[str], cache_dtype: CacheType, options: TensorRTOptions) -> None:
-    """Fails where a target's steps cannot attend to chosen slots.
-
-    TensorRT-RTX 1.7.1 parses an `If` with a fused attention in each branch, and its builder fails on it ("Called with
-    unknown input tensor"); so prompts and steps are two engines.
-
-    Raises:
-        SemkvError: naming the option.
-    """
-    if not method.selects:
-        return
-    for name in targets:
-        if is_tensorrt(name) and options.layout != "split":
-            raise SemkvError(
-                f"{method.kind}: steps attend to chosen slots and prompts to all, which takes an engine for each",
-                where=f"--target {name} --layout {options.layout}",
-                expected="split",
-                fix="add --layout split",
-            )
-    if cache_dtype != "float32" and not all(map(is_tensorrt, targets)):
-        raise SemkvError(
-            f"{method.kind} has no operators for such caches on ONNX Runtime",
-            where="--cache-dtype",
-            expected="float32",
-            got=cache_dtype,
-            fix="leave the option out, or use --method dynsplit",
-        )
 
 
 def is_capped(root: Path) -> bool:

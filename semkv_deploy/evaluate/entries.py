@@ -87,10 +87,9 @@ class Entry:
             SemkvError: naming it.
         """
         self.method()
-        if self.options.get(HOLD, "all") not in ("budget", "all"):
-            raise SemkvError(
-                "unknown value", where=f"--method {self.text}", expected=f"{HOLD}=budget or all", got=self.options[HOLD]
-            )
+        hold = self.options.get(HOLD, "budget")
+        if hold not in ("budget", "all"):
+            raise SemkvError("unknown value", where=f"--method {self.text}", expected=f"{HOLD}=budget or all", got=hold)
 
     @property
     def holds_all(self) -> bool:

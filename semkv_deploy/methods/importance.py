@@ -113,9 +113,11 @@ class Importance(Method):
 
     def for_build(self, *, records: bool, capped: bool = False) -> Self:
         # What is to be fitted says by itself that there are queries to fit to.
-        repeat = self.queries == "repeat" or (self.queries == "auto" and (records or self.fit in ("bias", "all")))
-        fit = self.fit if self.fit != "auto" else "all" if repeat and not capped else "none"
-        return self.model_copy(update={"queries": "repeat" if repeat else "predicted", "fit": fit})
+        asked = self.queries == "repeat" or self.fit in ("bias", "all")
+        chosen = self.model_copy(
+            update={"queries": "repeat" if self.reads_again and (records or asked) else "predicted"}
+        )
+        return chosen.model_copy(update={"fit": "none" if capped and self.fit == "auto" else chosen.fits})
 
     @property
     def budget_by(self) -> BudgetBy:

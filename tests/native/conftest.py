@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,16 @@ def build(out: Path, *arguments: str) -> Path:
 def native_library() -> Path:
     """libsemkv_onnxruntime.so as users get it."""
     return build(BUILD / "native") / "libsemkv_onnxruntime.so"
+
+
+@pytest.fixture(scope="module")
+def installed(native_library: Path) -> Iterator[None]:
+    """Builds find the library, as they do where a user has built it."""
+    from semkv_deploy.targets.onnxruntime import native
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "LIBRARY", native_library)
+        yield
 
 
 @pytest.fixture(scope="session")

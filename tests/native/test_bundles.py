@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +23,10 @@ from semkv_deploy.runtime.session import Session
 from semkv_deploy.targets.onnxruntime import native
 from semkv_deploy.validate.run import validate
 
+pytestmark = pytest.mark.usefixtures("installed")
+
 CACHES = ["float32", "float16", "bfloat16", "int8"]
 TARGET = "onnxruntime-cpu"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def installed(native_library: Path) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(native, "LIBRARY", native_library)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,10 @@ from semkv_deploy.methods.representatives import reference
 from semkv_deploy.model.cache_groups import by_layer
 from semkv_deploy.ops import semantic_block_select
 from semkv_deploy.runtime.session import Session
-from semkv_deploy.targets.onnxruntime import native
 from semkv_deploy.targets.tensorrt.build import TensorRTOptions
 from semkv_deploy.validate.run import validate
+
+pytestmark = pytest.mark.usefixtures("installed")
 
 ATTEND = 64
 METHODS = {
@@ -30,13 +30,6 @@ METHODS = {
     "mean": DynSplitSelect(attend=ATTEND, representatives="mean", block=32),
     "radius": DynSplitSelect(attend=ATTEND, representatives="mean_radius"),
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def installed(native_library: Path) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(native, "LIBRARY", native_library)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from semkv_deploy.runtime.behaviours.block_tables import BlockTabulator
 from semkv_deploy.runtime.open import open_session
 from semkv_deploy.runtime.session import Session
 
-from .test_blocks import Failing, text
+from .test_blocks import Failing, driven, text
 
 
 @pytest.fixture(scope="module")
@@ -50,15 +50,7 @@ def check(session: Session, ids: list[list[int]]) -> None:
 def test_tables_are_those_of_the_slow_statement(bundle: Bundle, piece: int):
     """Rows of other lengths, prompts in pieces, steps in one of them, a row that begins anew."""
     session = open_session(bundle, budget=1.0, batch=2)
-    rows = [text(1, 230), text(2, 90)]
-    for start in range(0, 230, piece):
-        session.prefill([row[start : start + piece] for row in rows])
-    check(session, rows)
-    for token in (13, 40, 1, 50, 60):
-        session.step([token, token + 1], np.array([True, token != 40]))
-        rows[0].append(token)
-        rows[1] += [token + 1] if token != 40 else []
-    check(session, rows)
+    rows = driven(session, piece, check)
     session.reset(1)
     session.prefill([[], text(3, 50)])
     check(session, [rows[0], text(3, 50)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +54,8 @@ def check(session: Session, ids: list[list[int]]) -> None:
             np.testing.assert_array_equal(session.slots.columns["slot_block"][group][row][held], numbers[positions])
 
 
-@pytest.mark.parametrize("piece", [1, 7, 200])
-def test_numbers_are_those_of_the_slow_statement(bundle: Bundle, piece: int):
-    """Rows of other lengths, prompts in other pieces than the cache takes, steps, compressions, one more turn."""
-    session = open_session(bundle, budget=0.25, batch=2)
+def driven(session: Session, piece: int, check: Callable[[Session, list[list[int]]], None]) -> list[list[int]]:
+    """Two rows of other lengths, prompts in pieces, steps in one of them or both; what each row has seen."""
     rows = [text(1, 230), text(2, 90)]
     for start in range(0, 230, piece):
         session.prefill([row[start : start + piece] for row in rows])
@@ -66,6 +65,14 @@ def test_numbers_are_those_of_the_slow_statement(bundle: Bundle, piece: int):
         rows[0].append(token)
         rows[1] += [token + 1] if token != 40 else []
     check(session, rows)
+    return rows
+
+
+@pytest.mark.parametrize("piece", [1, 7, 200])
+def test_numbers_are_those_of_the_slow_statement(bundle: Bundle, piece: int):
+    """Rows of other lengths, prompts in other pieces than the cache takes, steps, compressions, one more turn."""
+    session = open_session(bundle, budget=0.25, batch=2)
+    rows = driven(session, piece, check)
     session.compress(0)
     session.prefill([[], text(3, 80)])
     rows[1] += text(3, 80)

@@ -156,6 +156,25 @@ def test_what_is_pinned_stays_through_every_compression(when: Any, tiny_export: 
     assert all(column[0, 0, :40].tolist() == list(range(40)) for column in session.slot_position)
 
 
+def test_sinks_count_beside_what_is_pinned(bundle: Bundle):
+    """48 slots stay beside the window: four sinks before the turn, and no more than 44 of it."""
+    for count in (44, 45):
+        session = open_session(bundle, budget=0.25)
+        session.prefill(text(1, 30))
+        session.end_turn()
+        session.prefill(text(2, count))
+        if count == 45:
+            with pytest.raises(SemkvError, match="at most 48 pinned slots of 128, got 49"):
+                session.pin()
+            continue
+        session.pin()
+        session.end_turn()
+        for turn in range(3):
+            session.prefill(text(turn, 70))
+        for column in session.slot_position:
+            assert {0, 1, 2, 3, *range(30, 74)} <= {*column[0, 0, : session.length[0, 0]].tolist()}
+
+
 def test_what_cannot_be_pinned_is_refused(bundle: Bundle):
     session = open_session(bundle, budget=0.25)
     session.prefill(text(1, 90))

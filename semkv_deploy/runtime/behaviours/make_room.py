@@ -63,16 +63,16 @@ class RoomMaker(GroupProgramRunner):
     def pin(self, rows: NDArray[np.bool_], begun: NDArray[np.int64]) -> None:
         count = self._slots.position - begun
         for group, keep in enumerate(self._keep):
-            after = self._pinned(group) | (rows[:, None, None] & self._since(group, begun))
+            after = self._with_sinks(group, self._pinned(group) | (rows[:, None, None] & self._since(group, begun)))
             gone = rows & (self._since(group, begun).sum(-1).min(-1) < count)
             # A window of what is newest stays as well.
             most = int(keep) - max(int(self.behaviour.recent_share * keep), self.behaviour.recent_least)
-            if self._counts(group) and (gone.any() or after.sum(-1).max() > most):
+            if self._counts(group) and (gone.any() or after.max() > most):
                 raise SemkvError(
                     "the capacity is too small for what is pinned",
                     where=f"budget {self._engine.contract.budget:g}, cache group {group}",
                     expected=f"at most {most} pinned slots of {self._capacity[group]}",
-                    got=max(int(after.sum(-1).max()), int(count[rows].max())),
+                    got=max(int(after.max()), int(count[rows].max())),
                     fix="pin less, or build with a larger --budget or --max-context",
                 )
         for group in range(len(self._keep)):
@@ -97,8 +97,14 @@ class RoomMaker(GroupProgramRunner):
         return self._live(group) & (position >= begun[:, None, None])
 
     def _pinned(self, group: int) -> NDArray[np.bool_]:
-        """`[B,H,C]`: live slots that must stay."""
+        """`[B,H,C]`: live slots that are pinned."""
         return self._live(group) & (self._engine.read(SLOT_ATTENTION, group) >= PINNED)
+
+    def _with_sinks(self, group: int, pinned: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """`[B]`: slots that stay whatever comes, a window aside: what is pinned, and the sinks."""
+        sinks = np.arange(self._capacity[group]) < self.behaviour.by_group["sinks"][group]
+        counts: NDArray[np.int64] = (pinned | (self._live(group) & sinks)).sum(-1).max(-1)
+        return counts
 
     def _live(self, group: int) -> NDArray[np.bool_]:
         live: NDArray[np.bool_] = np.arange(self._capacity[group]) < self._slots.length[group][:, None, None]
@@ -108,9 +114,10 @@ class RoomMaker(GroupProgramRunner):
         """`[groups,B]`: slots that a compression leaves at least, so that beside its window what is pinned has room."""
         least = np.zeros(self._slots.length.shape, np.int64)
         for group, keep in enumerate(self._keep if self.pins else []):
-            pinned = self._pinned(group).sum(-1).max(-1)
-            needed = np.ceil(pinned / (1 - self.behaviour.recent_share)).astype(np.int64) + self.behaviour.recent_least
-            least[group] = np.where(pinned > 0, np.minimum(needed, keep), 0)
+            pinned = self._pinned(group)
+            slots = self._with_sinks(group, pinned)
+            needed = np.ceil(slots / (1 - self.behaviour.recent_share)).astype(np.int64) + self.behaviour.recent_least
+            least[group] = np.where(pinned.any((1, 2)), np.minimum(needed, keep), 0)
         return least
 
     def _compress(self, target: NDArray[np.int64], wanted: NDArray[np.bool_]) -> None:

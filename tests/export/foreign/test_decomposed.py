@@ -177,21 +177,28 @@ def mutated(number: int) -> Change:
     return change
 
 
-@pytest.mark.parametrize("number", range(12))
-def test_a_changed_graph_is_imported_as_it_is_or_not_at_all(number: int, torch_exported: TorchExported, tmp_path: Path):
-    """What proof lets through is compared again, at other lengths and with other numbers."""
+def test_a_changed_graph_is_imported_as_it_is_or_not_at_all(torch_exported: TorchExported, tmp_path: Path):
+    """What proof lets through is compared again, at other lengths and with other numbers; some changes are let through,
+    and some are not."""
     from semkv_deploy.export.foreign import proof
     from semkv_deploy.model.exported import open_export
 
-    try:
-        out = imported(torch_exported("llama"), tmp_path, mutated(number))
-    except SemkvError:
-        return
     names = ("past_key_values.0.key", "past_key_values.0.value", "present.0.key", "present.0.value")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(proof, "_PIECES", {1: (31, 2, 1), 3: (4, 1)})
-        patch.setattr(proof, "_LATE", 77)
-        proof.check_import(tmp_path / "source" / "model.onnx", out, open_export(out), [names])
+    taken, refused = 0, 0
+    for number in range(12):
+        place = tmp_path / str(number)
+        place.mkdir()
+        try:
+            out = imported(torch_exported("llama"), place, mutated(number))
+        except SemkvError:
+            refused += 1
+            continue
+        taken += 1
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(proof, "_PIECES", {1: (31, 2, 1), 3: (4, 1)})
+            patch.setattr(proof, "_LATE", 77)
+            proof.check_import(place / "source" / "model.onnx", out, open_export(out), [names])
+    assert min(taken, refused) >= 3
 
 
 def causal(past: int, rows: int, window: int = 0) -> np.ndarray:
