@@ -6,9 +6,9 @@ to its own, where that is above `LEAST_COSINE`. Of a slot that stays, with weigh
     value = (w_k v_k + sum w_d v_d) / (w_k + sum w_d)        bias += log((w_k + sum w_d) / w_k)
 
 A weight is the attention by which slots were chosen, and no `w_d` counts more than its `w_k`: what stays for its place
-alone, in the window, would otherwise be taken for what it is not. So a slot then gets about the attention that all of them had,
-and gives the mean of what they gave. It is what clusters of SemantiCache do (proportional attention), with seeds that
-importance chooses, and it needs no reference queries.
+alone, in the window, would otherwise be taken for what it is not. So a slot then gets about the attention that all of
+them had, and gives the mean of what they gave. It is what clusters of SemantiCache do (proportional attention), with
+seeds that importance chooses, and it needs no reference queries.
 """
 
 from __future__ import annotations
