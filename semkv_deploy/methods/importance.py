@@ -106,7 +106,8 @@ class Importance(Method):
             read in a small cache, tokens need what stands just before them.
         fit: how the slots that stay stand for those that go: "none", not at all; "merge", what goes is merged into the
             slot most like it; "bias" and "all": biases, or biases and values too, are fitted to the queries of the
-            second reading; "auto": all, where there is such a reading and logits are not capped.
+            second reading; "auto": all, where there is such a reading and logits are not capped; else merge, where
+            targets can.
     """
 
     kind: Literal["importance"] = "importance"
@@ -126,7 +127,11 @@ class Importance(Method):
         chosen = self.model_copy(
             update={"queries": "repeat" if self.reads_again and (records or asked) else "predicted"}
         )
-        return chosen.model_copy(update={"fit": "none" if capped and self.fit == "auto" else chosen.fits})
+        if self.fit != "auto":
+            return chosen
+        if chosen.reads_again:
+            return chosen.model_copy(update={"fit": "none" if capped else "all"})
+        return chosen.model_copy(update={"fit": "merge" if records else "none"})
 
     @property
     def budget_by(self) -> BudgetBy:
