@@ -1,0 +1,12 @@
+// What the tests' program does: a scenario from the standard input, and one of threads.
+#pragma once
+
+#include "semkv/semkv.hpp"
+
+#include <string>
+
+namespace semkv::test
+{
+// Two sessions of a bundle generate in two threads, and a third thread cancels one of them. Returns the exit status.
+int runThreads(Bundle const& bundle, int32_t rows);
+} // namespace semkv::test
