@@ -76,6 +76,8 @@ for tool in cmake "${CXX:-c++}"; do
 done
 out="${out:-$root/build/runtime}"
 prefix="${prefix:-$root/build/semkv}"
+# cmake would take a relative one from its own folder.
+case "$prefix" in /*) ;; *) prefix="$PWD/$prefix" ;; esac
 [ -z "$sanitize" ] || driver=ON
 options=("-DCMAKE_INSTALL_PREFIX=$prefix" -DCMAKE_INSTALL_LIBDIR=lib "-DSEMKV_WERROR=$werror" "-DSEMKV_SANITIZE=$sanitize"
   "-DSEMKV_DRIVER=$driver" "-DSEMKV_ONNXRUNTIME_INCLUDE=$onnxruntime" "-DSEMKV_JSON_INCLUDE=$json")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,12 @@ BUILD = ROOT / "build"
 SCRIPT = ROOT / "scripts" / "build_runtime.sh"
 
 
-def build(out: Path, *arguments: str) -> Path:
-    """What scripts/build_runtime.sh makes in `out`; skips where this machine has not what it takes."""
+@contextlib.contextmanager
+def built_alone() -> Iterator[None]:
+    """Skips where this machine has not what libsemkv's build takes; inside, nothing else builds it.
+
+    Tests run in several processes that share the folders: one builds, and the others find it built.
+    """
     for tool in ("cmake", os.environ.get("CXX", "c++")):
         if shutil.which(tool) is None:
             pytest.skip(f"no {tool}: libsemkv is not built here")
@@ -31,9 +36,14 @@ def build(out: Path, *arguments: str) -> Path:
     if headers.returncode:
         pytest.skip(f"libsemkv is not built here: {headers.stderr.strip().splitlines()[-1]}")
     BUILD.mkdir(exist_ok=True)
-    # Tests run in several processes that share the folders: one builds, and the others find it built.
     with (BUILD / "runtime.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def build(out: Path, *arguments: str) -> Path:
+    """What scripts/build_runtime.sh makes in `out`."""
+    with built_alone():
         command = ["nice", str(SCRIPT), "--jobs", "2", "--out", str(out), *arguments]
         done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]

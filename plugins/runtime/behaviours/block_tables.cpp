@@ -90,7 +90,8 @@ void BlockTabulator::restore(Feeds const& state, int64_t first)
 {
     Segmenting::restore(state, first);
     Array const& saved = state.at("ends");
-    std::copy_n(saved.as<int64_t>(), elements(saved.shape), ends(first));
+    std::transform(saved.as<int64_t>(), saved.as<int64_t>() + elements(saved.shape), ends(first),
+        [&](int64_t end) { return std::clamp<int64_t>(end, 0, mContract.maxContext); });
     for (int64_t number = 0; number < saved.shape[0]; ++number)
     {
         // An index into the table: a file that says otherwise was not saved by a session.

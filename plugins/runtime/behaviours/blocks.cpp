@@ -4,6 +4,11 @@
 
 namespace semkv::runtime
 {
+namespace
+{
+constexpr int64_t kLargestSum = int64_t{1} << 60; // no conversation's log shares come to more
+} // namespace
+
 Segmenting::Segmenting(BlockRule const& rule, Engine& engine, Slots& slots)
     : Behaviour(engine, slots)
     , mRule(rule)
@@ -73,7 +78,11 @@ void Segmenting::restore(Feeds const& state, int64_t first)
         int64_t const* const sums
             = state.at("sums").as<int64_t>() + number * static_cast<int64_t>(mRule.domains.size());
         segmenter.sums.assign(sums, sums + mRule.domains.size());
-        segmenter.closed = state.at("closed").as<int64_t>()[number];
+        for (int64_t& sum : segmenter.sums)
+        {
+            sum = std::clamp(sum, -kLargestSum, kLargestSum);
+        }
+        segmenter.closed = std::clamp<int64_t>(state.at("closed").as<int64_t>()[number], 0, mContract.maxContext);
     }
 }
 
@@ -135,10 +144,9 @@ void BlockKeeper::write(int64_t row, Ids const& numbers)
             int64_t const* const at = position.slots(row, head < position.heads ? head : 0);
             for (int64_t slot = std::max<int64_t>(live - count, 0); slot < live; ++slot)
             {
-                int64_t const token = at[slot] - first;
-                if (token >= 0 && token < count)
+                if (at[slot] >= first && at[slot] < first + count)
                 {
-                    written[slot] = numbers[static_cast<size_t>(token)];
+                    written[slot] = numbers[static_cast<size_t>(at[slot] - first)];
                 }
             }
         }

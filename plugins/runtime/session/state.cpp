@@ -173,7 +173,7 @@ void Session::load(std::string const& path, int64_t row)
         size_t const r = static_cast<size_t>(first + i);
         int64_t const* const chunk = saved.tensors.at("chunk").as<int64_t>() + 2 * i;
         mSlots.position[r] = saved.tensors.at("position").as<int64_t>()[i];
-        mSlots.chunks[r] = {chunk[0], chunk[1] != 0};
+        mSlots.chunks[r] = {std::clamp<int64_t>(chunk[0], 0, mSlots.position[r]), chunk[1] != 0};
     }
     for (size_t group = 0; group < mSlots.groups; ++group)
     {

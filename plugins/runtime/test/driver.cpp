@@ -1,5 +1,8 @@
-// semkv_driver BUNDLE OPTIONS: does what the lines of its standard input say, each a JSON object with "do", and answers
-// each with a line: {"ok": …} or {"code": …, "error": …}.
+// semkv_driver: does what the lines of its standard input say, each a JSON object with "do", and answers each with a
+// line: {"ok": …} or {"code": …, "error": …}.
+//
+//     semkv_driver threads BUNDLE LIBONNXRUNTIME ROWS: see threads.cpp
+//     semkv_driver bench BUNDLE LIBONNXRUNTIME BUDGET ROWS THREADS STEPS < ids of a prompt: see bench.cpp
 #include "driver.h"
 
 #include <nlohmann/json.hpp>
@@ -96,12 +99,21 @@ semkv::Session opened(json const& line)
 } // namespace
 
 int main(int count, char** arguments)
+try
 {
     if (count == 5 && std::string(arguments[1]) == "threads")
     {
         semkv::BundleOptions options;
         options.onnxruntime = arguments[3];
         return semkv::test::runThreads(semkv::Bundle(arguments[2], options), std::stoi(arguments[4]));
+    }
+    if (count == 8 && std::string(arguments[1]) == "bench")
+    {
+        semkv::BundleOptions options;
+        options.onnxruntime = arguments[3];
+        semkv::SessionOptions const how{std::stod(arguments[4]), std::stoi(arguments[5]), std::stoi(arguments[6])};
+        semkv::Session session = semkv::Bundle(arguments[2], options).session(how);
+        return semkv::test::runBench(session, std::stoi(arguments[7]));
     }
     std::optional<semkv::Session> session;
     for (std::string text; std::getline(std::cin, text);)
@@ -137,4 +149,9 @@ int main(int count, char** arguments)
         std::cout << answer.dump() << std::endl;
     }
     return 0;
+}
+catch (std::exception const& error)
+{
+    std::cerr << "semkv_driver: " << error.what() << std::endl;
+    return 1;
 }
