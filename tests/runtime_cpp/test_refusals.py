@@ -130,6 +130,11 @@ ALTERATIONS: dict[str, tuple[int, str, Callable[[Path], object]]] = {
         "the graph has another input position_ids than the manifest says",
         lambda root: rewritten(root, [*CONTRACT, "programs", "decode", "graphs", 0, "inputs", 1, "shape"], [1, 1]),
     ),
+    "an input that no host has": (
+        BAD_BUNDLE,
+        "programs contradicts the rest of the manifest (expected inputs of graph ",
+        lambda root: appended(root, {"name": "mood", "dtype": "int64", "shape": [2]}),
+    ),
     "another buffer": (
         BAD_BUNDLE,
         "contradicts the rest of the manifest (expected a tensor key_cache of the shape and type of buffer key, ",
@@ -154,6 +159,14 @@ def flip(path: Path) -> None:
 def linked(path: Path) -> None:
     moved = path.rename(path.parent.parent / path.name)
     path.symlink_to(moved)
+
+
+def appended(root: Path, tensor: dict[str, Any]) -> None:
+    place = [*CONTRACT, "programs", "decode", "graphs", 0, "inputs"]
+    inside = json.loads((root / "bundle.json").read_text(encoding="utf-8"))
+    for key in place:
+        inside = inside[key]
+    rewritten(root, place, [*inside, tensor])
 
 
 def rewritten(root: Path, place: list[Any], value: Any) -> None:

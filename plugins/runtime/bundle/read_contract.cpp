@@ -147,6 +147,41 @@ Program readProgram(Field const& field, Contract const& contract)
     return program;
 }
 
+// A decoder takes what a session gives it, and gives logits.
+void checkDecoder(Field const& programs, Contract const& contract, Graph const& graph)
+{
+    std::set<std::string> const given{"input_ids", "position_ids", "logits_index", "length"};
+    for (std::string const& name : given)
+    {
+        TensorSpec const* tensor = graph.input(name);
+        if (tensor == nullptr || tensor->type != Type::kInt64)
+        {
+            programs.contradicts("an input " + name + " of graph " + graph.name + ", int64",
+                tensor == nullptr ? "none of that name" : nameOf(tensor->type));
+        }
+    }
+    for (TensorSpec const& tensor : graph.inputs)
+    {
+        bool known = given.count(tensor.name) > 0 || contract.stepInput(tensor.name) != nullptr;
+        for (auto const& [name, binding] : contract.programs.at(kDecode).buffers)
+        {
+            for (size_t group = 0; !known && binding.input && group < contract.groups.size(); ++group)
+            {
+                known = Binding::named(*binding.input, group, contract.groups.size()) == tensor.name;
+            }
+        }
+        if (!known)
+        {
+            programs.contradicts("inputs of graph " + graph.name + " that a host has", tensor.name);
+        }
+    }
+    TensorSpec const* logits = graph.output("logits");
+    if (logits == nullptr || logits->type != Type::kFloat32 || logits->shape.size() != 3
+        || (logits->shape[2] >= 0 && logits->shape[2] != contract.vocabSize))
+    {
+        programs.contradicts("an output logits, float32 [batch, rows, vocabulary]", "another, or none");
+    }
+}
 } // namespace
 
 bool isInside(std::string const& path)
@@ -210,19 +245,7 @@ Contract readContract(Field const& field)
     }
     for (Graph const& graph : contract.programs[kDecode].graphs)
     {
-        for (char const* name : {"input_ids", "position_ids", "logits_index", "length"})
-        {
-            if (graph.input(name) == nullptr)
-            {
-                programs.contradicts(std::string("an input ") + name + " of graph " + graph.name, "none of that name");
-            }
-        }
-        TensorSpec const* logits = graph.output("logits");
-        if (logits == nullptr || logits->type != Type::kFloat32 || logits->shape.size() != 3
-            || (logits->shape[2] >= 0 && logits->shape[2] != contract.vocabSize))
-        {
-            programs.contradicts("an output logits, float32 [batch, rows, vocabulary]", "another, or none");
-        }
+        checkDecoder(programs, contract, graph);
     }
     Field const behaviours = field.at("behaviours");
     for (size_t i = 0; i < behaviours.size(); ++i)

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <new>
 #include <string>
 #include <vector>
 
@@ -39,12 +40,16 @@ inline char const* nameOf(Type type)
     }
 }
 
+// Throws std::bad_alloc for more than any memory has.
 inline int64_t elements(Shape const& shape)
 {
     int64_t count = 1;
     for (int64_t const size : shape)
     {
-        count *= size;
+        if (__builtin_mul_overflow(count, size, &count) || count > int64_t{1} << 56)
+        {
+            throw std::bad_alloc();
+        }
     }
     return count;
 }
