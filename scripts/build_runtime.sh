@@ -1,21 +1,23 @@
 #!/usr/bin/env bash
 # Builds plugins/runtime/: libsemkv, which runs bundles from C and C++ without Python, and its CMake package.
 #
-#   scripts/build_runtime.sh [--prefix DIR] [--out DIR] [--sanitize LIST] [--driver] [--jobs N] [--no-werror] [--print-headers]
+#   scripts/build_runtime.sh [--prefix DIR] [--out DIR] [--sanitize LIST] [--driver] [--jobs N] [--no-werror]
+#                            [--print-headers]
 #
 #   --prefix DIR     install there: lib/libsemkv.so, include/semkv/, and the CMake package (default: build/semkv)
 #   --out DIR        build there (default: build/runtime)
 #   --sanitize LIST  sanitizers, e.g. address,undefined or thread; builds semkv_driver as well, and installs nothing
-#   --driver         build semkv_driver, which the tests talk to
+#   --driver         build semkv_driver and semkv_undo, which the tests run
 #   --jobs N         parallel compilations (default 1)
 #   --no-werror      warnings of a compiler nobody has tried do not stop the build
 #   --print-headers  print the folders of both sets of headers and build nothing
 #
 # Needs a C++17 compiler and cmake. ONNX Runtime's headers, first match: $ONNXRUNTIME_ROOT/include (or its subfolder
-# onnxruntime); /usr/include/onnxruntime; the npm package com.github.asus4.onnxruntime (MIT). nlohmann-json's (MIT), first
-# match: $NLOHMANN_JSON_ROOT/include; /usr/include (Debian: nlohmann-json3-dev); the PyPI wheel nlohmann-json, by
+# onnxruntime); /usr/include/onnxruntime; the npm package com.github.asus4.onnxruntime (MIT). nlohmann-json's (MIT),
+# first match: $NLOHMANN_JSON_ROOT/include; /usr/include (Debian: nlohmann-json3-dev); the PyPI wheel nlohmann-json, by
 # $PYTHON -m pip (default python3). Packages are downloaded once, into the cache folder
-# ${XDG_CACHE_HOME:-~/.cache}/semkv-deploy. ONNX Runtime's library is not needed to build: programs load it when they run.
+# ${XDG_CACHE_HOME:-~/.cache}/semkv-deploy. ONNX Runtime's library is not needed to build: programs load it when they
+# run.
 set -euo pipefail
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"

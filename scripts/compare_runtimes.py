@@ -18,6 +18,7 @@ import click
 import numpy as np
 
 from semkv_deploy import open_bundle, open_session
+from semkv_deploy.targets.onnxruntime.native import LIBRARY
 
 DRIVER = Path(__file__).resolve().parent.parent / "build" / "runtime" / "semkv_driver"
 
@@ -50,6 +51,7 @@ def main(bundle: Path, budget: float | None, context: int, steps: int, rounds: i
             times.append(1e3 * (time.perf_counter() - start))
         theirs.append(float(np.quantile(times, 0.25)))
         command = [DRIVER, "bench", bundle, library, session.contract.budget, batch, threads, steps]
+        command += [LIBRARY] if session.contract.native else []
         done = subprocess.run(
             [str(each) for each in command],
             input=" ".join(map(str, prompt)),

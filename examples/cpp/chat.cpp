@@ -1,9 +1,9 @@
 // A chat in token ids, without Python: each line of the standard input is a turn's ids, each line printed a reply's.
 //
-//     chat BUNDLE [MAX_NEW_TOKENS [BUDGET]] < turns
+//     chat BUNDLE [MAX_NEW_TOKENS [BUDGET [NATIVE_LIBRARY]]] < turns
 //
-// ONNX Runtime's library is found by SEMKV_ONNXRUNTIME, or by the loader. `ids.py` beside this file makes ids of texts,
-// and texts of ids: a tokenizer is the host's own choice. Ctrl-C ends a reply; what was said stays in the conversation.
+// ONNX Runtime's library is found by SEMKV_ONNXRUNTIME, or by the loader. `talk.py` beside this file makes ids of
+// texts, and texts of ids: a tokenizer is the host's own choice. Ctrl-C ends a reply; what was said stays.
 #include <semkv/semkv.hpp>
 
 #include <csignal>
@@ -28,7 +28,9 @@ semkv::Ids parsed(std::string const& line)
 
 int chat(int count, char** arguments)
 {
-    semkv::Bundle const bundle(arguments[1]);
+    semkv::BundleOptions of;
+    of.nativeLibrary = count > 4 ? arguments[4] : ""; // code that runs here: only where somebody names it
+    semkv::Bundle const bundle(arguments[1], of);
     semkv::SessionOptions options;
     options.budget = count > 3 ? std::stod(arguments[3]) : 0; // 0: the smallest that was built
     semkv::Session session = bundle.session(options);
@@ -55,7 +57,7 @@ int main(int count, char** arguments)
 {
     if (count < 2)
     {
-        std::cerr << "usage: chat BUNDLE [MAX_NEW_TOKENS [BUDGET]] < turns\n";
+        std::cerr << "usage: chat BUNDLE [MAX_NEW_TOKENS [BUDGET [NATIVE_LIBRARY]]] < turns\n";
         return 2;
     }
     std::signal(SIGINT, [](int) { gStopped = 1; });

@@ -22,11 +22,14 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("texts", nargs="+", help="the user's messages, one a turn")
     parser.add_argument("--max-new-tokens", default="64")
+    parser.add_argument("--budget", default="0", help="one that was built; default: the smallest")
+    parser.add_argument("--library", help="libsemkv_onnxruntime.so, for a bundle with native operators")
     args = parser.parse_args()
 
     tokenizer = load_tokenizer(args.bundle)
     conversation = Conversation(ChatFormat(tokenizer, ()))
-    command = [str(args.program.resolve()), str(args.bundle), args.max_new_tokens]
+    command = [str(args.program.resolve()), str(args.bundle), args.max_new_tokens, args.budget]
+    command += [args.library] if args.library else []
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as chat:
         assert chat.stdin is not None and chat.stdout is not None
         for text in args.texts:

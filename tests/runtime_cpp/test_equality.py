@@ -15,7 +15,6 @@ from semkv_deploy.runtime.sampling import Sampler
 from semkv_deploy.runtime.session import Session
 
 from ..bundle.test_contract import GROUPS, windowed_export, words  # noqa: F401
-from ..native.conftest import native_library  # noqa: F401
 from .driver import Driver
 
 CASES = [
@@ -187,7 +186,7 @@ def test_a_callback_ends_a_row_behind_its_token(driver: Path, bundle_of: Callabl
 def test_native_operators(
     dtype: str,
     driver: Path,
-    native_library: Path,  # noqa: F811
+    native_library: Path,
     tiny_export: Path,
     tmp_path: Path,
 ):

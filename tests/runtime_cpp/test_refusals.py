@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from ..bundle.test_contract import words
-from ..native.conftest import native_library  # noqa: F401
 from .driver import CppError, Driver, onnxruntime_library
 
 BAD_ARGUMENT, BAD_BUNDLE, ALTERED, NO_TARGET, CONTEXT_FULL, CACHE_FULL = 1, 2, 3, 4, 5, 6
@@ -225,7 +224,7 @@ def test_what_is_not_run_is_verified_on_demand(cpp: Driver, bundle_of: Callable[
 def test_native_operators_run_only_with_consent(
     cpp: Driver,
     bundle_of: Callable[..., Path],
-    native_library: Path,  # noqa: F811
+    native_library: Path,
     tmp_path: Path,
 ):
     from semkv_deploy.targets.onnxruntime import native

@@ -2,7 +2,7 @@
 // line: {"ok": …} or {"code": …, "error": …}.
 //
 //     semkv_driver threads BUNDLE LIBONNXRUNTIME ROWS: see threads.cpp
-//     semkv_driver bench BUNDLE LIBONNXRUNTIME BUDGET ROWS THREADS STEPS < ids of a prompt: see bench.cpp
+//     semkv_driver bench BUNDLE LIBONNXRUNTIME BUDGET ROWS THREADS STEPS [NATIVE_LIBRARY] < ids: see bench.cpp
 #include "driver.h"
 
 #include <nlohmann/json.hpp>
@@ -107,10 +107,11 @@ try
         options.onnxruntime = arguments[3];
         return semkv::test::runThreads(semkv::Bundle(arguments[2], options), std::stoi(arguments[4]));
     }
-    if (count == 8 && std::string(arguments[1]) == "bench")
+    if (count >= 8 && std::string(arguments[1]) == "bench")
     {
         semkv::BundleOptions options;
         options.onnxruntime = arguments[3];
+        options.nativeLibrary = count > 8 ? arguments[8] : "";
         semkv::SessionOptions const how{std::stod(arguments[4]), std::stoi(arguments[5]), std::stoi(arguments[6])};
         semkv::Session session = semkv::Bundle(arguments[2], options).session(how);
         return semkv::test::runBench(session, std::stoi(arguments[7]));

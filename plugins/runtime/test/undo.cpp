@@ -1,5 +1,5 @@
-// semkv_undo BUNDLE LIBONNXRUNTIME: a session whose runtime fails at its first, second, … run, until it fails no more.
-// After every failure the session is as it was, and the same call gives what it gives elsewhere; or it asks for a
+// semkv_undo BUNDLE LIBONNXRUNTIME: a session whose runtime fails at its first, second, … run, until it fails
+// no more. After every failure the session is as it was, and the same call gives what it gives elsewhere; or it asks for a
 // reset, and gives it then. Prints how many failures were of either kind.
 #include "session/session.h"
 

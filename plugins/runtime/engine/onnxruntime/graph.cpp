@@ -72,7 +72,7 @@ OrtGraph::OrtGraph(Ort const& ort, LoadedGraph loaded, Graph const& contract, in
     OrtSession* session = nullptr;
     ort.check(
         api.CreateSessionFromArray(ort.env(), mLoaded.model.data(), mLoaded.model.size(), options.options, &session),
-        name);
+        name, "load a newer ONNX Runtime, such as the one that the bundle was built with, or build the bundle again");
     mSession.reset(session, api.ReleaseSession);
     checkSide(true);
     checkSide(false);

@@ -12,13 +12,15 @@ namespace semkv::runtime
 {
 namespace
 {
-constexpr uint32_t kApi = 18; // the oldest that takes weights from memory (AddExternalInitializersFromFilesInMemory)
+// The oldest that takes weights from memory (AddExternalInitializersFromFilesInMemory). Which release runs a bundle is a
+// matter of its graphs: those of today need 1.32, and a release that cannot run one says so when it loads it.
+constexpr uint32_t kApi = 18;
 
 Error missing(std::string const& what)
 {
     return Error(SEMKV_NO_TARGET, what)
         .where("target onnxruntime-cpu")
-        .fix("give the path of libonnxruntime.so of ONNX Runtime 1.18 or newer, or set SEMKV_ONNXRUNTIME to it");
+        .fix("give the path of libonnxruntime.so of ONNX Runtime 1.32 or newer, or set SEMKV_ONNXRUNTIME to it");
 }
 
 void* opened(std::string const& given)
@@ -69,7 +71,7 @@ Ort const& Ort::load(std::string const& path)
     ort->mApi = base->GetApi(kApi);
     if (ort->mApi == nullptr)
     {
-        throw missing("ONNX Runtime is too old").expected("1.18 or newer").got(ort->mVersion);
+        throw missing("ONNX Runtime is too old").expected("1.32 or newer").got(ort->mVersion);
     }
     ort->check(ort->mApi->CreateEnv(ORT_LOGGING_LEVEL_ERROR, "semkv", &ort->mEnv), "ONNX Runtime");
     ort->check(ort->mApi->CreateCpuMemoryInfo(OrtDeviceAllocator, OrtMemTypeDefault, &ort->mMemory), "ONNX Runtime");
@@ -77,7 +79,7 @@ Ort const& Ort::load(std::string const& path)
     return *ort;
 }
 
-void Ort::check(OrtStatus* status, std::string const& where) const
+void Ort::check(OrtStatus* status, std::string const& where, std::string const& fix) const
 {
     if (status == nullptr)
     {
@@ -85,7 +87,9 @@ void Ort::check(OrtStatus* status, std::string const& where) const
     }
     std::string const text = mApi->GetErrorMessage(status);
     mApi->ReleaseStatus(status);
-    throw Error(SEMKV_RUNTIME, "ONNX Runtime " + mVersion + ": " + text.substr(0, text.find('\n'))).where(where);
+    throw Error(SEMKV_RUNTIME, "ONNX Runtime " + mVersion + ": " + text.substr(0, text.find('\n')))
+        .where(where)
+        .fix(fix);
 }
 
 std::shared_ptr<OrtValue> Ort::value(View const& view) const

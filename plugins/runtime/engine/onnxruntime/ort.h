@@ -38,7 +38,7 @@ public:
     }
 
     // Throws what a status says, if it is one.
-    void check(OrtStatus* status, std::string const& where) const;
+    void check(OrtStatus* status, std::string const& where, std::string const& fix = "") const;
 
     // A tensor over somebody's memory, which must outlive it.
     std::shared_ptr<OrtValue> value(View const& view) const;

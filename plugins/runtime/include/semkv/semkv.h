@@ -54,7 +54,7 @@ typedef struct semkv_bundle_options
 {
     size_t size;
     char const* target;         /* null: "onnxruntime-cpu", the one that this library runs */
-    char const* onnxruntime;    /* libonnxruntime's path (1.18 or newer); null: $SEMKV_ONNXRUNTIME, else the loader's */
+    char const* onnxruntime;    /* libonnxruntime's path (1.32 or newer); null: $SEMKV_ONNXRUNTIME, else the loader's */
     char const* native_library; /* libsemkv_onnxruntime.so: naming it is the consent to run its code; null: none runs */
     char const* native_sha256;  /* hexadecimal: what that file must be; null: any */
     int32_t verify_all;         /* 0: hash the files that the target runs; else hash all of them */
