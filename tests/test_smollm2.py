@@ -15,6 +15,10 @@ from semkv_deploy.compiler.calibrate import calibration_text, mean_kl
 from semkv_deploy.runtime.chat import Chat
 from semkv_deploy.runtime.open import open_session
 from semkv_deploy.runtime.tokens import load_tokenizer
+from semkv_deploy.targets.onnxruntime.native import LIBRARY
+
+from .runtime_cpp.conftest import driver  # noqa: F401
+from .runtime_cpp.driver import Driver
 
 ROOT = Path(__file__).parent.parent
 QUESTIONS = [
@@ -120,3 +124,20 @@ def test_demo(tmp_path: Path):
     assert fifth["cache_mib"] < half["cache_mib"] < full["cache_mib"]
     assert fifth["kl"] > half["kl"] >= 0
     assert "tokens of conversation" in done.stdout
+
+
+def test_cpp_says_what_python_says(bundle: Bundle, driver: Path):  # noqa: F811
+    """The same tokens and slots on the same bundle; it is compressed within the prompt, and after each turn."""
+    tokenizer = load_tokenizer(bundle.root)
+    prompt = tokenizer.encode(calibration_text())[:470]
+    session = open_session(bundle, budget=0.2, threads=1)
+    with Driver(driver) as cpp:
+        cpp.open(bundle.root, budget=0.2, **({"native_library": str(LIBRARY)} if session.contract.native else {}))
+        for ids in (prompt, tokenizer.encode(QUESTIONS[0])):
+            expected = session.generate(ids, max_new_tokens=12)
+            assert cpp("generate", rows=[ids], most=12, stops=[])["replies"] == expected
+            session.compress()
+            cpp("compress")
+        stats = cpp("stats", row=0)
+    assert stats["compressions"] == session.stats.runs == 3
+    assert stats["kept_slots"] == session.kept_slots[0] < stats["position"] == session.position[0]

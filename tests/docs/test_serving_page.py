@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from semkv_deploy import open_bundle, open_session
 from semkv_deploy.serve.triton.inputs import INPUTS, OUTPUTS
 
+from ..runtime_cpp.conftest import built_alone
 from .blocks import ROOT, blocks, check_quotations, page
 
 PAGE = "serving.md"
@@ -56,8 +58,24 @@ def test_triton(folder: Path):
     assert (folder / "repository" / "chat" / "1" / "bundle" / "bundle.json").is_file()
 
 
+def test_cpp(folder: Path):
+    """The library is built and installed, the example on it; ids and texts go in, and a text comes back."""
+    with built_alone():
+        commands = blocks(PAGE, "sh")[2].replace("scripts/", f"{ROOT}/scripts/")
+        out = run(commands, folder)
+    found = re.search(r"^((?:\d+ ){16})\n(> .*)", out, re.M | re.S)
+    assert found is not None and "build_runtime: done, " in out, out
+    ids, texts = found.groups()
+    session = open_session(open_bundle(folder / "bundle"))
+    assert [list(map(int, ids.split()))] == session.generate([5, 6, 7, 8, 9], max_new_tokens=16)
+    assert texts.startswith("> Why is the sky blue?\n") and "\n> And at night?\n" in texts
+
+
 def test_quotations_and_tables():
     assert check_quotations(PAGE) == []
+    (quoted,) = blocks(PAGE, "cpp")
+    first, _, rest = quoted.partition("\n")
+    assert rest in (ROOT / first.removeprefix("// ")).read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(\w+)` \| ([A-Z0-9]+)( \[…\])? \| (.+) \|$", page(PAGE), re.MULTILINE)
     assert [(name, kind, -1 if several else 1, says) for name, kind, several, says in rows] == [
         (each.name, each.type, each.size, each.says) for each in (*INPUTS, *OUTPUTS)

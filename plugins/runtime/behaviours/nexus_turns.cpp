@@ -1,0 +1,213 @@
+#include "behaviours/nexus_turns.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace semkv::runtime
+{
+namespace
+{
+bool any(Rows const& rows)
+{
+    return std::find(rows.begin(), rows.end(), 1) != rows.end();
+}
+} // namespace
+
+TurnKeeper::TurnKeeper(NexusTurns const& spec, Engine& engine, Slots& slots)
+    : Behaviour(engine, slots)
+    , mSpec(spec)
+    , mBegun(static_cast<size_t>(slots.batch), 0)
+    , mEnded(static_cast<size_t>(slots.batch), 0)
+{
+}
+
+void TurnKeeper::beginTurn(Rows const& rows)
+{
+    Rows over(rows.size());
+    for (size_t row = 0; row < rows.size(); ++row)
+    {
+        over[row] = rows[row] && mEnded[row];
+    }
+    if (any(over))
+    {
+        finish(over);
+    }
+}
+
+int64_t TurnKeeper::due(int64_t row) const
+{
+    return mEnded[static_cast<size_t>(row)] ? sizes(row).first : 0;
+}
+
+void TurnKeeper::beforeAppend(Ids const& appended)
+{
+    for (size_t group = 0; group < mSlots.groups; ++group)
+    {
+        for (size_t row = 0; row < appended.size(); ++row)
+        {
+            if (mSlots.length(group, static_cast<int64_t>(row)) + appended[row] > mContract.groups[group].capacity)
+            {
+                makeRoom(appended);
+                return;
+            }
+        }
+    }
+}
+
+void TurnKeeper::end(Rows const& rows)
+{
+    for (size_t row = 0; row < rows.size(); ++row)
+    {
+        mEnded[row] |= rows[row] && mSlots.position[row] > mBegun[row];
+    }
+}
+
+void TurnKeeper::endTurn(Rows const& rows)
+{
+    end(rows);
+    if (mSpec.atOnce)
+    {
+        beginTurn(rows);
+    }
+}
+
+void TurnKeeper::compress(Rows const& rows)
+{
+    end(rows);
+    beginTurn(rows);
+}
+
+void TurnKeeper::reset(Rows const& rows)
+{
+    Behaviour::reset(rows);
+    for (size_t row = 0; row < rows.size(); ++row)
+    {
+        if (rows[row])
+        {
+            mBegun[row] = mEnded[row] = 0;
+        }
+    }
+}
+
+Feeds TurnKeeper::state(int64_t first, int64_t last) const
+{
+    Ids turn, begun, ended;
+    for (size_t row = static_cast<size_t>(first); row < static_cast<size_t>(last); ++row)
+    {
+        turn.push_back(mSlots.turn[row]);
+        begun.push_back(mBegun[row]);
+        ended.push_back(mEnded[row]);
+    }
+    Shape const shape{last - first};
+    return {{"turn", Array::of(shape, turn)}, {"begun", Array::of(shape, begun)}, {"ended", Array::of(shape, ended)}};
+}
+
+void TurnKeeper::restore(Feeds const& state, int64_t first)
+{
+    Array const& turn = state.at("turn");
+    for (int64_t number = 0; number < turn.shape[0]; ++number)
+    {
+        // A file that says otherwise was not saved by a session: no turn begins after what was seen.
+        size_t const row = static_cast<size_t>(first + number);
+        int64_t const position = mSlots.position[row];
+        mSlots.turn[row] = std::clamp<int64_t>(turn.as<int64_t>()[number], 0, position);
+        mBegun[row] = std::clamp<int64_t>(state.at("begun").as<int64_t>()[number], 0, position);
+        mEnded[row] = state.at("ended").as<int64_t>()[number] != 0 && position > mBegun[row];
+    }
+}
+
+std::pair<int64_t, int64_t> TurnKeeper::sizes(int64_t row) const
+{
+    int64_t const length = mSlots.at(row) - std::max(mBegun[static_cast<size_t>(row)], mSpec.sinks);
+    int64_t const slots
+        = mSpec.tokens != 0 ? mSpec.tokens : static_cast<int64_t>(std::ceil(mSpec.kept * static_cast<double>(length)));
+    int64_t const share = static_cast<int64_t>(std::ceil(mSpec.nexusShare * static_cast<double>(slots)));
+    if (slots >= length)
+    {
+        return {0, std::max<int64_t>(length, 0)};
+    }
+    return {std::min(share, mSpec.most), slots - share};
+}
+
+// Appends the Nexus rows of these rows' turns, and drops the turns' tokens.
+void TurnKeeper::finish(Rows const& rows)
+{
+    Ids first(rows.size());
+    for (size_t row = 0; row < rows.size(); ++row)
+    {
+        first[row] = std::max(mBegun[row], mSpec.sinks);
+    }
+    Ids until = first;
+    {
+        Timed const timed(stats.seconds);
+        for (size_t row = 0; row < rows.size(); ++row)
+        {
+            int64_t const r = static_cast<int64_t>(row);
+            auto const [nexus, recent] = rows[row] ? sizes(r) : std::pair<int64_t, int64_t>{0, 0};
+            if (nexus > 0)
+            {
+                until[row] = mSlots.at(r) - recent;
+                append(r, nexus);
+            }
+        }
+    }
+    std::vector<Kept> keep;
+    for (size_t group = 0; group < mSlots.groups; ++group)
+    {
+        Kept stays = live(group);
+        Column const& position = mSlots.column("slot_position")[group];
+        Column const& turn = mSlots.column("slot_turn")[group];
+        for (size_t row = 0; row < rows.size(); ++row)
+        {
+            int64_t const* const at = position.slots(static_cast<int64_t>(row), 0);
+            int64_t const* const of = turn.slots(static_cast<int64_t>(row), 0);
+            for (size_t slot = 0; rows[row] && slot < stays[row].size(); ++slot)
+            {
+                bool const left = of[slot] == 2 * mSlots.turn[row] && at[slot] >= first[row] && at[slot] < until[row];
+                stays[row][slot] = stays[row][slot] && !left;
+            }
+        }
+        keep.push_back(std::move(stays));
+    }
+    drop(keep);
+    for (size_t row = 0; row < rows.size(); ++row)
+    {
+        if (rows[row])
+        {
+            ++mSlots.turn[row];
+            mBegun[row] = mSlots.position[row];
+            mEnded[row] = 0;
+        }
+    }
+}
+
+// Runs a turn's Nexus rows as a prompt of the row.
+void TurnKeeper::append(int64_t row, int64_t nexus)
+{
+    Ids room(static_cast<size_t>(mSlots.batch), 0);
+    room[static_cast<size_t>(row)] = nexus;
+    beforeAppend(room);
+    int64_t const turn = std::min(mSlots.turn[static_cast<size_t>(row)], mSpec.turns - 1);
+    for (int64_t start = 0; start < nexus; start += mContract.prefillChunk)
+    {
+        int64_t const tokens = std::min(mContract.prefillChunk, nexus - start);
+        Ids ids, positions;
+        for (int64_t i = 0; i < tokens; ++i)
+        {
+            ids.push_back(mSpec.firstId + turn * mSpec.most + start + i);
+            positions.push_back(mSlots.at(row) + i);
+        }
+        Feeds feeds;
+        for (StepInput const& input : mContract.stepInputs)
+        {
+            feeds[input.name] = Array(Type::kInt64, input.byRow ? Shape{1, input.count} : Shape{input.count});
+        }
+        feeds["input_ids"] = Array::of({1, tokens}, ids);
+        feeds["position_ids"] = Array::of({1, tokens}, positions);
+        feeds["logits_index"] = Array::of({1, 1}, {tokens - 1});
+        feeds["length"] = mSlots.lengthsOf(row);
+        mEngine.run(mSpec.decoder, feeds, row);
+        mSlots.append(row, ids.data(), ids.size());
+    }
+}
+} // namespace semkv::runtime

@@ -1,0 +1,46 @@
+// Nexus turns: a finished turn's tokens leave the cache, and the Nexus rows that were appended for them stay (SONIC).
+#pragma once
+
+#include "behaviours/behaviour.h"
+
+#include <utility>
+
+namespace semkv::runtime
+{
+class TurnKeeper : public Behaviour
+{
+public:
+    TurnKeeper(NexusTurns const& spec, Engine& engine, Slots& slots);
+
+    bool makesRoom() const override
+    {
+        return true;
+    }
+
+    void beginTurn(Rows const& rows) override;
+    int64_t due(int64_t row) const override;
+    void beforeAppend(Ids const& count) override;
+    void endTurn(Rows const& rows) override;
+    void compress(Rows const& rows) override;
+    void reset(Rows const& rows) override;
+    Feeds state(int64_t first, int64_t last) const override; // turn, begun, ended: [n] each
+    void restore(Feeds const& state, int64_t first) override;
+
+private:
+    using Kept = std::vector<std::vector<uint8_t>>; // by row, by slot, whether it stays
+
+    // Nexus rows of a row's turn, and how many of its last tokens stay; (0, all) where no token would go.
+    std::pair<int64_t, int64_t> sizes(int64_t row) const;
+    void end(Rows const& rows);
+    void finish(Rows const& rows);
+    void append(int64_t row, int64_t count);
+    void makeRoom(Ids const& count);
+    void cut(std::vector<uint8_t>& stays, size_t group, int64_t row, int64_t most);
+    Kept live(size_t group) const;
+    void drop(std::vector<Kept> const& keep);
+
+    NexusTurns const& mSpec;
+    Ids mBegun;
+    Rows mEnded;
+};
+} // namespace semkv::runtime

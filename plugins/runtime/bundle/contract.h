@@ -1,0 +1,172 @@
+// The contract of one budget (docs/contract.md): everything that a session is told about a bundle.
+#pragma once
+
+#include "bundle/json.h"
+#include "common/tensor.h"
+
+#include <map>
+#include <optional>
+#include <string>
+#include <variant>
+#include <vector>
+
+namespace semkv::runtime
+{
+struct CacheGroup
+{
+    int64_t layer, heads, capacity;
+};
+
+// Dimension names with the sizes that are numbers: B rows, Hkv heads of a group, C slots of a group, D head size.
+struct Buffer
+{
+    std::string name;
+    std::vector<std::string> dims;
+    Type type;
+    bool isFloat32; // says something of slots: cleared for a new conversation
+
+    bool hasSlots() const;
+    Shape sizes(CacheGroup const& group, int64_t batch, int64_t headDim) const;
+};
+
+// A decoder input beyond ids, positions, logits_index and length: int64 [count], or [B, count].
+struct StepInput
+{
+    std::string name;
+    bool byRow;
+    int64_t count;
+};
+
+struct TensorSpec
+{
+    std::string name;
+    Type type;
+    Shape shape; // -1: open
+};
+
+struct Binding
+{
+    std::optional<std::string> input, output; // patterns
+
+    // The names for one group of so many.
+    static std::string named(std::string const& pattern, size_t group, size_t groups);
+};
+
+struct Graph
+{
+    std::string name, phase, onnx;
+    std::vector<int64_t> groups;
+    std::vector<TensorSpec> inputs, outputs;
+    std::map<std::string, std::string> aliases;
+
+    TensorSpec const* input(std::string const& named) const;
+    TensorSpec const* output(std::string const& named) const;
+};
+
+struct Program
+{
+    bool ofGroup;
+    std::map<std::string, Binding> buffers;
+    std::vector<Graph> graphs;
+
+    Graph const& ofPhase(bool prompt) const;
+    Graph const& forGroup(size_t group) const;
+};
+
+struct MakeRoom
+{
+    std::string program;
+    bool atTurns;
+    std::vector<int64_t> keepSlots;
+    std::vector<double> turnShare;
+    int64_t least;
+    double recentShare;
+    int64_t recentLeast, reserve;
+    std::map<std::string, std::vector<Array>> byGroup;
+};
+
+struct ReadAgain
+{
+    std::string program, input;
+    bool atTurns;
+    int64_t piece;
+};
+
+struct NexusTurns
+{
+    std::string program, decoder;
+    bool atOnce;
+    int64_t firstId, most, turns;
+    double kept;
+    int64_t tokens;
+    double nexusShare;
+    int64_t sinks;
+    std::vector<int64_t> keepSlots;
+};
+
+struct DomainWeights
+{
+    std::vector<int64_t> weights, logShares;
+};
+
+// Where a text is cut into blocks; with a column it is Blocks, with a program BlockTables.
+struct BlockRule
+{
+    int64_t base, search, nearness;
+    std::vector<int64_t> turnIds, tokenIds;
+    std::vector<DomainWeights> domains;
+    std::optional<int64_t> domain;
+    std::string column;
+    std::string program, input;
+    int64_t most = 0, closed = 0;
+
+    int64_t longest() const
+    {
+        return base + search;
+    }
+
+    int64_t shortest() const
+    {
+        return base - search;
+    }
+};
+
+using BehaviourSpec = std::variant<MakeRoom, ReadAgain, NexusTurns, BlockRule>;
+
+struct Contract
+{
+    std::string target;
+    double budget;
+    std::optional<int64_t> batch;
+    int64_t maxContext, prefillChunk;
+    Type dtype;
+    std::optional<int64_t> native;
+    int64_t headDim, vocabSize;
+    std::vector<int32_t> stopIds;
+    std::string delimiters;
+    std::vector<CacheGroup> groups;
+    std::vector<Buffer> buffers, columns;
+    std::vector<StepInput> stepInputs;
+    std::map<std::string, Program> programs;
+    std::vector<BehaviourSpec> behaviours;
+
+    Buffer const* buffer(std::string const& name) const;
+    StepInput const* stepInput(std::string const& name) const;
+    int64_t capacity() const; // of the largest group
+
+    // Buffers that a group's program gives back elsewhere than it took them: there are spare ones of these.
+    std::vector<std::string> exchanged() const;
+};
+
+inline constexpr char const* kDecode = "decode";
+inline constexpr int64_t kSchemaVersion = 5; // of manifests and of contracts
+inline constexpr int64_t kMost = 1 << 24;    // a number of a sensible size
+
+// Reads a contract and compares its parts with each other. Throws SEMKV_BAD_BUNDLE naming the field.
+Contract readContract(Field const& field);
+void readLayout(Field const& field, Contract& contract);
+BehaviourSpec readBehaviour(Field const& field, Contract const& contract);
+
+// Whether a relative path with slashes stays where it starts.
+bool isInside(std::string const& path);
+} // namespace semkv::runtime

@@ -1,0 +1,194 @@
+#include "session/session.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace semkv::runtime
+{
+namespace
+{
+bool anyOf(Rows const& rows)
+{
+    return std::any_of(rows.begin(), rows.end(), [](uint8_t row) { return row != 0; });
+}
+} // namespace
+
+Session::Session(std::shared_ptr<Bundle const> bundle, std::unique_ptr<Engine> engine)
+    : mBundle(std::move(bundle))
+    , mEngine(std::move(engine))
+    , mContract(mEngine->contract())
+    , mSlots(mContract, mEngine->batch(), mBundle->delimiters(mContract))
+    , mOpen(static_cast<size_t>(mEngine->batch()), 0)
+    , mBroken(mOpen)
+    , mLogits(static_cast<size_t>(mEngine->batch() * mContract.vocabSize))
+{
+    for (BehaviourSpec const& spec : mContract.behaviours)
+    {
+        mBehaviours.push_back(interpreter(spec, *mEngine, mSlots));
+    }
+}
+
+float const* Session::prefill(std::vector<Ids> const& rows)
+{
+    mCancelled = false;
+    return prefillRows(rows);
+}
+
+float const* Session::prefillRows(std::vector<Ids> const& rows)
+{
+    if (rows.size() != mOpen.size())
+    {
+        throw Error(SEMKV_BAD_ARGUMENT, "wrong number of rows")
+            .where("prefill")
+            .expected(std::to_string(batch()) + " lists of tokens")
+            .got(std::to_string(rows.size()));
+    }
+    Rows moving(rows.size());
+    for (size_t row = 0; row < rows.size(); ++row)
+    {
+        checkIds(rows[row], "prefill");
+        refused(static_cast<int64_t>(row), static_cast<int64_t>(rows[row].size()), true);
+        moving[row] = !rows[row].empty();
+    }
+    if (!anyOf(moving))
+    {
+        throw Error(SEMKV_BAD_ARGUMENT, "nothing to prefill")
+            .where("prefill")
+            .expected("at least one token")
+            .got("none");
+    }
+    begin(moving);
+    undoneIfFailed([&] {
+        std::fill(mLogits.begin(), mLogits.end(), 0.0f);
+        for (size_t row = 0; row < rows.size(); ++row)
+        {
+            prefillRow(static_cast<int64_t>(row), rows[row]);
+        }
+    });
+    return mLogits.data();
+}
+
+// Appends a row's tokens in pieces, and writes the logits of the last down.
+void Session::prefillRow(int64_t row, Ids const& ids)
+{
+    size_t const piece = static_cast<size_t>(mContract.prefillChunk);
+    for (size_t start = 0; start < ids.size(); start += piece)
+    {
+        goOn();
+        size_t const count = std::min(piece, ids.size() - start);
+        Ids room(mOpen.size(), 0);
+        room[static_cast<size_t>(row)] = static_cast<int64_t>(count);
+        for (auto const& behaviour : mBehaviours)
+        {
+            behaviour->beforeAppend(room);
+        }
+        int64_t const tokens = static_cast<int64_t>(count);
+        float const* const logits = run(row, ids.data() + start, tokens, tokens - 1);
+        std::copy_n(logits, mContract.vocabSize, mLogits.data() + row * mContract.vocabSize);
+        appended(row, ids.data() + start, count);
+    }
+}
+
+float const* Session::step(Ids const& ids, Rows const& active)
+{
+    mCancelled = false;
+    return stepRows(ids, active);
+}
+
+float const* Session::stepRows(Ids const& given, Rows const& active)
+{
+    if (given.size() != mOpen.size() || active.size() != mOpen.size())
+    {
+        throw Error(SEMKV_BAD_ARGUMENT, "wrong number of rows")
+            .where("step")
+            .expected(std::to_string(batch()))
+            .got(std::to_string(given.size()));
+    }
+    Ids ids = given, moved(given.size(), 0);
+    for (size_t row = 0; row < ids.size(); ++row)
+    {
+        ids[row] = active[row] ? ids[row] : 0;
+        moved[row] = active[row] != 0;
+    }
+    checkIds(ids, "step");
+    for (size_t row = 0; row < ids.size(); ++row)
+    {
+        refused(static_cast<int64_t>(row), moved[row], true);
+    }
+    begin(active);
+    undoneIfFailed([&] {
+        for (auto const& behaviour : mBehaviours)
+        {
+            behaviour->beforeAppend(moved);
+        }
+        // An idle row's token lies in a dead slot; where one has none left, the others are run one by one.
+        bool full = false;
+        for (size_t row = 0; row < ids.size(); ++row)
+        {
+            for (size_t group = 0; !active[row] && group < mSlots.groups; ++group)
+            {
+                full = full || mSlots.length(group, static_cast<int64_t>(row)) >= mContract.groups[group].capacity;
+            }
+        }
+        if (!full)
+        {
+            // Copied: a program that is run for what was appended may take the step's bindings away.
+            std::copy_n(run(kEveryRow, ids.data(), 1, 0), mLogits.size(), mLogits.data());
+        }
+        for (size_t row = 0; row < ids.size(); ++row)
+        {
+            int64_t const r = static_cast<int64_t>(row);
+            if (full && active[row])
+            {
+                std::copy_n(run(r, &ids[row], 1, 0), mContract.vocabSize, mLogits.data() + r * mContract.vocabSize);
+            }
+        }
+        for (size_t row = 0; row < ids.size(); ++row)
+        {
+            if (active[row])
+            {
+                appended(static_cast<int64_t>(row), &ids[row], 1);
+            }
+        }
+    });
+    return mLogits.data();
+}
+
+// Logits of `count` tokens of a row, or of one token of every row, at the rows' positions.
+float const* Session::run(int64_t row, int64_t const* ids, int64_t count, int64_t logitsIndex)
+{
+    int64_t const rows = row == kEveryRow ? batch() : 1;
+    Ids positions;
+    for (int64_t r = 0; r < rows; ++r)
+    {
+        for (int64_t i = 0; i < count; ++i)
+        {
+            positions.push_back(mSlots.at(row == kEveryRow ? r : row) + i);
+        }
+    }
+    Feeds feeds;
+    feeds["input_ids"] = Array::of({rows, count}, Ids(ids, ids + rows * count));
+    feeds["position_ids"] = Array::of({rows, count}, positions);
+    feeds["logits_index"] = Array::of({rows, 1}, Ids(static_cast<size_t>(rows), logitsIndex));
+    feeds["length"] = mSlots.lengthsOf(row);
+    for (StepInput const& input : mContract.stepInputs)
+    {
+        feeds[input.name] = Array(Type::kInt64, input.byRow ? Shape{rows, input.count} : Shape{input.count});
+    }
+    for (auto const& behaviour : mBehaviours)
+    {
+        behaviour->stepInputs(row, feeds);
+    }
+    return mEngine->run(kDecode, feeds, row);
+}
+
+void Session::appended(int64_t row, int64_t const* ids, size_t count)
+{
+    mSlots.append(row, ids, count);
+    for (auto const& behaviour : mBehaviours)
+    {
+        behaviour->appended(row, ids, count);
+    }
+}
+
+} // namespace semkv::runtime

@@ -1,0 +1,44 @@
+"""Under sanitizers, with the real ONNX Runtime: every behaviour once, and threads."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from semkv_deploy import open_bundle, open_session
+
+from .driver import CppError, Driver, onnxruntime_library
+from .test_equality import converse
+
+
+@pytest.mark.parametrize("name", ["semanticache", "importance", "sonic", "dynsplit", "dynsplit-select"])
+def test_a_conversation_touches_no_memory_that_is_not_its_own(
+    name: str, address_driver: Path, bundle_of: Callable[..., Path], tmp_path: Path
+):
+    bundle = bundle_of(name)
+    session = open_session(open_bundle(bundle), batch=2, threads=1)
+    with Driver(address_driver, {"ASAN_OPTIONS": "detect_leaks=1"}) as cpp:
+        cpp.open(bundle, 2)
+        converse(session, cpp, 0, tmp_path, turns=2)
+        with pytest.raises(CppError, match="no token of the model"):
+            cpp.prefill([[999], []])
+        cpp("load", path=str(tmp_path / "cpp"))
+        cpp("generate", rows=[[5, 6, 7], [8]], most=4)
+        cpp("close")
+
+
+def test_two_sessions_in_two_threads_and_a_third_that_cancels(thread_driver: Path, bundle_of: Callable[..., Path]):
+    """The one that is let be gives what it gives alone; what the other gave out before it was cancelled stays."""
+    # ONNX Runtime is not instrumented: what its own threads do between themselves cannot be seen, and is not ours.
+    command = [str(thread_driver), "threads", str(bundle_of("semanticache")), onnxruntime_library(), "2"]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        env={"TSAN_OPTIONS": "ignore_noninstrumented_modules=1 halt_on_error=1", "PATH": "/usr/bin:/bin"},
+        timeout=120,
+    )
+    assert done.returncode == 0 and done.stdout == "cancelled 3, wrong 0\n", done.stdout + done.stderr[-4000:]
