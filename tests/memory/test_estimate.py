@@ -68,6 +68,8 @@ def bundle(export: Path) -> Bundle:
         method=SemantiCache(),
         max_context=CONTEXT,
         weights="fp32",
+        # Native operators, where they are installed, take less.
+        native="off",
         target=targets,
         # Thresholds change no size.
         calibration_text="The sky is blue because air scatters short waves more than long ones. " * 20,
