@@ -92,13 +92,12 @@ def recognised(path: Path) -> str | None:
     import onnx_ir as ir
 
     from semkv_deploy.export.foreign.decomposed import grown_caches
-    from semkv_deploy.export.foreign.gqa import is_group_query
-    from semkv_deploy.export.foreign.interface import find_interface
+    from semkv_deploy.export.foreign.interface import find_interface, reads_cache
 
     if not is_foreign(path):
         return None
     model = ir.load(path)
-    if not grown_caches(model.graph) and not any(is_group_query(node) for node in model.graph):
+    if not grown_caches(model.graph) and not any(reads_cache(node) for node in model.graph):
         return None
     roles = find_interface(model, path.name)
     windows = sorted({layer.window for layer in roles.layers if layer.window})

@@ -12,6 +12,7 @@ from semkv_deploy.export.foreign.decomposed import find_decomposed, grown_caches
 from semkv_deploy.export.foreign.gqa import GroupQuery, check_node, group_query, is_group_query
 from semkv_deploy.export.foreign.layers import Layer
 from semkv_deploy.export.foreign.masks import with_windows
+from semkv_deploy.export.foreign.multi_head import find_multi_heads
 from semkv_deploy.export.foreign.operator import find_operators
 
 CONTRIB = "com.microsoft"
@@ -21,6 +22,10 @@ OLDEST_OPSET = 18
 """Reductions take their axes as inputs from here on, and no later change touches what decoders are made of."""
 
 _STATE_OPERATORS = {"CausalConvWithState", "LinearAttention", "MambaScan", "SelectiveScan"}
+
+
+_PASTS = {(CONTRIB, "GroupQueryAttention"): 3, (CONTRIB, "MultiHeadAttention"): 6, ("", "Attention"): 4}
+"""Of fused attention, the place of its past keys among its inputs."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +51,12 @@ def find_interface(model: ir.Model, where: str) -> Interface:
         raise SemkvError("opset", where=where, expected=f"{OLDEST_OPSET} to {ops.OPSET}", got=opset)
     _check_domains(graph, where)
     layers: tuple[Layer, ...] = tuple(group_query(node) for node in graph if is_group_query(node))
-    layers = layers or (*find_decomposed(graph), *find_operators(graph))
+    layers = layers or (*find_decomposed(graph), *find_operators(graph), *find_multi_heads(graph))
     if not layers:
         raise SemkvError(
             "no attention that an importer knows",
             where=where,
-            expected="GroupQueryAttention, or caches grown by Concat with MatMul, mask and Softmax or with Attention",
+            expected="GroupQueryAttention, MultiHeadAttention, Attention, or caches grown by Concat with Softmax",
             got=_nearest(graph),
             fix="export the checkpoint it was made from: semkv-deploy export <checkpoint> -o <dir>",
         )
@@ -89,6 +94,13 @@ def find_interface(model: ir.Model, where: str) -> Interface:
     return replace(roles, layers=with_windows(model, roles))
 
 
+def reads_cache(node: ir.Node) -> bool:
+    """Whether a node is attention that has an input of the graph for its past."""
+    place = _PASTS.get((node.domain, node.op_type))
+    past = node.inputs[place] if place is not None and place < len(node.inputs) else None
+    return past is not None and past.is_graph_input()
+
+
 def _check_domains(graph: ir.Graph, where: str) -> None:
     for node in graph:
         if node.domain not in KNOWN_DOMAINS:
@@ -106,7 +118,7 @@ def _check_domains(graph: ir.Graph, where: str) -> None:
 def _nearest(graph: ir.Graph) -> str:
     """What of an attention there is, for the refusal."""
     kinds = {node.op_type for node in graph}
-    for kind in ("MultiHeadAttention", "TensorScatter", "Attention", "Softmax"):
+    for kind in ("TensorScatter", "Attention", "Softmax"):
         if kind in kinds:
             node = next(node for node in graph if node.op_type == kind)
             return f"{kind} at {node.name}, which is not imported yet"

@@ -86,7 +86,7 @@ def _layer(node: ir.Node, caches: dict[ir.Value, Grown]) -> OfOperator:
         query=query,
         key=key,
         value=value,
-        mask=Mask(mask, added=mask.dtype != ir.DataType.BOOL),
+        masks=(Mask(mask, added=mask.dtype != ir.DataType.BOOL),),
         scale=float(attribute(node, "scale", 0.0)),
         softcap=float(attribute(node, "softcap", 0.0)),
     )
