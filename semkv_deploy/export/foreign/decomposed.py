@@ -73,6 +73,10 @@ class Decomposed(Layer):
 
     kind = "attention of MatMul and Softmax"
 
+    def _is_flat(self, rows: ir.Value) -> bool:
+        """Whether the node has a value's heads side by side, `[B,S,heads*D]`."""
+        return False
+
     def replace(self, edit: GraphEditor, tables: Tables, head_dim: int, bias: ir.Value, length: ir.Value) -> ir.Node:
         assert self.query_heads is not None
 
@@ -99,11 +103,19 @@ class Decomposed(Layer):
 
     def _split(self, edit: GraphEditor, rows: ir.Value, heads: int, head_dim: int) -> ir.Value:
         """`[B,heads,S,D]` of what the node reads. Exporters compute sizes of the input's; here they are numbers."""
-        return edit.node(self.node, "Reshape", [rows, edit.constant([0, heads, -1, head_dim], np.int64)])[0]
+        if not self._is_flat(rows):
+            return edit.node(self.node, "Reshape", [rows, edit.constant([0, heads, -1, head_dim], np.int64)])[0]
+        shaped = edit.node(self.node, "Reshape", [rows, edit.constant([0, 0, heads, head_dim], np.int64)])[0]
+        return edit.node(self.node, "Transpose", [shaped], perm=[0, 2, 1, 3])[0]
 
     def _joined(self, edit: GraphEditor, result: ir.Value, head_dim: int) -> ir.Value:
         """What the node gives, of `[B,Hq,S,D]`."""
-        return result
+        if not self._is_flat(self.query):
+            return result
+        assert self.query_heads is not None
+        last = edit.node(self.node, "Transpose", [result], perm=[0, 2, 1, 3])[0]
+        sizes = edit.constant([0, 0, self.query_heads * head_dim], np.int64)
+        return edit.node(self.node, "Reshape", [last, sizes])[0]
 
 
 def grown_caches(graph: ir.Graph) -> list[Grown]:

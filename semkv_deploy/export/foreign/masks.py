@@ -91,10 +91,8 @@ def feeds(roles: Interface, past: int, rows: int) -> dict[str, NDArray[Any]]:
         given[str(roles.positions.name)] = np.arange(past, past + rows, dtype=np.int64)[None]
     for layer in roles.layers:
         for cache in layer.past:
-            shape = cache.shape
-            size = shape[3] if shape is not None and isinstance(shape[3], int) else 1
             # One number, however long: what only asks for its size costs nothing.
-            given[str(cache.name)] = np.zeros((1, layer.kv_heads, past, size), np.float32)
+            given[str(cache.name)] = np.zeros((1, layer.kv_heads, past, layer.head_dim or 1), np.float32)
     return given
 
 

@@ -54,17 +54,8 @@ class MultiHead(Decomposed):
         )
         return biased.replace(edit, tables, head_dim, bias, length)
 
-    def _split(self, edit: GraphEditor, rows: ir.Value, heads: int, head_dim: int) -> ir.Value:
-        if rows is not self.query and self.key.node is not self.node:  # what Concat takes has heads already
-            return Decomposed._split(self, edit, rows, heads, head_dim)
-        shaped = edit.node(self.node, "Reshape", [rows, edit.constant([0, 0, heads, head_dim], np.int64)])[0]
-        return edit.node(self.node, "Transpose", [shaped], perm=[0, 2, 1, 3])[0]
-
-    def _joined(self, edit: GraphEditor, result: ir.Value, head_dim: int) -> ir.Value:
-        assert self.query_heads is not None
-        last = edit.node(self.node, "Transpose", [result], perm=[0, 2, 1, 3])[0]
-        sizes = edit.constant([0, 0, self.query_heads * head_dim], np.int64)
-        return edit.node(self.node, "Reshape", [last, sizes])[0]
+    def _is_flat(self, rows: ir.Value) -> bool:
+        return rows is self.query or self.key.node is self.node  # what Concat takes has heads already
 
 
 def find_multi_heads(graph: ir.Graph) -> Iterator[MultiHead]:

@@ -181,9 +181,10 @@ def test_a_changed_graph_is_imported_as_it_is_or_not_at_all(torch_exported: Torc
     """What proof lets through is compared again, at other lengths and with other numbers; some changes are let through,
     and some are not."""
     from semkv_deploy.export.foreign import proof
+    from semkv_deploy.export.foreign.original import Names
     from semkv_deploy.model.exported import open_export
 
-    names = ("past_key_values.0.key", "past_key_values.0.value", "present.0.key", "present.0.value")
+    names = Names((("past_key_values.0.key", "past_key_values.0.value", "present.0.key", "present.0.value"),))
     taken, refused = 0, 0
     for number in range(12):
         place = tmp_path / str(number)
@@ -197,7 +198,7 @@ def test_a_changed_graph_is_imported_as_it_is_or_not_at_all(torch_exported: Torc
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(proof, "_PIECES", {1: (31, 2, 1), 3: (4, 1)})
             patch.setattr(proof, "_LATE", 77)
-            proof.check_import(place / "source" / "model.onnx", out, open_export(out), [names])
+            proof.check_import(place / "source" / "model.onnx", out, open_export(out), names)
     assert min(taken, refused) >= 3
 
 
