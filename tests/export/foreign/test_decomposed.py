@@ -29,7 +29,7 @@ FAMILIES = {
     "gemma2": {"windows": (6,), "heads": (4, 2, 16), "rotary": 8},
     "gpt2": {"windows": (0,), "heads": (4, 4, 8), "rotary": None},
 }
-OVERRIDES = {"qwen2": {"max_window_layers": 0}, "gpt2": {"num_key_value_heads": 4}}
+OVERRIDES = {"qwen2": {"max_window_layers": 0}, "gpt2": {"num_key_value_heads": 4, "max_position_embeddings": 512}}
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -52,6 +52,7 @@ def shared(node: onnx.NodeProto) -> None:
     [
         (attribute("rotary_interleaved", 1), "interleaved rotary"),
         (attribute("smooth_softmax", 1), "smooth_softmax"),
+        (attribute("sliding_window_cache", 1), "cache of its window alone .*windowed_kv_cache=false"),
         (lambda node: node.input.__setitem__(5, node.input[6]), "seqlens_k of another origin"),
         (lambda node: node.input.__setitem__(3, ""), "attention without a past"),
         (shared, "share a cache"),
