@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
+import onnx_ir.passes.common as common
 
 from semkv_deploy import ops
 from semkv_deploy.errors import SemkvError
+from semkv_deploy.export.foreign.cache_names import check_names
 from semkv_deploy.export.foreign.decomposed import find_decomposed, grown_caches
 from semkv_deploy.export.foreign.gqa import GroupQuery, check_node, group_query, is_group_query
 from semkv_deploy.export.foreign.in_place import InPlace, find_in_place
@@ -62,6 +64,10 @@ def find_interface(model: ir.Model, where: str) -> Interface:
     if not OLDEST_OPSET <= opset <= ops.OPSET:
         raise SemkvError("opset", where=where, expected=f"{OLDEST_OPSET} to {ops.OPSET}", got=opset)
     _check_domains(graph, where)
+    try:
+        common.TopologicalSortPass()(model)
+    except ValueError as error:
+        raise SemkvError("nodes that feed each other in a circle", where=where, got=error) from None
     layers: tuple[Layer, ...] = tuple(group_query(node) for node in graph if is_group_query(node))
     layers = layers or (
         *find_in_place(graph),
@@ -81,6 +87,7 @@ def find_interface(model: ir.Model, where: str) -> Interface:
     if len(set(caches)) < len(caches):
         shared = next(value for value in caches if caches.count(value) > 1)
         raise SemkvError("two attentions share a cache", where=shared.name, expected="a cache of its own for each")
+    check_names(layers)
     found = {(layer.written_at, layer.live) if isinstance(layer, InPlace) else () for layer in layers}
     if len(found) > 1:
         raise SemkvError("layers differ in how their caches are kept", where=where, got=[each.kind for each in layers])

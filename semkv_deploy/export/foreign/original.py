@@ -121,7 +121,7 @@ def open_session(path: Path) -> onnxruntime.InferenceSession:
     use_float32_activations(graph)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # whoever asks gets one sentence
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
     try:
         return onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])

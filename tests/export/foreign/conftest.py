@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,5 +34,20 @@ def torch_exported(
         if opset >= 23:
             model.set_attn_implementation("sdpa")
         return by_torch(model, tiny_tokenizer(), tmp_path_factory.mktemp(name), opset)
+
+    return export
+
+
+@pytest.fixture(scope="session")
+def genai_exported(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`genai_exported(precision)`: the tiny checkpoint by onnxruntime-genai's builder, when first asked for."""
+
+    @functools.cache
+    def export(precision: str) -> Path:
+        out = tmp_path_factory.mktemp(f"genai-{precision}")
+        command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(tiny_checkpoint), "-o", str(out)]
+        command += ["-p", precision, "-e", "cpu", "-c", str(out / "cache")]
+        subprocess.run(command, check=True, capture_output=True)
+        return out
 
     return export
