@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.native.building import BUILD, build
 from tests.tiny import tiny_bundle_at, tiny_checkpoint_at, tiny_export_at
 
 ROOT = Path(__file__).parent.parent
@@ -30,6 +31,12 @@ def tiny_export(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
 def tiny_bundle(tiny_export: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Budgets 0.25, 0.5 and 1 of 512 tokens, float32 weights."""
     return tiny_bundle_at(tiny_export, tmp_path_factory.mktemp("bundle") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def native_library() -> Path:
+    """libsemkv_onnxruntime.so as users get it."""
+    return build(BUILD / "native") / "libsemkv_onnxruntime.so"
 
 
 @pytest.fixture(scope="session")

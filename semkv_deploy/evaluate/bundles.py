@@ -14,9 +14,10 @@ import numpy as np
 from semkv_deploy.budget import budget_profile
 from semkv_deploy.budget_units import SLOT_MULTIPLE
 from semkv_deploy.errors import SemkvError
-from semkv_deploy.evaluate.entries import Entry
+from semkv_deploy.evaluate.entries import CALIBRATION_TEXT, Entry
 from semkv_deploy.evaluate.subject import Kept
-from semkv_deploy.methods.layout import BIAS
+from semkv_deploy.evaluate.texts import read_bytes
+from semkv_deploy.methods.layout import BIAS, KEY_SCALE, VALUE_SCALE
 from semkv_deploy.model.cache_groups import one_a_layer
 from semkv_deploy.runtime.open import open_session
 from semkv_deploy.runtime.sampling import Sampler
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from semkv_deploy.model.config import ModelFacts
 
 FLOAT32 = 4
+ELEMENT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "int64": 8}
 
 
 def max_context(context: int, extra: int, model: ModelFacts) -> int:
@@ -78,6 +80,9 @@ def built(
     """
     from semkv_deploy.compiler.pipeline import build_bundle
 
+    options = entry.build_options
+    if entry.calibration_text is not None:
+        options[CALIBRATION_TEXT] = read_bytes(entry.calibration_text, f"--method {entry.text}").decode("utf-8-sig")
     with tempfile.TemporaryDirectory(dir=work) as folder:
         yield build_bundle(
             decoder,
@@ -86,11 +91,11 @@ def built(
             method=entry.method(),
             max_context=longest,
             weights="fp32",
-            # What runs must not depend on the machine.
-            native="off",
+            # What runs must not depend on the machine; caches that are not float32 have no other form.
+            native="off" if entry.cache_dtype == "float32" else "on",
             portable=False,
             progress=lambda what, share: progress(f"{entry.text}: {what}", share),
-            **entry.build_options,
+            **options,
         )
 
 
@@ -103,8 +108,6 @@ class BundleSubject:
         hold_all: reads in a cache that holds everything, and goes on in one of the budget.
     """
 
-    backend = "onnxruntime GroupQueryAttention, float32"
-
     def __init__(
         self, bundle: Bundle, budget: float, *, threads: int | None = None, blind: bool = False, hold_all: bool = False
     ) -> None:
@@ -114,6 +117,9 @@ class BundleSubject:
             # One piece more than can be read: methods that read again keep room for one.
             whole = contract.max_context + contract.prefill_chunk
             self._reader = open_session(bundle, budget=budget, threads=threads, capacity=whole)
+        dtype = self._session.contract.dtype
+        attention = "GroupQueryAttention" if dtype == "float32" else "native NexusAttention"
+        self.backend = f"onnxruntime {attention}, {dtype}"
         self._has_bias = bundle.manifest.method.bias_mode != "none"
         self._blind = blind
         self._folder = tempfile.TemporaryDirectory()
@@ -132,20 +138,29 @@ class BundleSubject:
         session.compress()
         session.save(self._state)
         self._fresh = session is self._session
-        slots, whole = self._bytes(session.length[:, 0]), self._bytes(session.position[[0] * len(session.length)])
-        return Kept(slots, slots / whole)
+        kept = self._bytes(session.length[:, 0])
+        return Kept(kept, kept / self._bytes(session.position[[0] * len(session.length)], "float32"))
 
-    def _bytes(self, length: NDArray[np.int64]) -> int:
-        """Bytes of what the layout's buffers hold of so many slots of each group; those not of slots are scratch."""
+    def _bytes(self, length: NDArray[np.int64], dtype: str | None = None) -> int:
+        """Bytes of what the layout's buffers hold of so many slots of each group; those not of slots are scratch.
+
+        Args:
+            dtype: of keys and values; None: as they are.
+        """
         contract, total = self._session.contract, 0
+        dtype = dtype or contract.dtype
         for buffer in contract.cache.buffers:
-            if not buffer.has_slots or (buffer.name == BIAS.name and not self._has_bias):
+            no_bias = buffer.name == BIAS.name and not self._has_bias
+            no_scale = buffer in (KEY_SCALE, VALUE_SCALE) and dtype != "int8"
+            if not buffer.has_slots or no_bias or no_scale:
                 continue
+            element = ELEMENT_BYTES[dtype if buffer.dtype == "T" else buffer.dtype]
             for group, live in zip(contract.cache.groups, length.tolist(), strict=True):
                 sizes = buffer.sizes(group, batch=1, head_dim=contract.head_dim)
                 names = buffer.shape.split(",")
-                count = math.prod(live if name == "C" else size for name, size in zip(names, sizes, strict=True))
-                total += count * {"T": FLOAT32, "float32": 4, "int64": 8}[buffer.dtype]
+                total += element * math.prod(
+                    live if name == "C" else size for name, size in zip(names, sizes, strict=True)
+                )
         return total
 
     def _rewind(self) -> None:

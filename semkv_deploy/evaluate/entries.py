@@ -6,9 +6,12 @@ import inspect
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
 
+from semkv_deploy.choices import CacheType
 from semkv_deploy.errors import SemkvError
+from semkv_deploy.evaluate.texts import read_bytes
 from semkv_deploy.methods import METHODS, method_from_options
 
 if TYPE_CHECKING:
@@ -34,14 +37,16 @@ _OURS_TO_SET = frozenset(
             "target",
             "weights",
             "tensorrt",
-            "calibration_text",
             "calibration",
         ),
-        *("family", "portable", "force", "progress"),
+        *("native", "family", "portable", "force", "progress"),
     )
 )
 """Arguments of `build_bundle` that an evaluation decides; the others are options of an entry."""
 
+
+CALIBRATION_TEXT = "calibration_text"
+"""Option of our entries: the file that a bundle is calibrated on."""
 
 HOLD = "hold"
 """Option of our entries: `hold=all` reads in a cache that holds everything, as presses do, and compresses then."""
@@ -90,11 +95,27 @@ class Entry:
         hold = self.options.get(HOLD, "budget")
         if hold not in ("budget", "all"):
             raise SemkvError("unknown value", where=f"--method {self.text}", expected=f"{HOLD}=budget or all", got=hold)
+        if self.cache_dtype not in get_args(CacheType):
+            expected = f"cache_dtype={', '.join(get_args(CacheType))}"
+            raise SemkvError("unknown value", where=f"--method {self.text}", expected=expected, got=self.cache_dtype)
+        if self.calibration_text is not None:
+            read_bytes(self.calibration_text, f"--method {self.text}")
 
     @property
     def holds_all(self) -> bool:
         """Whether examples are read in a cache that holds all of them."""
         return bool(self.options.get(HOLD) == "all")
+
+    @property
+    def cache_dtype(self) -> str:
+        """Element type of the caches; all but float32 take native operators."""
+        return str(self.options.get("cache_dtype", "float32"))
+
+    @property
+    def calibration_text(self) -> Path | None:
+        """The file that bundles are calibrated on; None: the text that ships with the package."""
+        file = self.options.get(CALIBRATION_TEXT)
+        return None if file is None else Path(str(file)).expanduser()
 
     @property
     def build_options(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from semkv_deploy.bundle import tool_versions
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.evaluate.bundles import BundleSubject, allowed_bytes, built, max_context
-from semkv_deploy.evaluate.entries import FULL, NO_CONTEXT, Entry
+from semkv_deploy.evaluate.entries import CALIBRATION_TEXT, FULL, NO_CONTEXT, Entry
 from semkv_deploy.evaluate.store import WORK, Cell, Store, code_digest, digest, files_digest
 from semkv_deploy.evaluate.tasks import TASKS
 from semkv_deploy.evaluate.tasks.base import Setting
@@ -211,7 +211,9 @@ def _facts(entry: Entry, prepared: Prepared) -> dict[str, Any]:
     if entry.is_end:
         return {"end": entry.name, **ours}
     hold = {"hold": "all"} if entry.holds_all else {}
-    return {"parameters": entry.method().model_dump(mode="json"), "build": entry.build_options, **hold, **ours}
+    text = {} if entry.calibration_text is None else {CALIBRATION_TEXT: files_digest(entry.calibration_text)}
+    build = {**entry.build_options, **text}
+    return {"parameters": entry.method().model_dump(mode="json"), "build": build, **hold, **ours}
 
 
 def _known(store: Store, cell: Cell, prepared: Prepared) -> dict[str, Any] | None:

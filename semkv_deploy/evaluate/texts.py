@@ -52,7 +52,7 @@ def load_records(names: Iterable[str], given: Mapping[str, Path]) -> dict[str, l
     for name in dict.fromkeys(names):
         if name not in given:
             raise SemkvError("no data for the task", where=f"--task {name}", fix=f"give --text {name}=FILE")
-        content, where = _read(given[name], f"--text {name}={given[name]}", None), f"--text {name}"
+        content, where = read_bytes(given[name], f"--text {name}={given[name]}", None), f"--text {name}"
         records[name] = []
         for number, line in enumerate(filter(str.strip, content.decode("utf-8-sig").splitlines()), 1):
             try:
@@ -66,18 +66,21 @@ def _load(name: str, given: Path | None, tokenizer: Any) -> Corpus:
     path = given if given is not None else cache_folder() / CORPORA[name]
     where = f"--text {name}={path}" if given is not None else f"text {name}"
     fetch = f"fetch it with: python scripts/fetch.py {name}; or give your own with --text {name}=FILE"
-    content = _read(path, where, None if given else fetch)
+    content = read_bytes(path, where, None if given else fetch)
     text = content.decode("utf-8-sig")
     if path.suffix == ".jsonl":
         text = conversation(text, tokenizer, where)
     return Corpus(tokenizer.encode(text, add_special_tokens=False), hashlib.sha256(content).hexdigest())
 
 
-def _read(path: Path, where: str, missing: str | None) -> bytes:
+def read_bytes(path: Path, where: str, missing: str | None = None) -> bytes:
     """Bytes of a file of UTF-8 text.
 
     Args:
         missing: what to do where there is none.
+
+    Raises:
+        SemkvError: naming `where`, when there is none, or it is not UTF-8.
     """
     try:
         content = path.read_bytes()

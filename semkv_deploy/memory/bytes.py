@@ -229,6 +229,8 @@ def _session_bytes(need: Need) -> int:
 def _onnxruntime_compressor(need: Need) -> int:
     """Scratch of compressing one group, in copies of its keys in float32, and bytes a slot and group for similarities
     (measured with two workers, which share an arena: 1 to 6 rows, 2 to 8 heads of 64 and 128, 1,024 to 4,096 slots)."""
+    if need.method.merges_dropped:
+        return _merging(need)
     if need.method.scores:
         return _scoring(need)
     if need.method.fitted_queries:
@@ -243,6 +245,14 @@ def _scoring(need: Need) -> int:
     """Keys and values in float32, what rotates them back and their squares; for each slot and head 15 comparisons with
     thresholds, as truth and as number (counted, not measured)."""
     return 5 * need.keys + 15 * (1 + FLOAT) * need.slots * len(need.largest.heads)
+
+
+def _merging(need: Need) -> int:
+    """Keys and values in float32, whole, chosen and merged; cosines of what goes to what stays, twice (counted, not
+    measured)."""
+    heads, group = len(need.largest.heads), need.largest
+    dropped = need.slots * (group.capacity - group.keep_slots) // group.capacity
+    return 10 * need.keys + 2 * FLOAT * dropped * group.keep_slots * heads
 
 
 def _fitting(need: Need) -> int:

@@ -16,15 +16,13 @@ inside; here the solution is bounded afterwards, so that one solver serves both.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from semkv_deploy.methods.layout import Buffer
 from semkv_deploy.model import names
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-Fit = Literal["none", "bias", "all"]
 
 QUERIES = 128
 """Reference queries of a KV head, of all its query heads together."""
@@ -164,14 +162,9 @@ _VALUES = f"""
 """
 
 
-def fitted(fit: Fit) -> str:
+def fitted(values_too: bool) -> str:
     """ONNX text after `CompactCache` gave `key_cache_out`, `value_chosen`, `bias_chosen` and `length_out`."""
-    if fit == "none":
-        return """
-        value_cache_out = Identity (value_chosen)
-        slot_bias_out = Identity (bias_chosen)
-        """
-    values = _VALUES if fit == "all" else "value_cache_out = Identity (value_chosen)"
+    values = _VALUES if values_too else "value_cache_out = Identity (value_chosen)"
     return f"""
         slots_axes = Constant <value = int64[3] {{1, 2, 3}}> ()
         {_BIAS}
@@ -180,7 +173,7 @@ def fitted(fit: Fit) -> str:
     """
 
 
-def fit_slots(before: dict[str, Tensor], after: dict[str, Tensor], counts: Tensor, fit: Fit) -> None:
+def fit_slots(before: dict[str, Tensor], after: dict[str, Tensor], counts: Tensor, values_too: bool) -> None:
     """The reference: changes `slot_bias` and `value_cache` of `after` in place.
 
     Args:
@@ -207,7 +200,7 @@ def fit_slots(before: dict[str, Tensor], after: dict[str, Tensor], counts: Tenso
         counted = 1 + _least_squares(shares, 1 - shares.sum(-1, keepdim=True))[:, 0]
         more = counted.clamp(math.exp(-LARGEST), math.exp(LARGEST)).log()
         after["slot_bias"][b, h, :kept] += more
-        if fit == "all":
+        if values_too:
             weights = (chosen + more).softmax(-1)
             values = after["value_cache"][b, h, :kept]
             lost = logits.softmax(-1) @ value - weights @ values.float()

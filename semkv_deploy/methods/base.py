@@ -247,6 +247,11 @@ class Method(BaseModel):
     # What a memory estimate asks.
 
     @property
+    def merges_dropped(self) -> bool:
+        """Whether a compression merges what it drops into what is most like it, by cosines of all to all."""
+        return False
+
+    @property
     def fitted_queries(self) -> int:
         """Reference queries of each KV head that slots are fitted to; 0: nothing is fitted."""
         return 0

@@ -12,11 +12,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from semkv_deploy.methods.attention_matching import Fit
 from semkv_deploy.methods.base import State
 from semkv_deploy.methods.behaviours import Blocks
 from semkv_deploy.methods.block_scores import Pool, pool_blocks, pool_text
-from semkv_deploy.methods.importance import Importance
+from semkv_deploy.methods.importance import Fit, Importance
 from semkv_deploy.methods.importance_prediction import ScoreWeights
 from semkv_deploy.methods.semantic_blocks import DynSplitSettings, SemanticBlocks
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, model_validator
 
 from semkv_deploy.methods import rotation, text
-from semkv_deploy.methods.attention_matching import QUERIES, REFERENCE_QUERIES, Fit, fit_slots, fitted
+from semkv_deploy.methods.attention_matching import QUERIES, REFERENCE_QUERIES, fit_slots, fitted
 from semkv_deploy.methods.base import BiasMode, Method, State
 from semkv_deploy.methods.behaviours import ReadAgain
 from semkv_deploy.methods.importance_prediction import (
@@ -33,6 +33,7 @@ from semkv_deploy.methods.importance_prediction import (
     slot_features,
 )
 from semkv_deploy.methods.layout import COMPRESS, DECODE
+from semkv_deploy.methods.merging import MERGED, merge_dropped
 from semkv_deploy.methods.selection import KEEP_HIGHEST, keep_highest
 from semkv_deploy.methods.slot_attention import RECORD, with_slot_attention
 from semkv_deploy.ops import compact_cache
@@ -50,6 +51,8 @@ if TYPE_CHECKING:
     from semkv_deploy.methods.layout import CacheLayout
     from semkv_deploy.model.cache_groups import CacheGroup
     from semkv_deploy.model.config import ModelFacts
+
+Fit = Literal["none", "merge", "bias", "all"]
 
 _BUFFERS = ("slot_attention", "reference_queries")
 """What is kept of a group beside its slots; a compressor takes and returns it."""
@@ -79,6 +82,11 @@ _RECORDED_SCORE = f"""
     score = Mul (log_attention, scored)
 """
 
+_UNCHANGED = """
+    value_cache_out = Identity (value_chosen)
+    slot_bias_out = Identity (bias_chosen)
+"""
+
 _MOVE_ATTENTION = """
     attention_from = Max (keep_index, zero)
     attention_none = Less (keep_index, zero)
@@ -96,8 +104,9 @@ class Importance(Method):
             regression on keys and values says of it; "auto": repeat, where decoders of every target can record it.
         recent: share of the target that is a recent window, 32 slots at least, kept whatever its score. While a text is
             read in a small cache, tokens need what stands just before them.
-        fit: what of the slots that stay is fitted to the queries of the second reading: "none", "bias", their biases,
-            or "all", biases and values; "auto": all, where there is such a reading and logits are not capped.
+        fit: how the slots that stay stand for those that go: "none", not at all; "merge", what goes is merged into the
+            slot most like it; "bias" and "all": biases, or biases and values too, are fitted to the queries of the
+            second reading; "auto": all, where there is such a reading and logits are not capped.
     """
 
     kind: Literal["importance"] = "importance"
@@ -138,7 +147,11 @@ class Importance(Method):
 
     @property
     def fitted_queries(self) -> int:
-        return 0 if self.fits == "none" else QUERIES
+        return QUERIES if self.fits in ("bias", "all") else 0
+
+    @property
+    def merges_dropped(self) -> bool:
+        return self.fits == "merge"
 
     @property
     def scores(self) -> bool:
@@ -175,7 +188,7 @@ class Importance(Method):
         layout = super().layout(model, groups)
         if not self.reads_again:
             return layout
-        return with_slot_attention(layout, *([REFERENCE_QUERIES] if self.fits != "none" else []))
+        return with_slot_attention(layout, *([REFERENCE_QUERIES] if self.fitted_queries else []))
 
     def rewrite_decoder(self, decoder: ir.Model, layout: CacheLayout) -> None:
         if self.reads_again:
@@ -187,16 +200,18 @@ class Importance(Method):
         heads, features = model.kv_heads, feature_count(model)
         if self.reads_again:
             more = {"slot_attention": f"float[batch,{heads},capacity]", "scored": "float"}
-            if self.fits != "none":
+            if self.fitted_queries:
                 more["reference_queries"] = f"float[batch,{heads},{QUERIES},{model.head_dim}]"
             score, moved = _RECORDED_SCORE, _MOVE_ATTENTION
         else:
             more = {"weights": f"float[{heads * (features + 1)}]"}
+            more |= {"scored": "float"} if self.merges_dropped else {}
             before = "key_back = Cast <to = 1> (key_cache)"
             if rotation.can_unrotate(model):
                 before = rotation.UNROTATE.format(**rotation.parameters(model))
             score = _PREDICTED_SCORE.format(before=before, heads=heads, columns=features + 1, dim=model.head_dim)
             moved = ""
+        standing = {"none": _UNCHANGED, "merge": MERGED}.get(self.fits) or fitted(self.fits == "all")
         own_inputs = tuple(more)
         more |= dict.fromkeys(self.more_columns, f"int64[batch,{heads},capacity]")
         moved += "".join(text.move_column(name) for name in self.more_columns)
@@ -215,7 +230,7 @@ class Importance(Method):
             {KEEP_HIGHEST}
             key_cache_out, value_chosen, bias_chosen, length_out =
                 semkv.CompactCache (key_cache, value_cache, slot_bias, keep_index)
-            {fitted(self.fits)}
+            {standing}
             final_index = Identity (keep_index)
             {text.MOVE_METADATA}
             {moved}
@@ -235,8 +250,10 @@ class Importance(Method):
         """
         given = super().group_inputs(model, profile, settings)
         windowed = [bool(model.windows[group.layer]) for group in profile.groups]
+        if self.reads_again or self.merges_dropped:
+            given = {**given, "scored": tuple(0.0 if window else 1.0 for window in windowed)}
         if self.reads_again:
-            return {**given, "scored": tuple(0.0 if window else 1.0 for window in windowed)}
+            return given
         weights = []
         for number, group in enumerate(profile.groups):
             if isinstance(settings, ScoreWeights) and not windowed[number]:
@@ -287,8 +304,10 @@ def _compress(
     }
     excess = state["length"] - target
     after: State = {"key_cache": key, "value_cache": value, "slot_bias": bias, "length": length, **moved}
-    if method.fits != "none":
-        fit_slots(state, after, (excess > 0) & bool(scored), method.fits)
+    if method.merges_dropped and scored:
+        merge_dropped(state, after, keep, score)
+    if method.fitted_queries:
+        fit_slots(state, after, (excess > 0) & bool(scored), method.fits == "all")
         after["reference_queries"] = state["reference_queries"] * 0
     return {**after, "level": torch.where(excess > 0, 0, -1), "evicted": excess.clamp_min(0)}
 

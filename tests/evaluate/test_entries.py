@@ -48,6 +48,9 @@ def test_commas_inside_a_value_stay():
         ("semanticache:nothing=1", "does not take nothing"),
         ("semanticache:source=1", "does not take source"),
         ("semanticache:hold=some", "expected hold=budget or all, got some"),
+        ("semanticache:native=on", "does not take native"),
+        ("semanticache:cache_dtype=int4", "expected cache_dtype=float32, float16, bfloat16, int8, got int4"),
+        ("semanticache:calibration_text=/nowhere.txt", "calibration_text=/nowhere.txt: no such file"),
     ],
 )
 def test_what_is_no_method_is_refused(text: str, words: str):

@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 
+from semkv_deploy import open_session
+from semkv_deploy.evaluate.bundles import built
 from semkv_deploy.evaluate.entries import Entry
 from semkv_deploy.evaluate.run import Plan, evaluate
 from semkv_deploy.evaluate.table import tabulate
 from semkv_deploy.evaluate.tasks.continuation import Continuation
+from semkv_deploy.targets.onnxruntime import native
 
 PlanAt = Callable[..., Plan]
 NEAR_FULL = 0.99
@@ -71,6 +74,32 @@ def test_what_is_read_in_a_cache_that_holds_everything_is_measured_in_one_of_the
         assert mine["kl"] > 0 and mine["kl"] != other["kl"]
 
 
+def test_caches_of_another_type_are_counted_in_their_own_bytes(
+    plan_at: PlanAt, tmp_path: Path, native_library: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(native, "LIBRARY", native_library)
+    held = Entry("streaming-llm:cache_dtype=int8", "streaming-llm", {"cache_dtype": "int8"})
+    *_, plain, coded = list(evaluate(plan_at(tmp_path, [*STREAMING, held], ("prose",))))
+    assert coded["backend"] == "onnxruntime native NexusAttention, int8"
+    for mine, other in zip(coded["rows"], plain["rows"], strict=True):
+        # Heads of 16: 16 codes and a scale of 4 bytes, to 16 floats.
+        assert mine["kept_bytes"] * 64 == other["kept_bytes"] * 20
+        assert mine["kept_share"] == pytest.approx(other["kept_share"] * 20 / 64)
+        assert mine["kl"] != other["kl"] and mine["kl"] == pytest.approx(other["kl"], rel=0.3)
+
+
+def test_a_calibration_text_of_ones_own(plan_at: PlanAt, tmp_path: Path, corpus: Path):
+    def calibrated(text: str) -> Any:
+        entry = Entry("importance", "importance", {"queries": "predicted", "calibration_text": text})
+        with built(entry, decoder, [0.5], 256, tmp_path, lambda what, share: None) as bundle:
+            return open_session(bundle, budget=0.5).contract.behaviours
+
+    decoder = Path(plan_at(tmp_path, [], ("prose",)).source)
+    other = tmp_path / "other.txt"
+    other.write_text("\n".join(f"{number} is {number * number};" for number in range(400)), encoding="utf-8")
+    assert calibrated(str(other)) != calibrated(str(corpus)) == calibrated(str(corpus))
+
+
 def test_an_interrupted_run_goes_on_and_measures_nothing_twice(
     plan_at: PlanAt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -97,7 +126,7 @@ def test_an_interrupted_run_goes_on_and_measures_nothing_twice(
     assert list((tmp_path / "broken" / "work").iterdir()) == [], "bundles go when they were measured"
 
 
-def test_what_decides_a_cell_is_in_its_name(plan_at: PlanAt, tmp_path: Path):
+def test_what_decides_a_cell_is_in_its_name(plan_at: PlanAt, tmp_path: Path, corpus: Path):
     from semkv_deploy.evaluate.run import plan_cells, prepare
     from semkv_deploy.evaluate.store import Store
 
@@ -114,6 +143,7 @@ def test_what_decides_a_cell_is_in_its_name(plan_at: PlanAt, tmp_path: Path):
         names(examples=3),
         names(budgets=[0.25]),
         names(methods=[Entry("streaming-llm:sinks=8", "streaming-llm", {"sinks": 8})]),
+        names(methods=[Entry("streaming-llm:t", "streaming-llm", {"calibration_text": str(corpus)})]),
         names(methods=[Entry("streaming-llm:groups=head", "streaming-llm", {"groups": "head"})]),
     ]
     assert len(set.union(*alone)) == len(alone) and names() == alone[0]

@@ -43,6 +43,8 @@ FORMS: dict[str, Method] = {
 """Those that are learned lack their adapter: `tests.tiny.with_adapter` makes one for a model."""
 
 OPTIONS: dict[str, Method] = {
+    "importance, merged": Importance(fit="merge"),
+    "importance predicted, merged": Importance(queries="predicted", fit="merge"),
     "importance, biases fitted": Importance(fit="bias"),
     "semanticache, keys and values": SemantiCache(merge="keys_and_values"),
     "semanticache, centered": SemantiCache(merge="keys_and_values", center=True, delimiters="apart"),

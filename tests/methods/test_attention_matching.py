@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from semkv_deploy.methods import Importance
-from semkv_deploy.methods.attention_matching import RIDGE, STEPS, Fit, _least_squares, fit_slots
+from semkv_deploy.methods.attention_matching import RIDGE, STEPS, _least_squares, fit_slots
 from semkv_deploy.methods.record_attention import record_attention
 from semkv_deploy.methods.slot_attention import Look
 
@@ -37,10 +37,10 @@ def attention(state: dict[str, torch.Tensor], queries: torch.Tensor) -> tuple[to
     return logits.logsumexp(-1), logits.softmax(-1) @ state["value_cache"]
 
 
-def errors(fit: Fit) -> tuple[float, float]:
+def errors(values_too: bool | None) -> tuple[float, float]:
     before, after = cache()
-    if fit != "none":
-        fit_slots(before, after, torch.tensor([True]), fit)
+    if values_too is not None:
+        fit_slots(before, after, torch.tensor([True]), values_too)
     pairs = zip(
         attention(before, before["reference_queries"]), attention(after, before["reference_queries"]), strict=True
     )
@@ -49,14 +49,14 @@ def errors(fit: Fit) -> tuple[float, float]:
 
 
 def test_biases_give_back_the_mass_and_values_the_output():
-    (mass, output), (mass_fitted, _), (_, output_fitted) = map(errors, ("none", "bias", "all"))
+    (mass, output), (mass_fitted, _), (_, output_fitted) = map(errors, (None, False, True))
     assert mass_fitted < mass / 50 and output_fitted < output / 4
 
 
 def test_what_stays_whole_is_not_changed():
     before, _ = cache()
     after = {name: before[name].clone() for name in before if name != "reference_queries"}
-    fit_slots(before, after, torch.tensor([True]), "all")
+    fit_slots(before, after, torch.tensor([True]), True)
     for name in ("slot_bias", "value_cache"):
         torch.testing.assert_close(after[name], before[name], atol=1e-4, rtol=0)
 
@@ -67,7 +67,7 @@ def test_without_queries_or_where_nothing_was_dropped_nothing_is_fitted(without:
     expected = {name: tensor.clone() for name, tensor in after.items()}
     if without == "queries":
         before["reference_queries"].zero_()
-    fit_slots(before, after, torch.tensor([without == "queries"]), "all")
+    fit_slots(before, after, torch.tensor([without == "queries"]), True)
     for name, tensor in expected.items():
         torch.testing.assert_close(after[name], tensor, atol=0, rtol=0)
 
