@@ -5,9 +5,10 @@ to its own, where that is above `LEAST_COSINE`. Of a slot that stays, with weigh
 
     value = (w_k v_k + sum w_d v_d) / (w_k + sum w_d)        bias += log((w_k + sum w_d) / w_k)
 
-A weight is the attention by which slots were chosen, so the slot then gets about the attention that all of them had,
-and gives the mean of what they gave. It is what clusters of SemantiCache do (proportional attention), with seeds that
-importance chooses, and it needs no reference queries.
+A weight is the attention by which slots were chosen, and no `w_d` counts more than its `w_k`: what stays for its place
+alone, in the window, would otherwise be taken for what it is not. So a slot then gets about the attention that all of
+them had, and gives the mean of what they gave. It is what clusters of SemantiCache do (proportional attention), with
+seeds that importance chooses, and it needs no reference queries.
 """
 
 from __future__ import annotations
@@ -79,9 +80,11 @@ MERGED = f"""
 
     weight = Exp (score)
     dropped_weight_any = GatherElements <axis = 2> (weight, dropped_from)
-    dropped_weight = Where (merges, dropped_weight_any, none)
     kept_from = Max (keep_index, zero)
     kept_weight = GatherElements <axis = 2> (weight, kept_from)
+    nearest_weight = GatherElements <axis = 2> (kept_weight, nearest)
+    dropped_weight_most = Min (dropped_weight_any, nearest_weight)
+    dropped_weight = Where (merges, dropped_weight_most, none)
     total_weight = ScatterElements <axis = 2, reduction = "add"> (kept_weight, nearest, dropped_weight)
     nearest_column = Unsqueeze (nearest, channel_axes)
     nearest_rows = Expand (nearest_column, row_shape)
@@ -125,8 +128,9 @@ def merge_dropped(before: dict[str, Tensor], after: dict[str, Tensor], keep: Ten
             cosine = unit[kept] @ unit[slot]
             nearest = int(cosine.argmax())
             if cosine[nearest] > LEAST_COSINE:
-                total[nearest] += weight[slot]
-                share[nearest] += weight[slot] * value[slot]
+                counts = min(weight[slot], weight[kept[nearest]])
+                total[nearest] += counts
+                share[nearest] += counts * value[slot]
         grown = total > weight[kept]
         count = len(kept)
         mean = (share / total[:, None]).to(after["value_cache"].dtype)

@@ -38,9 +38,16 @@ def test_twins_attend_as_before():
 
 def test_the_heavier_value_counts_more():
     key = torch.ones(2, DIM)
-    kept, bias = merged(key, torch.tensor([[0.0] * DIM, [1.0] * DIM]), [0.1, 0.3], [0])
-    torch.testing.assert_close(kept, torch.full((1, DIM), 0.75))
-    torch.testing.assert_close(bias, torch.tensor([4.0]).log())
+    kept, bias = merged(key, torch.tensor([[0.0] * DIM, [1.0] * DIM]), [0.3, 0.1], [0])
+    torch.testing.assert_close(kept, torch.full((1, DIM), 0.25))
+    torch.testing.assert_close(bias, torch.tensor([4 / 3]).log())
+
+
+def test_nothing_counts_more_than_what_it_is_merged_into():
+    key = torch.ones(2, DIM)
+    kept, bias = merged(key, torch.tensor([[0.0] * DIM, [1.0] * DIM]), [0.01, 0.9], [0])
+    torch.testing.assert_close(kept, torch.full((1, DIM), 0.5))
+    torch.testing.assert_close(bias, torch.tensor([2.0]).log())
 
 
 def test_what_is_like_nothing_that_stays_is_gone():
