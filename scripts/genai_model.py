@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
+
+from foreign_graphs import by_genai
 
 from semkv_deploy.bundle import new_directory
 from semkv_deploy.export.checkpoint import load_checkpoint
@@ -14,17 +14,8 @@ from semkv_deploy.export.checkpoint import load_checkpoint
 def main(source: str, out: Path) -> None:
     """Saves the checkpoint in Hugging Face form, which is what genai's builder reads, and builds it."""
     checkpoint = load_checkpoint(source)
-    model = checkpoint.model
-    # Dequantised GGUF weights are ordinary weights, but transformers remembers where they came from and refuses.
-    for owner, name in ((model, "hf_quantizer"), (model, "quantization_method"), (model.config, "quantization_config")):
-        if hasattr(owner, name):
-            delattr(owner, name)
-    model.is_quantized = False
-    with tempfile.TemporaryDirectory() as folder, new_directory(out) as built:
-        model.save_pretrained(folder)
-        checkpoint.tokenizer.save_pretrained(folder)
-        command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", folder, "-o", str(built)]
-        subprocess.run([*command, "-p", "int4", "-e", "cpu", "-c", folder], check=True, stdout=subprocess.DEVNULL)
+    with new_directory(out) as built:
+        by_genai(checkpoint.model, checkpoint.tokenizer, built, "int4")
 
 
 if __name__ == "__main__":

@@ -49,6 +49,7 @@ def import_decoder(
     from semkv_deploy.export.delimiters import find_delimiters
     from semkv_deploy.export.foreign.facts import Known, head_size, model_facts, read_configs
     from semkv_deploy.export.foreign.interface import find_interface
+    from semkv_deploy.export.foreign.original import names_of
     from semkv_deploy.export.foreign.portable import to_portable
     from semkv_deploy.export.foreign.proof import check_import
     from semkv_deploy.graph.files import write_model
@@ -63,10 +64,7 @@ def import_decoder(
     known = Known(read_configs(folder), folder)
     tokenizer = read_tokenizer(folder)
     facts = model_facts(model, roles, known, folder.name, set(turn_end_ids(tokenizer)))
-    pasts = [
-        (str(layer.past[0].name), str(layer.past[1].name), str(layer.present[0].name), str(layer.present[1].name))
-        for layer in roles.layers
-    ]
+    names = names_of(roles)
     # Where a graph does not state them, the configuration does.
     layers = tuple(replace(layer, query_heads=facts.query_heads) for layer in roles.layers)
     roles, kind = replace(roles, layers=layers), layers[0].kind
@@ -78,7 +76,7 @@ def import_decoder(
     facts.write(out / FACTS)
     if proof:
         progress("comparing the import with the original", None)
-        difference = check_import(path, out / DECODER, facts, pasts)
+        difference = check_import(path, out / DECODER, facts, names)
         progress(f"imported {facts.layers} x {kind}; largest difference {difference:.1e} of a logit", None)
     return facts
 
@@ -92,13 +90,12 @@ def recognised(path: Path) -> str | None:
     import onnx_ir as ir
 
     from semkv_deploy.export.foreign.decomposed import grown_caches
-    from semkv_deploy.export.foreign.gqa import is_group_query
-    from semkv_deploy.export.foreign.interface import find_interface
+    from semkv_deploy.export.foreign.interface import find_interface, reads_cache
 
     if not is_foreign(path):
         return None
     model = ir.load(path)
-    if not grown_caches(model.graph) and not any(is_group_query(node) for node in model.graph):
+    if not grown_caches(model.graph) and not any(reads_cache(node) for node in model.graph):
         return None
     roles = find_interface(model, path.name)
     windows = sorted({layer.window for layer in roles.layers if layer.window})

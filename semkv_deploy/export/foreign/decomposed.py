@@ -36,9 +36,9 @@ class Grown(NamedTuple):
 
 
 class Mask(NamedTuple):
-    """What hides slots: added to logits, or a condition under which they stand."""
+    """What hides slots: added to logits, or a condition under which they stand; None: what comes later, by the node."""
 
-    value: ir.Value
+    value: ir.Value | None
     added: bool
     inverted: bool = False
 
@@ -61,27 +61,28 @@ class Decomposed(Layer):
         node: the product with the values; its output becomes NexusAttention's.
         query: `[B,Hq,S,D]`, before any scale.
         key, value: caches.
+        masks: all that hide something, one at least.
     """
 
     query: ir.Value
     key: Grown
     value: Grown
-    mask: Mask
+    masks: tuple[Mask, ...]
     scale: float
     softcap: float
 
     kind = "attention of MatMul and Softmax"
 
+    def _is_flat(self, rows: ir.Value) -> bool:
+        """Whether the node has a value's heads side by side, `[B,S,heads*D]`."""
+        return False
+
     def replace(self, edit: GraphEditor, tables: Tables, head_dim: int, bias: ir.Value, length: ir.Value) -> ir.Node:
         assert self.query_heads is not None
 
-        def stated(rows: ir.Value, heads: int) -> ir.Value:
-            # Exporters compute these sizes of the input's: here they are numbers.
-            sizes = edit.constant([0, heads, -1, head_dim], np.int64)
-            return edit.node(self.node, "Reshape", [rows, sizes])[0]
-
-        query = stated(self.query, self.query_heads)
-        key, value = stated(self.key.new, self.kv_heads), stated(self.value.new, self.kv_heads)
+        query = self._split(edit, self.query, self.query_heads, head_dim)
+        key = self._split(edit, self.key.new, self.kv_heads, head_dim)
+        value = self._split(edit, self.value.new, self.kv_heads, head_dim)
         made = edit.node(
             self.node,
             nexus.OP.name,
@@ -93,12 +94,28 @@ class Decomposed(Layer):
             softcap=self.softcap,
             window=self.window,
         )
-        ir.convenience.replace_all_uses_with(self.node.outputs[0], made[0])
+        ir.convenience.replace_all_uses_with(self.node.outputs[0], self._joined(edit, made[0], head_dim))
         for grown in (self.key, self.value):
             grown.present.name = f"{grown.present.name}.grown"  # the name is the new one's; nothing reads it any more
         node = made[0].producer()
         assert node is not None
         return node
+
+    def _split(self, edit: GraphEditor, rows: ir.Value, heads: int, head_dim: int) -> ir.Value:
+        """`[B,heads,S,D]` of what the node reads. Exporters compute sizes of the input's; here they are numbers."""
+        if not self._is_flat(rows):
+            return edit.node(self.node, "Reshape", [rows, edit.constant([0, heads, -1, head_dim], np.int64)])[0]
+        shaped = edit.node(self.node, "Reshape", [rows, edit.constant([0, 0, heads, head_dim], np.int64)])[0]
+        return edit.node(self.node, "Transpose", [shaped], perm=[0, 2, 1, 3])[0]
+
+    def _joined(self, edit: GraphEditor, result: ir.Value, head_dim: int) -> ir.Value:
+        """What the node gives, of `[B,Hq,S,D]`."""
+        if not self._is_flat(self.query):
+            return result
+        assert self.query_heads is not None
+        last = edit.node(self.node, "Transpose", [result], perm=[0, 2, 1, 3])[0]
+        sizes = edit.constant([0, 0, self.query_heads * head_dim], np.int64)
+        return edit.node(self.node, "Reshape", [last, sizes])[0]
 
 
 def grown_caches(graph: ir.Graph) -> list[Grown]:
@@ -162,7 +179,7 @@ def _layer(node: ir.Node, softmax: ir.Node, value: Grown, factor: float, caches:
         query=query,
         key=key[0],
         value=value,
-        mask=scores.mask,
+        masks=(scores.mask,),
         # cap * tanh(scale * logits / cap), whatever stood where.
         scale=scale * scores.softcap if scores.softcap else scale,
         softcap=scores.softcap,

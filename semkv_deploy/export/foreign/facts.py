@@ -99,9 +99,7 @@ class Known:
 
 def head_size(roles: Interface, known: Known) -> int:
     """Values of a head: of the cache's shape where it states it, else of the configuration."""
-    shape = roles.layers[0].past[0].shape
-    size = None if shape is None else shape[3]
-    return size if isinstance(size, int) else known.required("head_size", "head_dim")
+    return roles.layers[0].head_dim or known.required("head_size", "head_dim")
 
 
 def model_facts(model: ir.Model, roles: Interface, known: Known, source: str, ends: set[int]) -> ModelFacts:

@@ -25,6 +25,7 @@ _OFF = {
     "kv_cache_bit_width": (0,),
     "qk_output": (0,),
     "causal": (1,),
+    "sliding_window_cache": (0,),
 }
 """Attributes whose other values NexusAttention does not have, and the values that are off."""
 
@@ -99,6 +100,14 @@ def check_node(node: ir.Node, mask: ir.Value | None) -> None:
     def differs(what: str, expected: object, got: object) -> SemkvError:
         return SemkvError(f"GroupQueryAttention with {what}", where=node.name, expected=expected, got=got)
 
+    if attribute(node, "sliding_window_cache", 0):
+        raise SemkvError(
+            "GroupQueryAttention on a cache of its window alone, which the node cuts itself",
+            where=node.name,
+            expected="sliding_window_cache 0",
+            got=1,
+            fix="write it again with the builder's --extra_options windowed_kv_cache=false",
+        )
     for name, value in node.attributes.items():
         if name in _OFF and value.value not in _OFF[name]:
             raise differs(name, _OFF[name][0], value.value)
@@ -156,29 +165,34 @@ def _replaced(
         shaped = edit.node(node, "Reshape", [rows, edit.constant([0, 0, count, head_dim], np.int64)])[0]
         return edit.node(node, "Transpose", [shaped], perm=[0, 2, 1, 3])[0]
 
-    def turn(x: ir.Value) -> ir.Value:
+    def turn(x: ir.Value, width: int) -> ir.Value:
+        """Turns the first `width` values of each head, and leaves the others as they are."""
         cos, sin = node.inputs[7:9]
         assert cos is not None and sin is not None
-        one, last = edit.constant([1], np.int64), edit.constant([3], np.int64)
-        middle, end = edit.constant([head_dim // 2], np.int64), edit.constant([2**63 - 1], np.int64)
-        first = edit.node(node, "Slice", [x, edit.constant([0], np.int64), middle, last, one])[0]
-        second = edit.node(node, "Slice", [x, middle, end, last, one])[0]
-        crossed = edit.node(node, "Concat", [edit.node(node, "Neg", [second])[0], first], axis=-1)[0]
-        straight = edit.node(node, "Mul", [x, tables.rows(cos)])[0]
-        return edit.node(node, "Add", [straight, edit.node(node, "Mul", [crossed, tables.rows(sin)])[0]])[0]
+
+        def part(start: int, end: int) -> ir.Value:
+            ends = [edit.constant([bound], np.int64) for bound in (start, end, 3, 1)]
+            return edit.node(node, "Slice", [x, *ends])[0]
+
+        turned = x if width == head_dim else part(0, width)
+        negated = edit.node(node, "Neg", [part(width // 2, width)])[0]
+        crossed = edit.node(node, "Concat", [negated, part(0, width // 2)], axis=-1)[0]
+        straight = edit.node(node, "Mul", [turned, tables.rows(cos)])[0]
+        total = edit.node(node, "Add", [straight, edit.node(node, "Mul", [crossed, tables.rows(sin)])[0]])[0]
+        return total if width == head_dim else edit.node(node, "Concat", [total, part(width, head_dim)], axis=-1)[0]
 
     query, key, value = split(query, heads), split(key, kv_heads), split(value, kv_heads)
     if attribute(node, "do_rotary", 0):
         table = node.inputs[7]
-        assert table is not None
-        if table.shape is None or table.shape[-1] != head_dim // 2:
+        columns = None if table is None or table.shape is None else table.shape[-1]
+        if not isinstance(columns, int) or not 0 < 2 * columns <= head_dim:
             raise SemkvError(
-                "GroupQueryAttention with rotary on a part of the head",
+                "GroupQueryAttention with rotary tables that fit no head",
                 where=node.name,
-                expected=f"a table of {head_dim // 2} columns",
-                got=table.shape,
+                expected=f"1 to {head_dim // 2} columns",
+                got=columns,
             )
-        query, key = turn(query), turn(key)
+        query, key = turn(query, 2 * columns), turn(key, 2 * columns)
     window = attribute(node, "local_window_size", -1)
     made = edit.node(
         node,

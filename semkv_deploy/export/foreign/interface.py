@@ -5,13 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
+import onnx_ir.passes.common as common
 
 from semkv_deploy import ops
 from semkv_deploy.errors import SemkvError
+from semkv_deploy.export.foreign.cache_names import check_names
 from semkv_deploy.export.foreign.decomposed import find_decomposed, grown_caches
 from semkv_deploy.export.foreign.gqa import GroupQuery, check_node, group_query, is_group_query
+from semkv_deploy.export.foreign.in_place import InPlace, find_in_place
 from semkv_deploy.export.foreign.layers import Layer
 from semkv_deploy.export.foreign.masks import with_windows
+from semkv_deploy.export.foreign.multi_head import find_multi_heads
 from semkv_deploy.export.foreign.operator import find_operators
 
 CONTRIB = "com.microsoft"
@@ -23,11 +27,26 @@ OLDEST_OPSET = 18
 _STATE_OPERATORS = {"CausalConvWithState", "LinearAttention", "MambaScan", "SelectiveScan"}
 
 
+_PASTS = {
+    (CONTRIB, "GroupQueryAttention"): 3,
+    (CONTRIB, "MultiHeadAttention"): 6,
+    ("", "Attention"): 4,
+    ("", "TensorScatter"): 0,
+}
+"""Of operators that append to a cache, the place of the cache among their inputs."""
+
+
 @dataclass(frozen=True)
 class Interface:
-    """The roles of a decoder's inputs and outputs; positions are None where the graph counts them itself."""
+    """The roles of a decoder's inputs and outputs.
+
+    Attributes:
+        counts: what a host says of caches in place: where rows are written, how many slots are live.
+        positions: None where the graph counts them itself.
+    """
 
     ids: ir.Value
+    counts: tuple[ir.Value, ...]
     mask: ir.Value | None
     positions: ir.Value | None
     logits: ir.Value
@@ -45,13 +64,22 @@ def find_interface(model: ir.Model, where: str) -> Interface:
     if not OLDEST_OPSET <= opset <= ops.OPSET:
         raise SemkvError("opset", where=where, expected=f"{OLDEST_OPSET} to {ops.OPSET}", got=opset)
     _check_domains(graph, where)
+    try:
+        common.TopologicalSortPass()(model)
+    except ValueError as error:
+        raise SemkvError("nodes that feed each other in a circle", where=where, got=error) from None
     layers: tuple[Layer, ...] = tuple(group_query(node) for node in graph if is_group_query(node))
-    layers = layers or (*find_decomposed(graph), *find_operators(graph))
+    layers = layers or (
+        *find_in_place(graph),
+        *find_decomposed(graph),
+        *find_operators(graph),
+        *find_multi_heads(graph),
+    )
     if not layers:
         raise SemkvError(
             "no attention that an importer knows",
             where=where,
-            expected="GroupQueryAttention, or caches grown by Concat with MatMul, mask and Softmax or with Attention",
+            expected="GroupQueryAttention, MultiHeadAttention, Attention, or caches grown by Concat with Softmax",
             got=_nearest(graph),
             fix="export the checkpoint it was made from: semkv-deploy export <checkpoint> -o <dir>",
         )
@@ -59,11 +87,16 @@ def find_interface(model: ir.Model, where: str) -> Interface:
     if len(set(caches)) < len(caches):
         shared = next(value for value in caches if caches.count(value) > 1)
         raise SemkvError("two attentions share a cache", where=shared.name, expected="a cache of its own for each")
+    check_names(layers)
+    found = {(layer.written_at, layer.live) if isinstance(layer, InPlace) else () for layer in layers}
+    if len(found) > 1:
+        raise SemkvError("layers differ in how their caches are kept", where=where, got=[each.kind for each in layers])
+    (counts,) = found
     ids: ir.Value | None = None
     mask: ir.Value | None = None
     positions: ir.Value | None = None
     for value in graph.inputs:
-        if value in caches:
+        if value in caches or value in counts:
             continue
         if value.name == "input_ids":
             ids = value
@@ -85,8 +118,15 @@ def find_interface(model: ir.Model, where: str) -> Interface:
     for layer in layers:
         if isinstance(layer, GroupQuery):
             check_node(layer.node, mask)
-    roles = Interface(ids, mask, positions, rest[0], layers)
+    roles = Interface(ids, counts, mask, positions, rest[0], layers)
     return replace(roles, layers=with_windows(model, roles))
+
+
+def reads_cache(node: ir.Node) -> bool:
+    """Whether a node appends to an input of the graph."""
+    place = _PASTS.get((node.domain, node.op_type))
+    past = node.inputs[place] if place is not None and place < len(node.inputs) else None
+    return past is not None and past.is_graph_input()
 
 
 def _check_domains(graph: ir.Graph, where: str) -> None:
@@ -106,7 +146,7 @@ def _check_domains(graph: ir.Graph, where: str) -> None:
 def _nearest(graph: ir.Graph) -> str:
     """What of an attention there is, for the refusal."""
     kinds = {node.op_type for node in graph}
-    for kind in ("MultiHeadAttention", "TensorScatter", "Attention", "Softmax"):
+    for kind in ("TensorScatter", "Attention", "Softmax"):
         if kind in kinds:
             node = next(node for node in graph if node.op_type == kind)
             return f"{kind} at {node.name}, which is not imported yet"

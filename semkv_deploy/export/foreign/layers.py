@@ -37,6 +37,15 @@ class Layer(ABC):
     """What users call it."""
 
     @property
+    def head_dim(self) -> int | None:
+        """Values of a head, where the caches' shape states it."""
+        shape = self.past[0].shape
+        size = None if shape is None else shape[-1]
+        if not isinstance(size, int):
+            return None
+        return size // self.kv_heads if len(shape or ()) == 3 else size
+
+    @property
     def turned_by(self) -> tuple[ir.Value | None, ir.Value | None] | None:
         """Cosine and sine tables by which the node turns queries and keys itself; None: it does not."""
         return None

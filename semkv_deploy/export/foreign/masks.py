@@ -6,6 +6,7 @@ lengths that tell a causal mask from a windowed one and from any other.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -33,27 +34,29 @@ def with_windows(model: ir.Model, roles: Interface) -> tuple[Layer, ...]:
     Raises:
         SemkvError: naming a layer whose mask is not that of a causal decoder.
     """
-    found: dict[str | None, int] = {}
+    found: dict[tuple[Mask, ...], int] = {}
     layers = []
     for layer in roles.layers:
         if isinstance(layer, Decomposed):
-            name = layer.mask.value.name
-            if name not in found:
-                found[name] = _window(model, roles, layer)
-            layer = replace(layer, window=found[name])
+            if layer.masks not in found:
+                found[layer.masks] = _window(model, roles, layer)
+            layer = replace(layer, window=found[layer.masks])
         layers.append(layer)
     return tuple(layers)
 
 
 def _window(model: ir.Model, roles: Interface, layer: Decomposed) -> int:
-    evaluate = Evaluator(model, str(layer.mask.value.name))
+    named = [str(mask.value.name) for mask in layer.masks if mask.value is not None]
+    evaluators = {name: Evaluator(model, name) for name in named}
     windows: dict[int, int] = {}
     for past, rows in LENGTHS:
-        hidden = _hidden(evaluate(feeds(roles, past, rows)), layer.mask)
+        given = feeds(roles, past, rows)
         try:
-            windows[past + rows] = window_of(hidden, past, rows)
+            parts = [_hidden(evaluators, mask, given, past, rows) for mask in layer.masks]
+            windows[past + rows] = window_of(functools.reduce(np.add, parts), past, rows)
         except ValueError as error:
-            raise _another(layer, str(error), f"{layer.mask.value.name} for {rows} tokens after {past}") from None
+            names = " and ".join(named)
+            raise _another(layer, str(error), f"{names or 'none'} for {rows} tokens after {past}") from None
     window = max(windows.values())
     if any(found != (window if slots > window else 0) for slots, found in windows.items()):
         raise _another(layer, "has windows that differ by length", str(windows))
@@ -65,8 +68,14 @@ def _another(layer: Decomposed, what: str, got: str) -> SemkvError:
     return SemkvError(f"a mask that {what}", where=layer.node.name, expected=expected, got=got)
 
 
-def _hidden(value: NDArray[np.float32], mask: Mask) -> NDArray[np.float32]:
+def _hidden(
+    evaluators: dict[str, Evaluator], mask: Mask, given: dict[str, NDArray[Any]], past: int, rows: int
+) -> NDArray[np.float32]:
     """A mask as what would be added to logits."""
+    if mask.value is None:
+        later = np.arange(past + rows) > past + np.arange(rows)[:, None]
+        return np.where(later, np.float32(-np.inf), np.float32(0))
+    value = evaluators[str(mask.value.name)](given)
     if mask.added:
         return value
     seen = (value != 0) != mask.inverted
@@ -82,10 +91,8 @@ def feeds(roles: Interface, past: int, rows: int) -> dict[str, NDArray[Any]]:
         given[str(roles.positions.name)] = np.arange(past, past + rows, dtype=np.int64)[None]
     for layer in roles.layers:
         for cache in layer.past:
-            shape = cache.shape
-            size = shape[3] if shape is not None and isinstance(shape[3], int) else 1
             # One number, however long: what only asks for its size costs nothing.
-            given[str(cache.name)] = np.zeros((1, layer.kv_heads, past, size), np.float32)
+            given[str(cache.name)] = np.zeros((1, layer.kv_heads, past, layer.head_dim or 1), np.float32)
     return given
 
 

@@ -1,4 +1,4 @@
-"""ONNX Runtime's own RMS norms as standard operators: what our exports have, and what the passes fuse again."""
+"""ONNX Runtime's own norms as standard operators: what our exports have, and what the passes fuse again."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from semkv_deploy.export.foreign.interface import CONTRIB
 from semkv_deploy.graph.editing import GraphEditor, attribute
 
 _PLAIN, _SKIP = "SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization"
+_SKIP_LAYER = "SkipLayerNormalization"
 
 
 def expand_norms(graph: ir.Graph) -> int:
-    """Replaces every (Skip)SimplifiedLayerNormalization in place; returns how many there were.
+    """Replaces every (Skip)SimplifiedLayerNormalization and SkipLayerNormalization in place; returns how many.
 
     Raises:
         SemkvError: for one over another axis than the last, or whose mean or inverse deviation is used.
@@ -27,6 +28,8 @@ def expand_norms(graph: ir.Graph) -> int:
             _plain(node, edit)
         elif node.op_type == _SKIP and node.domain == CONTRIB:
             _skip(node, edit)
+        elif node.op_type == _SKIP_LAYER and node.domain == CONTRIB:
+            _skip_layer(node, edit)
         else:
             continue
         count += 1
@@ -49,6 +52,18 @@ def _skip(node: ir.Node, edit: GraphEditor) -> None:
     if len(node.inputs) > 3 and node.inputs[3] is not None:
         total = edit.node(node, "Add", [total, node.inputs[3]])[0]
     _replace(node, {0: _norm(node, edit, total, weight), 3: total})
+
+
+def _skip_layer(node: ir.Node, edit: GraphEditor) -> None:
+    source, skip, weight, *more = node.inputs
+    bias, added = (*more, None, None)[:2]
+    scales = [weight] if bias is None else [weight, bias]
+    _check(node, used=node.outputs[1:3])
+    total = edit.node(node, "Add", [source, skip])[0]
+    if added is not None:
+        total = edit.node(node, "Add", [total, added])[0]
+    epsilon = attribute(node, "epsilon", 1e-12)
+    _replace(node, {0: edit.node(node, "LayerNormalization", [total, *scales], epsilon=epsilon)[0], 3: total})
 
 
 def _norm(node: ir.Node, edit: GraphEditor, source: ir.Value | None, weight: ir.Value | None) -> ir.Value:

@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.export.foreign.decomposed import Decomposed, Grown, Mask, cache_behind, grown_caches
-from semkv_deploy.graph.editing import attribute
+from semkv_deploy.graph.editing import attribute, sole
 
 _PAST, _LENGTHS, _PRODUCTS = 4, 6, 3
 """Places of the past among the inputs, of lengths of a cache in place, and of products among the outputs."""
@@ -34,7 +34,7 @@ def find_operators(graph: ir.Graph) -> Iterator[OfOperator]:
     """
     caches = {grown.present: grown for grown in grown_caches(graph)}
     for node in graph:
-        if node.op_type == "Attention" and node.domain == "":
+        if node.op_type == "Attention" and node.domain == "" and not sole(node.inputs[1], "TensorScatter"):
             yield _layer(node, caches)
 
 
@@ -86,7 +86,7 @@ def _layer(node: ir.Node, caches: dict[ir.Value, Grown]) -> OfOperator:
         query=query,
         key=key,
         value=value,
-        mask=Mask(mask, added=mask.dtype != ir.DataType.BOOL),
+        masks=(Mask(mask, added=mask.dtype != ir.DataType.BOOL),),
         scale=float(attribute(node, "scale", 0.0)),
         softcap=float(attribute(node, "softcap", 0.0)),
     )

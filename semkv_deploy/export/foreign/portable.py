@@ -9,6 +9,7 @@ from onnxscript import version_converter
 
 from semkv_deploy import ops
 from semkv_deploy.errors import SemkvError
+from semkv_deploy.export.foreign.in_place import InPlace
 from semkv_deploy.export.foreign.interface import CONTRIB, Interface
 from semkv_deploy.export.foreign.norms import expand_norms
 from semkv_deploy.export.foreign.positions import Tables
@@ -33,7 +34,7 @@ def to_portable(model: ir.Model, roles: Interface, head_dim: int) -> None:
     _replace_attention(graph, roles, head_dim)
     _wanted_rows(graph, roles)
     common.RemoveUnusedNodesPass()(model)
-    _drop_mask(graph, roles)
+    _drop_inputs(graph, roles)
     _check_sizes(roles)
     _finish(model)
 
@@ -77,7 +78,7 @@ def _replace_attention(graph: ir.Graph, roles: Interface, head_dim: int) -> None
             outputs.append(output)
     graph.outputs.clear()
     graph.outputs.extend(outputs)
-    kept = [value for value in graph.inputs if value is roles.mask]
+    kept = [value for value in graph.inputs if value is roles.mask or value in roles.counts]
     graph.inputs.clear()
     graph.inputs.extend([*inputs, *kept])
 
@@ -102,18 +103,27 @@ def _wanted_rows(graph: ir.Graph, roles: Interface) -> None:
     graph.outputs[0] = last
 
 
-def _drop_mask(graph: ir.Graph, roles: Interface) -> None:
-    """Takes the mask's input away; what only made sizes of it is gone with the attention.
+def _drop_inputs(graph: ir.Graph, roles: Interface) -> None:
+    """Takes the mask's and the counts' inputs away; what only made sizes of them is gone with the attention.
 
     Raises:
-        SemkvError: naming what else reads it.
+        SemkvError: naming what else reads one of them.
     """
-    if roles.mask is None:
-        return
-    uses = roles.mask.uses()
-    if uses:
-        raise SemkvError("the attention mask is read by more than attention", where=next(iter(uses)).node.name)
-    graph.inputs.remove(roles.mask)
+    for value in (roles.mask, *roles.counts):
+        if value is None:
+            continue
+        readers = [use.node for use in value.uses()]
+        if readers and value is roles.mask:
+            raise SemkvError("the attention mask is read by more than attention", where=readers[0].name)
+        if readers:
+            raise SemkvError(
+                "the graph counts positions by the length of its cache",
+                where=readers[0].name,
+                expected="positions by an input position_ids",
+                got=value.name,
+                fix="export it with position_ids as an input",
+            )
+        graph.inputs.remove(value)
 
 
 def _check_sizes(roles: Interface) -> None:
@@ -122,9 +132,10 @@ def _check_sizes(roles: Interface) -> None:
     Raises:
         SemkvError: naming the node.
     """
-    for cache in (cache for layer in roles.layers for cache in layer.past):
+    for layer, cache in [(each, cache) for each in roles.layers for cache in each.past]:
         for use in cache.uses():
-            if use.node.domain != ops.DOMAIN and _reads_length(use.node):
+            # One in place may have had another number of dimensions.
+            if use.node.domain != ops.DOMAIN and (isinstance(layer, InPlace) or _reads_length(use.node)):
                 raise SemkvError(
                     "the graph counts positions by the length of its cache",
                     where=use.node.name,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +28,7 @@ FAMILIES = {
     "gemma2": {"windows": (6,), "heads": (4, 2, 16), "rotary": 8},
     "gpt2": {"windows": (0,), "heads": (4, 4, 8), "rotary": None},
 }
-OVERRIDES = {"qwen2": {"max_window_layers": 0}, "gpt2": {"num_key_value_heads": 4}}
+OVERRIDES = {"qwen2": {"max_window_layers": 0}, "gpt2": {"num_key_value_heads": 4, "max_position_embeddings": 512}}
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -141,64 +140,6 @@ def imported(source: Path, place: Path, change: Change) -> Path:
     path.write_bytes(model.SerializeToString())
     import_decoder(path, place / "out")
     return place / "out" / "decoder.onnx"
-
-
-def mutated(number: int) -> Change:
-    """A change that leaves the graph loadable: a constant scaled, operands swapped, halves or heads exchanged."""
-
-    def change(graph: onnx.GraphProto) -> None:
-        random_ = random.Random(number)
-        kind = random_.choice(("scale", "swap", "perm", "slice", "skip"))
-        if kind == "scale":
-            small = [each for each in graph.initializer if each.data_type == 1 and 0 < np.prod(each.dims) <= 64]
-            tensor = random_.choice(small)
-            array = numpy_helper.to_array(tensor) * np.float32(random_.choice((0.5, 1.5, -1)))
-            tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
-        elif kind == "swap":
-            node = random_.choice([node for node in graph.node if node.op_type in ("Sub", "Mul", "Add", "Where")])
-            node.input[-2], node.input[-1] = node.input[-1], node.input[-2]
-        elif kind == "perm":
-            node = random_.choice([node for node in graph.node if node.op_type == "Transpose"])
-            (perm,) = node.attribute
-            order = list(perm.ints)
-            random_.shuffle(order)
-            perm.ints[:] = order
-        elif kind == "slice":
-            ends = [each for each in graph.initializer if each.data_type == 7 and np.prod(each.dims) <= 1]
-            tensor = random_.choice(ends)
-            array = numpy_helper.to_array(tensor) + random_.choice((-1, 1))
-            tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
-        else:
-            unary = ("Neg", "Cos", "Sin", "Cast", "Tanh", "Sigmoid", "Reciprocal", "Sqrt")
-            node = random_.choice([node for node in graph.node if node.op_type in unary])
-            node.op_type = "Identity"
-            del node.attribute[:]
-
-    return change
-
-
-def test_a_changed_graph_is_imported_as_it_is_or_not_at_all(torch_exported: TorchExported, tmp_path: Path):
-    """What proof lets through is compared again, at other lengths and with other numbers; some changes are let through,
-    and some are not."""
-    from semkv_deploy.export.foreign import proof
-    from semkv_deploy.model.exported import open_export
-
-    names = ("past_key_values.0.key", "past_key_values.0.value", "present.0.key", "present.0.value")
-    taken, refused = 0, 0
-    for number in range(12):
-        place = tmp_path / str(number)
-        place.mkdir()
-        try:
-            out = imported(torch_exported("llama"), place, mutated(number))
-        except SemkvError:
-            refused += 1
-            continue
-        taken += 1
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(proof, "_PIECES", {1: (31, 2, 1), 3: (4, 1)})
-            patch.setattr(proof, "_LATE", 77)
-            proof.check_import(place / "source" / "model.onnx", out, open_export(out), [names])
-    assert min(taken, refused) >= 3
 
 
 def causal(past: int, rows: int, window: int = 0) -> np.ndarray:

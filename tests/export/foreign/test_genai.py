@@ -19,12 +19,8 @@ pytest.importorskip("onnxruntime_genai")
 
 
 @pytest.fixture(scope="module", params=["fp32", "int4"])
-def genai(request, tiny_checkpoint, tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("genai")
-    command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(tiny_checkpoint), "-o", str(out)]
-    command += ["-p", request.param, "-e", "cpu", "-c", str(out / "cache")]
-    subprocess.run(command, check=True, capture_output=True)
-    return out
+def genai(request: pytest.FixtureRequest, genai_exported: Callable[[str], Path]) -> Path:
+    return genai_exported(request.param)
 
 
 def test_import_is_proved_against_the_original(genai, tmp_path):
@@ -52,6 +48,7 @@ def shared(node: onnx.NodeProto) -> None:
     [
         (attribute("rotary_interleaved", 1), "interleaved rotary"),
         (attribute("smooth_softmax", 1), "smooth_softmax"),
+        (attribute("sliding_window_cache", 1), "cache of its window alone, .*windowed_kv_cache=false"),
         (lambda node: node.input.__setitem__(5, node.input[6]), "seqlens_k of another origin"),
         (lambda node: node.input.__setitem__(3, ""), "attention without a past"),
         (shared, "share a cache"),

@@ -1,0 +1,78 @@
+"""A checkpoint's decoder as other exporters write it: onnxruntime-genai's builder, and torch.onnx of a DynamicCache."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import DynamicCache, PreTrainedModel
+
+
+class WithCache(torch.nn.Module):
+    """A decoder whose cache goes in and out as tensors, keys and values of every layer in turn."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Any, attention_mask: Any, position_ids: Any, *past: Any) -> tuple[Any, ...]:
+        cache = DynamicCache()
+        for layer in range(len(past) // 2):
+            cache.update(past[2 * layer], past[2 * layer + 1], layer)
+        given = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
+        out = self.model(**given, past_key_values=cache, use_cache=True)
+        return (out.logits, *(tensor for layer in cache.layers for tensor in (layer.keys, layer.values)))
+
+
+def by_torch(model: PreTrainedModel, tokenizer: Any, folder: Path, opset: int = 20) -> Path:
+    """Writes model.onnx, config.json and a tokenizer; `Attention` from opset 23 on, where the model attends by sdpa."""
+    config = model.config
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    batch, rows, slots = 2, 3, 5
+    past = [torch.zeros(batch, heads, slots, size) for _ in range(2 * config.num_hidden_layers)]
+    names = [f"{layer}.{kind}" for layer in range(config.num_hidden_layers) for kind in ("key", "value")]
+    ids = torch.zeros(batch, rows, dtype=torch.long)
+    mask, positions = torch.ones(batch, slots + rows, dtype=torch.long), torch.arange(slots, slots + rows).repeat(2, 1)
+    free = torch.export.Dim.AUTO
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            WithCache(model),
+            (ids, mask, positions, *past),
+            dynamo=True,
+            dynamic_shapes=(*[{0: free, 1: free}] * 3, tuple({0: free, 2: free} for _ in past)),
+            input_names=["input_ids", "attention_mask", "position_ids", *(f"past_key_values.{name}" for name in names)],
+            output_names=["logits", *(f"present.{name}" for name in names)],
+            opset_version=opset,
+            verbose=False,
+        )
+    assert program is not None
+    program.save(str(folder / "model.onnx"), external_data=True)
+    config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder / "model.onnx"
+
+
+def by_genai(model: PreTrainedModel, tokenizer: Any, folder: Path, precision: str) -> Path:
+    """Writes a model directory of onnxruntime-genai for its CPU.
+
+    Args:
+        precision: fp32 or int4.
+    """
+    # Dequantised GGUF weights are ordinary weights, but transformers remembers where they came from and refuses.
+    for owner, name in ((model, "hf_quantizer"), (model, "quantization_method"), (model.config, "quantization_config")):
+        if hasattr(owner, name):
+            delattr(owner, name)
+    model.is_quantized = False  # type: ignore[attr-defined]
+    with tempfile.TemporaryDirectory() as saved:
+        model.save_pretrained(saved)
+        tokenizer.save_pretrained(saved)
+        command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", saved, "-o", str(folder)]
+        subprocess.run([*command, "-p", precision, "-e", "cpu", "-c", saved], check=True, stdout=subprocess.DEVNULL)
+    return folder / "model.onnx"

@@ -1,0 +1,1 @@
+"""A bundle's full-cache decoder for onnxruntime-genai."""
