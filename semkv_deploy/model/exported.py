@@ -97,9 +97,21 @@ def check_weights(path: Path) -> None:
     """Compares the external data that any ONNX file names with what lies beside it.
 
     Raises:
-        SemkvError: when the file is missing or not ONNX, or its weights are missing, truncated or elsewhere.
+        SemkvError: when the file is missing or not ONNX, or its weights are missing, truncated, elsewhere, or a file
+            with several names.
     """
-    _check_data(read_graph(path, expected="an ONNX file", fix="give a decoder's ONNX file"), path)
+    model = read_graph(path, expected="an ONNX file", fix="give a decoder's ONNX file")
+    _check_data(model, path)
+    for location in sorted({tensor.location for tensor in external_tensors(model)}):
+        names = (path.parent / location).stat().st_nlink
+        if names > 1:
+            raise SemkvError(
+                "the weights are a file with several names (hard links), which ONNX's readers refuse",
+                where=path.parent / location,
+                expected="1 name",
+                got=names,
+                fix="give a copy of the file, or a symbolic link",
+            )
 
 
 def _check_data(model: onnx.ModelProto, path: Path) -> None:

@@ -30,6 +30,14 @@ def test_import_is_proved_against_the_original(genai, tmp_path):
     assert sum(node.op_type == "NexusAttention" for node in graph.node) == 2
 
 
+def test_weights_with_several_names_are_refused(genai, tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(genai, source)
+    (tmp_path / "again").hardlink_to(source / "model.onnx.data")
+    with pytest.raises(SemkvError, match=r"model.onnx.data: .*several names.*symbolic link"):
+        import_decoder(source / "model.onnx", tmp_path / "out")
+
+
 def attribute(name: str, value: float) -> Callable[[onnx.NodeProto], None]:
     def change(node: onnx.NodeProto) -> None:
         kept = [entry for entry in node.attribute if entry.name != name]
