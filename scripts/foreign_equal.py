@@ -34,7 +34,10 @@ QUESTIONS = (
     "Name three things that one can do there on a rainy day.",
     "Write two sentences about the second of them.",
 )
-EXPORTERS = ("genai", "torch", "torch-attention")
+TORCH = {"torch": ("eager", 20), "torch-attention": ("sdpa", 23), "torch-script": ("eager", 14)}
+"""Exporters of torch: how transformers attends, and the opset; below 18 by TorchScript."""
+
+EXPORTERS = ("genai", *TORCH)
 PIECE = 512
 
 
@@ -103,9 +106,9 @@ def written(exporter: str, checkpoint: Any, folder: Path) -> Path:
     folder.mkdir(parents=True)
     if exporter == "genai":
         return by_genai(checkpoint.model, checkpoint.tokenizer, folder, "fp32")
-    attends, opset = ("sdpa", 23) if exporter == "torch-attention" else ("eager", 20)
+    attends, opset = TORCH[exporter]
     checkpoint.model.set_attn_implementation(attends)
-    return by_torch(checkpoint.model, checkpoint.tokenizer, folder, opset)
+    return by_torch(checkpoint.model, checkpoint.tokenizer, folder, opset, script=opset < 18)
 
 
 def replies(original: Original, session: Session, turns: list[list[int]], count: int) -> dict[str, Any]:

@@ -29,8 +29,23 @@ class WithCache(torch.nn.Module):
         return (out.logits, *(tensor for layer in cache.layers for tensor in (layer.keys, layer.values)))
 
 
-def by_torch(model: PreTrainedModel, tokenizer: Any, folder: Path, opset: int = 20) -> Path:
-    """Writes model.onnx, config.json and a tokenizer; `Attention` from opset 23 on, where the model attends by sdpa."""
+class WithMask(WithCache):
+    """The same, and its mask in tensor operations: what transformers makes of one cannot be traced by TorchScript."""
+
+    def forward(self, input_ids: Any, attention_mask: Any, position_ids: Any, *past: Any) -> tuple[Any, ...]:
+        slots, rows = attention_mask.shape[1], input_ids.shape[1]
+        causal = torch.arange(slots)[None] <= (slots - rows + torch.arange(rows))[:, None]
+        seen = causal[None, None] & attention_mask[:, None, None].to(torch.bool)
+        mask = torch.where(seen, 0.0, torch.finfo(torch.float32).min)
+        return super().forward(input_ids, mask, position_ids, *past)
+
+
+def by_torch(model: PreTrainedModel, tokenizer: Any, folder: Path, opset: int = 20, script: bool = False) -> Path:
+    """Writes model.onnx, config.json and a tokenizer; `Attention` from opset 23 on, where the model attends by sdpa.
+
+    Args:
+        script: by TorchScript, which writes old opsets too.
+    """
     config = model.config
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -39,24 +54,43 @@ def by_torch(model: PreTrainedModel, tokenizer: Any, folder: Path, opset: int = 
     names = [f"{layer}.{kind}" for layer in range(config.num_hidden_layers) for kind in ("key", "value")]
     ids = torch.zeros(batch, rows, dtype=torch.long)
     mask, positions = torch.ones(batch, slots + rows, dtype=torch.long), torch.arange(slots, slots + rows).repeat(2, 1)
-    free = torch.export.Dim.AUTO
+    inputs = ["input_ids", "attention_mask", "position_ids", *(f"past_key_values.{name}" for name in names)]
+    outputs = ["logits", *(f"present.{name}" for name in names)]
+    given = (ids, mask, positions, *past)
+    path = folder / "model.onnx"
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            WithCache(model),
-            (ids, mask, positions, *past),
-            dynamo=True,
-            dynamic_shapes=(*[{0: free, 1: free}] * 3, tuple({0: free, 2: free} for _ in past)),
-            input_names=["input_ids", "attention_mask", "position_ids", *(f"past_key_values.{name}" for name in names)],
-            output_names=["logits", *(f"present.{name}" for name in names)],
-            opset_version=opset,
-            verbose=False,
-        )
-    assert program is not None
-    program.save(str(folder / "model.onnx"), external_data=True)
+        if script:
+            second = {"input_ids": "rows", "attention_mask": "slots", "position_ids": "rows"}
+            rows_free = {name: {0: "batch", 1: size} for name, size in second.items()}
+            past_free = {name: {0: "batch", 2: "past"} for name in inputs[3:]}
+            torch.onnx.export(
+                WithMask(model),
+                given,
+                str(path),
+                dynamo=False,
+                dynamic_axes=rows_free | past_free,
+                input_names=inputs,
+                output_names=outputs,
+                opset_version=opset,
+            )
+        else:
+            free = torch.export.Dim.AUTO
+            program = torch.onnx.export(
+                WithCache(model),
+                given,
+                dynamo=True,
+                dynamic_shapes=(*[{0: free, 1: free}] * 3, tuple({0: free, 2: free} for _ in past)),
+                input_names=inputs,
+                output_names=outputs,
+                opset_version=opset,
+                verbose=False,
+            )
+            assert program is not None
+            program.save(str(path), external_data=True)
     config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return folder / "model.onnx"
+    return path
 
 
 def by_genai(model: PreTrainedModel, tokenizer: Any, folder: Path, precision: str) -> Path:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
-from semkv_deploy import ops
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.export.foreign.cache_names import check_names
 from semkv_deploy.export.foreign.decomposed import find_decomposed, grown_caches
@@ -17,12 +16,10 @@ from semkv_deploy.export.foreign.layers import Layer
 from semkv_deploy.export.foreign.masks import with_windows
 from semkv_deploy.export.foreign.multi_head import find_multi_heads
 from semkv_deploy.export.foreign.operator import find_operators
+from semkv_deploy.export.foreign.opsets import raise_opset
 
 CONTRIB = "com.microsoft"
 KNOWN_DOMAINS = ("", CONTRIB)
-
-OLDEST_OPSET = 18
-"""Reductions take their axes as inputs from here on, and no later change touches what decoders are made of."""
 
 _STATE_OPERATORS = {"CausalConvWithState", "LinearAttention", "MambaScan", "SelectiveScan"}
 
@@ -56,14 +53,14 @@ class Interface:
 def find_interface(model: ir.Model, where: str) -> Interface:
     """Finds the roles of every input and output of a graph, and checks that its attention is what rules take.
 
+    The model's nodes are sorted, and its opset is raised where it is an old one.
+
     Raises:
         SemkvError: naming the input, output or node that has no role here.
     """
+    _check_domains(model.graph, where)
+    raise_opset(model, where)
     graph = model.graph
-    opset = graph.opset_imports.get("", 0)
-    if not OLDEST_OPSET <= opset <= ops.OPSET:
-        raise SemkvError("opset", where=where, expected=f"{OLDEST_OPSET} to {ops.OPSET}", got=opset)
-    _check_domains(graph, where)
     try:
         common.TopologicalSortPass()(model)
     except ValueError as error:

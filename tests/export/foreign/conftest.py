@@ -24,7 +24,8 @@ TorchExported = Callable[..., Path]
 def torch_exported(
     build_model: Callable[..., PreTrainedModel], tmp_path_factory: pytest.TempPathFactory
 ) -> TorchExported:
-    """`torch_exported(model_type, opset=20, **config)`: when first asked for; with `Attention` from opset 23."""
+    """`torch_exported(model_type, opset=20, **config)`: when first asked for; with `Attention` from opset 23, and by
+    TorchScript below 18."""
 
     @functools.cache
     def export(name: str, opset: int = 20, **overrides: Any) -> Path:
@@ -33,7 +34,7 @@ def torch_exported(
         model = build_model(name, **settings)
         if opset >= 23:
             model.set_attn_implementation("sdpa")
-        return by_torch(model, tiny_tokenizer(), tmp_path_factory.mktemp(name), opset)
+        return by_torch(model, tiny_tokenizer(), tmp_path_factory.mktemp(name), opset, script=opset < 18)
 
     return export
 
