@@ -20,7 +20,7 @@ import click
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
-from foreign_graphs import by_genai, by_torch
+from foreign_graphs import by_genai, by_optimum, by_torch
 from numpy.typing import NDArray
 
 from semkv_deploy import Session, open_bundle, open_session
@@ -38,6 +38,8 @@ TORCH = {"torch": ("eager", 20), "torch-attention": ("sdpa", 23), "torch-script"
 """Exporters of torch: how transformers attends, and the opset; below 18 by TorchScript."""
 
 EXPORTERS = ("genai", *TORCH)
+
+OPTIMUM = "optimum"
 PIECE = 512
 
 
@@ -100,12 +102,18 @@ class Original:
         return logits
 
 
-def written(exporter: str, checkpoint: Any, folder: Path) -> Path:
-    """The exporter's graph, its folder complete."""
+def written(exporter: str, checkpoint: Any, folder: Path, optimum: str) -> Path:
+    """The exporter's graph, its folder complete.
+
+    Args:
+        optimum: the Python that has it.
+    """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     if exporter == "genai":
         return by_genai(checkpoint.model, checkpoint.tokenizer, folder, "fp32")
+    if exporter == OPTIMUM:
+        return by_optimum(checkpoint.model, checkpoint.tokenizer, folder, optimum)
     attends, opset = TORCH[exporter]
     checkpoint.model.set_attn_implementation(attends)
     return by_torch(checkpoint.model, checkpoint.tokenizer, folder, opset, script=opset < 18)
@@ -158,7 +166,8 @@ def steps(original: Original, session: Session, tokens: list[int], count: int) -
 @click.command()
 @click.argument("source")
 @click.argument("work", type=click.Path(path_type=Path))
-@click.option("--exporter", "exporters", multiple=True, type=click.Choice(EXPORTERS), default=EXPORTERS)
+@click.option("--exporter", "exporters", multiple=True, type=click.Choice([*EXPORTERS, OPTIMUM]), default=EXPORTERS)
+@click.option("--optimum-python", help="Python that has optimum-onnx, which takes transformers below 5.")
 @click.option("--reply", default=32, help="Tokens of each of three replies.")
 @click.option("--context", default=8000, help="Slots at which a decode step is timed.")
 @click.option("--steps", "count", default=16, help="Steps timed.")
@@ -173,13 +182,16 @@ def main(
     count: int,
     threads: int,
     path: Path | None,
+    optimum_python: str | None,
 ) -> None:
     """Exits with 1 where a reply differs."""
+    if OPTIMUM in exporters and not optimum_python:
+        raise click.UsageError("--exporter optimum needs --optimum-python")
     found = {}
     for exporter in exporters:
         checkpoint = load_checkpoint(source)
         tokenizer = checkpoint.tokenizer
-        graph = written(exporter, checkpoint, work / exporter)
+        graph = written(exporter, checkpoint, work / exporter, optimum_python or "")
         del checkpoint
         bundle = work / f"{exporter}-bundle"
         shutil.rmtree(bundle, ignore_errors=True)

@@ -1,11 +1,14 @@
-"""A checkpoint's decoder as other exporters write it: onnxruntime-genai's builder, and torch.onnx of a DynamicCache."""
+"""A checkpoint's decoder as other exporters write it: genai's builder, torch.onnx of a DynamicCache, optimum."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -93,20 +96,47 @@ def by_torch(model: PreTrainedModel, tokenizer: Any, folder: Path, opset: int = 
     return path
 
 
+@contextmanager
+def saved(model: PreTrainedModel, tokenizer: Any) -> Iterator[Path]:
+    """The model in Hugging Face form, in a folder that is gone after the block."""
+    # Dequantised GGUF weights are ordinary weights, but transformers remembers where they came from and refuses.
+    for owner, name in ((model, "hf_quantizer"), (model, "quantization_method"), (model.config, "quantization_config")):
+        if hasattr(owner, name):
+            delattr(owner, name)
+    model.is_quantized = False  # type: ignore[attr-defined]
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        yield Path(folder)
+
+
 def by_genai(model: PreTrainedModel, tokenizer: Any, folder: Path, precision: str) -> Path:
     """Writes a model directory of onnxruntime-genai for its CPU.
 
     Args:
         precision: fp32 or int4.
     """
-    # Dequantised GGUF weights are ordinary weights, but transformers remembers where they came from and refuses.
-    for owner, name in ((model, "hf_quantizer"), (model, "quantization_method"), (model.config, "quantization_config")):
-        if hasattr(owner, name):
-            delattr(owner, name)
-    model.is_quantized = False  # type: ignore[attr-defined]
-    with tempfile.TemporaryDirectory() as saved:
-        model.save_pretrained(saved)
-        tokenizer.save_pretrained(saved)
-        command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", saved, "-o", str(folder)]
-        subprocess.run([*command, "-p", precision, "-e", "cpu", "-c", saved], check=True, stdout=subprocess.DEVNULL)
+    with saved(model, tokenizer) as source:
+        command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(source), "-o", str(folder)]
+        subprocess.run(
+            [*command, "-p", precision, "-e", "cpu", "-c", str(source)], check=True, stdout=subprocess.DEVNULL
+        )
+    return folder / "model.onnx"
+
+
+def by_optimum(model: PreTrainedModel, tokenizer: Any, folder: Path, python: str) -> Path:
+    """Writes what optimum-onnx does.
+
+    Args:
+        python: that has it: it takes transformers below 5.
+    """
+    with saved(model, tokenizer) as source:
+        path = source / "config.json"
+        config = json.loads(path.read_text(encoding="utf-8"))
+        # Where transformers below 5 looks for it.
+        config |= {name: config["rope_parameters"][name] for name in ("rope_theta",) if "rope_parameters" in config}
+        path.write_text(json.dumps(config), encoding="utf-8")
+        command = [python, "-m", "optimum.exporters.onnx", "--task", "text-generation-with-past"]
+        subprocess.run([*command, "--model", str(source), str(folder)], check=True, stdout=subprocess.DEVNULL)
+    tokenizer.save_pretrained(folder)
     return folder / "model.onnx"
