@@ -43,11 +43,26 @@ class WithMask(WithCache):
         return super().forward(input_ids, mask, position_ids, *past)
 
 
-def by_torch(model: PreTrainedModel, tokenizer: Any, folder: Path, opset: int = 20, script: bool = False) -> Path:
+class Counting(WithCache):
+    """The same, its positions counted by the length of its cache."""
+
+    def forward(self, input_ids: Any, attention_mask: Any, *past: Any) -> tuple[Any, ...]:
+        return super().forward(input_ids, attention_mask, None, *past)
+
+
+def by_torch(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    folder: Path,
+    opset: int = 20,
+    script: bool = False,
+    positions: bool = True,
+) -> Path:
     """Writes model.onnx, config.json and a tokenizer; `Attention` from opset 23 on, where the model attends by sdpa.
 
     Args:
         script: by TorchScript, which writes old opsets too.
+        positions: with an input for them; only without `script` they can be left out.
     """
     config = model.config
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
@@ -56,10 +71,11 @@ def by_torch(model: PreTrainedModel, tokenizer: Any, folder: Path, opset: int = 
     past = [torch.zeros(batch, heads, slots, size) for _ in range(2 * config.num_hidden_layers)]
     names = [f"{layer}.{kind}" for layer in range(config.num_hidden_layers) for kind in ("key", "value")]
     ids = torch.zeros(batch, rows, dtype=torch.long)
-    mask, positions = torch.ones(batch, slots + rows, dtype=torch.long), torch.arange(slots, slots + rows).repeat(2, 1)
-    inputs = ["input_ids", "attention_mask", "position_ids", *(f"past_key_values.{name}" for name in names)]
+    mask, places = torch.ones(batch, slots + rows, dtype=torch.long), torch.arange(slots, slots + rows).repeat(2, 1)
+    of_tokens = {"input_ids": ids, "attention_mask": mask, **({"position_ids": places} if positions else {})}
+    inputs = [*of_tokens, *(f"past_key_values.{name}" for name in names)]
     outputs = ["logits", *(f"present.{name}" for name in names)]
-    given = (ids, mask, positions, *past)
+    given = (*of_tokens.values(), *past)
     path = folder / "model.onnx"
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -80,10 +96,10 @@ def by_torch(model: PreTrainedModel, tokenizer: Any, folder: Path, opset: int = 
         else:
             free = torch.export.Dim.AUTO
             program = torch.onnx.export(
-                WithCache(model),
+                WithCache(model) if positions else Counting(model),
                 given,
                 dynamo=True,
-                dynamic_shapes=(*[{0: free, 1: free}] * 3, tuple({0: free, 2: free} for _ in past)),
+                dynamic_shapes=(*[{0: free, 1: free}] * len(of_tokens), tuple({0: free, 2: free} for _ in past)),
                 input_names=inputs,
                 output_names=outputs,
                 opset_version=opset,

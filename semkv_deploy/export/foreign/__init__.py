@@ -100,8 +100,11 @@ def recognised(path: Path) -> str | None:
     roles = find_interface(model, path.name)
     windows = sorted({layer.window for layer in roles.layers if layer.window})
     window = f", windows of {', '.join(map(str, windows))}" if windows else ""
-    turned = any(layer.turned_by for layer in roles.layers)
-    positions = "in the node" if turned else f"by {roles.positions.name}" if roles.positions else "none"
+    positions = "counted" if roles.counted else "none"
+    if roles.positions:
+        positions = f"by {roles.positions.name}"
+    if any(layer.turned_by for layer in roles.layers):
+        positions = "in the node"
     return f"{len(roles.layers)} x {roles.layers[0].kind}{window}; positions: {positions}"
 
 

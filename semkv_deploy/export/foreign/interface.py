@@ -9,6 +9,7 @@ import onnx_ir.passes.common as common
 
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.export.foreign.cache_names import check_names
+from semkv_deploy.export.foreign.counted import Counted, counted_positions
 from semkv_deploy.export.foreign.decomposed import find_decomposed, grown_caches
 from semkv_deploy.export.foreign.gqa import GroupQuery, check_node, group_query, is_group_query
 from semkv_deploy.export.foreign.in_place import InPlace, find_in_place
@@ -40,6 +41,7 @@ class Interface:
     Attributes:
         counts: what a host says of caches in place: where rows are written, how many slots are live.
         positions: None where the graph counts them itself.
+        counted: what the graph counts as positions.
     """
 
     ids: ir.Value
@@ -48,6 +50,7 @@ class Interface:
     positions: ir.Value | None
     logits: ir.Value
     layers: tuple[Layer, ...]
+    counted: tuple[Counted, ...] = ()
 
 
 def find_interface(model: ir.Model, where: str) -> Interface:
@@ -116,6 +119,8 @@ def find_interface(model: ir.Model, where: str) -> Interface:
         if isinstance(layer, GroupQuery):
             check_node(layer.node, mask)
     roles = Interface(ids, counts, mask, positions, rest[0], layers)
+    if positions is None and not counts:
+        roles = replace(roles, counted=counted_positions(model, roles))
     return replace(roles, layers=with_windows(model, roles))
 
 

@@ -53,6 +53,11 @@ def _replace_attention(graph: ir.Graph, roles: Interface, head_dim: int) -> None
         value.shape = ir.Shape(["batch", "sequence"])
         if value.dtype != ir.DataType.INT64:
             raise SemkvError("ids or positions of another type", where=value.name, expected="int64", got=value.dtype)
+    for value, ones in roles.counted:
+        told = positions
+        if ones:
+            told = edit.node(first, "Unsqueeze", [positions, edit.constant(ones, np.int64)])[0]
+        value.replace_all_uses_with(told)
     roles.ids.name, positions.name = INPUT_IDS, POSITION_IDS
     tables = Tables(edit, first, positions)
     inputs = [roles.ids, positions, index, lengths]

@@ -24,17 +24,18 @@ TorchExported = Callable[..., Path]
 def torch_exported(
     build_model: Callable[..., PreTrainedModel], tmp_path_factory: pytest.TempPathFactory
 ) -> TorchExported:
-    """`torch_exported(model_type, opset=20, **config)`: when first asked for; with `Attention` from opset 23, and by
-    TorchScript below 18."""
+    """`torch_exported(model_type, opset=20, positions=True, **config)`: when first asked for; with `Attention` from
+    opset 23, and by TorchScript below 18."""
 
     @functools.cache
-    def export(name: str, opset: int = 20, **overrides: Any) -> Path:
+    def export(name: str, opset: int = 20, positions: bool = True, **overrides: Any) -> Path:
         of_family = FAMILIES[name].config if name in FAMILIES else {}
         settings = {"vocab_size": 512, "num_hidden_layers": 1, **of_family, **overrides}
         model = build_model(name, **settings)
         if opset >= 23:
             model.set_attn_implementation("sdpa")
-        return by_torch(model, tiny_tokenizer(), tmp_path_factory.mktemp(name), opset, script=opset < 18)
+        folder = tmp_path_factory.mktemp(name)
+        return by_torch(model, tiny_tokenizer(), folder, opset, script=opset < 18, positions=positions)
 
     return export
 
