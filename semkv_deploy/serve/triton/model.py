@@ -26,6 +26,8 @@ from semkv_deploy.serve.turn import Failed, Finished, Piece, Turn, Unavailable, 
 LOOK_SECONDS = 0.05
 """Between looks at whether clients have gone."""
 
+_log = logging.getLogger("semkv_deploy.serve.triton")
+
 
 class TritonPythonModel:
     """One instance: a second one would have sessions of its own, and nothing brings a session back to it."""
@@ -132,17 +134,33 @@ class TritonPythonModel:
         sender.send(response, self._triton.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
     def _watch(self) -> None:
-        """Breaks off turns whose clients have gone, and keeps Triton's metrics."""
+        """Looks around until the end, whatever a look meets: without it no client's leaving would be seen again."""
         while not self._ending.wait(LOOK_SECONDS):
-            with self._changed:
-                turns = list(self._open.items())
-            for turn, sender in turns:
-                if turn.finished is not None:
-                    with self._changed:
-                        del self._open[turn]
-                elif sender.is_cancelled():
-                    turn.cancel()
-            self._metrics.update(self._scheduler)
+            try:
+                self._look()
+            except Exception:
+                _log.exception("a look at clients and metrics failed")
+
+    def _look(self) -> None:
+        """Breaks off turns whose clients have gone, and keeps Triton's metrics."""
+        with self._changed:
+            turns = list(self._open.items())
+        for turn, sender in turns:
+            if turn.finished is not None:
+                with self._changed:
+                    del self._open[turn]
+            elif _has_gone(sender):
+                turn.cancel()
+        self._metrics.update(self._scheduler)
+
+
+def _has_gone(sender: Any) -> bool:
+    """Whether a request's client has gone. Of a request that Triton is through with it may not be asked any more."""
+    try:
+        return bool(sender.is_cancelled())
+    except Exception as error:
+        _log.warning("whether a client has gone is not known: %s", error)
+        return False
 
 
 def _code(kind: Any, error: Exception | None) -> Any:

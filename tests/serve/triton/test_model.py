@@ -160,6 +160,25 @@ def test_a_client_that_goes_frees_its_row(model: Any):
     assert len(request.sender.ids) < 500 and model._scheduler.held().running == 0
 
 
+def test_a_look_that_fails_is_not_the_last(model: Any, monkeypatch: pytest.MonkeyPatch):
+    """Else no client's leaving would be seen any more."""
+    update, calls = model._metrics.update, []
+
+    def failing(scheduler: Any) -> None:
+        calls.append(1)
+        if len(calls) == 1:
+            raise RuntimeError("no metrics today")
+        update(scheduler)
+
+    monkeypatch.setattr(model._metrics, "update", failing)
+    odd, request = (fake.Request(input_ids=[5, 6], max_tokens=400) for _ in range(2))
+    monkeypatch.setattr(odd.sender, "is_cancelled", lambda: 1 / 0)
+    model.execute([odd, request])
+    request.sender.cancelled = True
+    assert request.sender.ended.wait(20) and request.sender.error.code is fake.Code.CANCELLED
+    assert odd.sender.ended.wait(20) and odd.sender.error is None and len(calls) > 1
+
+
 def test_failures_are_told_and_metrics_count_them(model: Any, monkeypatch: pytest.MonkeyPatch):
     def failing(*arguments: Any) -> Any:
         raise RuntimeError("out of luck")

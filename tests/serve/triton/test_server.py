@@ -211,14 +211,22 @@ def test_a_client_that_goes_frees_its_row(over: str, running: Running):
 
 
 def test_rows_run_out_and_idle_sessions_lose_theirs(running: Running):
+    before = running.server.metric("semkv_turns_total", "small")
+
+    def looked_at(turns: int) -> bool:
+        """Metrics are those of the model's last look around: not those of before these turns."""
+        return until(lambda: running.server.metric("semkv_turns_total", "small") == before + turns)
+
     given = {"session_id": "a", "start_session": True, "input_ids": [5, 6], "max_tokens": 2}
     assert len(ids_of(stream(running.server, "small", **given))) == 2
+    assert looked_at(1)
     (refused,) = stream(running.server, "small", **{**given, "session_id": "b"})
     assert "no row is free (got 0 of 1 rows generate, the others hold sessions)" in refused["error"]
     assert until(lambda: running.server.metric("semkv_rows_used", "small") == 0)
     (gone,) = stream(running.server, "small", session_id="a", input_ids=[5])
     assert "lost its row while it was idle" in gone["error"]
     assert len(ids_of(stream(running.server, "small", **{**given, "session_id": "b"}))) == 2
+    assert looked_at(4)
 
 
 def test_unload_during_a_stream(running: Running, parts: Parts):
