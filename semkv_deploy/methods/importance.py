@@ -141,7 +141,7 @@ class Importance(Method):
 
     @property
     def fits(self) -> Fit:
-        """What is fitted; of a method that is not resolved, what would be where everything can be had."""
+        """`fit`; of a method that no build has resolved: all where it reads again, else none, which every target can."""
         if self.fit != "auto":
             return self.fit
         return "all" if self.reads_again else "none"
