@@ -141,7 +141,7 @@ class Importance(Method):
 
     @property
     def fits(self) -> Fit:
-        """`fit`; of a method that no build has resolved: all where it reads again, else none, which every target can."""
+        """`fit`; of a method that no build has resolved: all where it reads again, else none, which all targets can."""
         if self.fit != "auto":
             return self.fit
         return "all" if self.reads_again else "none"

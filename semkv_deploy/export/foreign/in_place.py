@@ -7,7 +7,7 @@ a dimension of heads, or all heads side by side.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -116,13 +116,12 @@ def _layer(node: ir.Node) -> InPlace:
     )
 
 
-def _scattered(node: ir.Node, place: int, axis: int, differs: object) -> Grown:
+def _scattered(node: ir.Node, place: int, axis: int, differs: Callable[[str, object], SemkvError]) -> Grown:
     """A cache as what `TensorScatter` makes of it; nothing else may read or write it.
 
     Raises:
         SemkvError: naming the attention that reads it.
     """
-    assert callable(differs)
     scatter = sole(node.inputs[place], "TensorScatter")
     if scatter is None:
         raise differs("keys and values of a cache that TensorScatter writes", None)
