@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 
 from semkv_deploy import open_bundle, open_session
+from semkv_deploy.runtime.session import Session
+from semkv_deploy.targets.onnxruntime.engine import OnnxRuntimeEngine
 
 from .driver import CppError, Driver, onnxruntime_library
+from .tensorrt.conftest import Fake, trt_bundle  # noqa: F401
 from .test_equality import converse
 
 
@@ -27,6 +30,20 @@ def test_a_conversation_touches_no_memory_that_is_not_its_own(
             cpp.prefill([[999], []])
         cpp("load", path=str(tmp_path / "cpp"))
         cpp("generate", rows=[[5, 6, 7], [8]], most=4)
+        cpp("close")
+
+
+def test_nor_on_tensorrts_api(
+    address_driver: Path,
+    trt_bundle: Callable[..., Path],  # noqa: F811
+    tmp_path: Path,
+):
+    """With stand-ins for TensorRT and CUDA, whose memory is the host's: it is seen there as well."""
+    bundle, target, fake = trt_bundle("semanticache", "tensorrt"), "tensorrt", Fake(address_driver.parent, tmp_path)
+    session = Session(OnnxRuntimeEngine(open_bundle(bundle).built(target), batch=2, threads=1))
+    with fake.driver(bundle, target, ASAN_OPTIONS="detect_leaks=0") as cpp:
+        cpp.open(bundle, 2, target=target, **fake.libraries())
+        converse(session, cpp, 0, tmp_path, turns=2)
         cpp("close")
 
 

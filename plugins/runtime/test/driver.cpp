@@ -93,6 +93,9 @@ semkv::Session opened(json const& line)
     of.nativeLibrary = line.value("native_library", "");
     of.nativeSha256 = line.value("native_sha256", "");
     of.verifyAll = line.value("verify_all", false);
+    of.tensorrt = line.value("tensorrt", "");
+    of.cudart = line.value("cudart", "");
+    of.allowPlugins = line.value("allow_plugins", false);
     semkv::Bundle const bundle(line.at("bundle"), of);
     return bundle.session({line.value("budget", 0.0), line.value("batch", 0), line.value("threads", 0)});
 }

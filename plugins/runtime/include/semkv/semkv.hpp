@@ -47,11 +47,13 @@ constexpr int32_t kEveryRow = -1;
 
 struct BundleOptions
 {
-    std::string target = "onnxruntime-cpu";
+    std::string target = "onnxruntime-cpu"; // or "tensorrt", "tensorrt-rtx"
     std::string onnxruntime;   // libonnxruntime's path; empty: $SEMKV_ONNXRUNTIME, else the loader's
     std::string nativeLibrary; // naming it is the consent to run its code
     std::string nativeSha256;
     bool verifyAll = false;
+    std::string tensorrt, cudart; // paths of libnvinfer or libtensorrt_rtx, and libcudart; empty: as above
+    bool allowPlugins = false;    // the consent to run native code that the bundle's engines bring
 };
 
 struct SessionOptions
@@ -246,6 +248,9 @@ public:
         given.native_library = orNull(options.nativeLibrary);
         given.native_sha256 = orNull(options.nativeSha256);
         given.verify_all = options.verifyAll;
+        given.tensorrt = orNull(options.tensorrt);
+        given.cudart = orNull(options.cudart);
+        given.allow_plugins = options.allowPlugins;
         semkv_bundle* opened = nullptr;
         check(semkv_bundle_open(path.c_str(), &given, &opened));
         mBundle.reset(opened);
