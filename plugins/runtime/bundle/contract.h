@@ -5,6 +5,7 @@
 #include "common/tensor.h"
 
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <variant>
@@ -172,6 +173,10 @@ struct Contract
     // Buffers that a group's program gives back elsewhere than it took them: there are spare ones of these.
     std::vector<std::string> exchanged() const;
 };
+
+// A contract whose caches are larger than it says; what it keeps when it compresses is the same. Throws
+// SEMKV_BAD_ARGUMENT where shapes are static, a table of blocks has the budget's size, or for less than the budget's.
+std::shared_ptr<Contract const> larger(std::shared_ptr<Contract const> const& contract, int64_t capacity);
 
 inline constexpr char const* kDecode = "decode";
 inline constexpr int64_t kSchemaVersion = 5; // of manifests and of contracts

@@ -76,6 +76,7 @@ typedef struct semkv_session_options
     double budget;   /* a share that was built; 0: the smallest */
     int32_t batch;   /* rows; 0: what the graphs were built for, or 1 */
     int32_t threads; /* of ONNX Runtime; 0: one for each CPU that the process may use */
+    int32_t capacity; /* slots that every cache group has, to read in more memory than the budget; 0: the budget's */
 } semkv_session_options;
 
 typedef struct semkv_session_info
@@ -131,6 +132,14 @@ SEMKV_API semkv_error* semkv_session_end_turn(semkv_session* session, int32_t ro
 
 /* Compresses a row, or all, now, as at the end of a turn. */
 SEMKV_API semkv_error* semkv_session_compress(semkv_session* session, int32_t row);
+
+/* Takes back the last turn of a row, or of all, ended or not: what was appended since it began. A turn begins with what
+ * is appended after end_turn, reset or load. Refused (SEMKV_BAD_ARGUMENT) once something was compressed since. */
+SEMKV_API semkv_error* semkv_session_undo_turn(semkv_session* session, int32_t row);
+
+/* Never drops what the open turn of a row, or of all, has so far: a system prompt, a document. Refused where the
+ * bundle's method cannot, or the capacity is too small for it. */
+SEMKV_API semkv_error* semkv_session_pin(semkv_session* session, int32_t row);
 
 /* A new conversation in a row, or in all. */
 SEMKV_API semkv_error* semkv_session_reset(semkv_session* session, int32_t row);

@@ -61,6 +61,7 @@ struct SessionOptions
     double budget = 0;   // 0: the smallest that was built
     int32_t batch = 0;   // 0: what the graphs were built for, or 1
     int32_t threads = 0; // 0: one for each CPU
+    int32_t capacity = 0; // slots of every cache group; 0: the budget's
 };
 
 struct GenerateOptions
@@ -167,6 +168,16 @@ public:
         check(semkv_session_compress(get(), row));
     }
 
+    void undoTurn(int32_t row = kEveryRow)
+    {
+        check(semkv_session_undo_turn(get(), row));
+    }
+
+    void pin(int32_t row = kEveryRow)
+    {
+        check(semkv_session_pin(get(), row));
+    }
+
     void reset(int32_t row = kEveryRow)
     {
         check(semkv_session_reset(get(), row));
@@ -263,6 +274,7 @@ public:
         given.budget = options.budget;
         given.batch = options.batch;
         given.threads = options.threads;
+        given.capacity = options.capacity;
         semkv_session* opened = nullptr;
         check(semkv_session_open(mBundle.get(), &given, &opened));
         return Session(opened);
