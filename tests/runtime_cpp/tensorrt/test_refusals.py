@@ -170,8 +170,10 @@ def test_native_code_needs_the_callers_word(fake: Fake, bundle: Path, copied: An
 
 
 def test_a_run_that_fails(fake: Fake, bundle: Path):
-    """What was appended is taken back; the sentence has TensorRT's words."""
+    """What was appended is taken back; the sentence has TensorRT's words, in every session of the process."""
     with fake.driver(bundle, TARGET, SEMKV_FAKE_FAIL="run") as cpp:
+        cpp.open(bundle, 2, target=TARGET, **fake.libraries())
+        cpp("close")
         cpp.open(bundle, 2, target=TARGET, **fake.libraries())
         with pytest.raises(CppError, match=r"the engine does not run .*an illegal memory access") as refusal:
             cpp.prefill([words(1, 20), []])

@@ -1,6 +1,8 @@
 #include "engine/tensorrt/library.h"
 
 #include <cstdlib>
+#include <map>
+#include <mutex>
 #include <vector>
 
 #include <dlfcn.h>
@@ -46,6 +48,18 @@ void* opened(std::string const& target, std::string const& given, std::string co
     throw missing(target, titleOf(target) + "'s library does not load").got(errors);
 }
 
+// One log for a library, as long as the process: TensorRT goes on with the first logger that it was given, whatever
+// becomes of the runtime that brought it. Sessions side by side may so find each other's words in their errors.
+TrtLog& logOf(void* handle)
+{
+    static std::mutex lock;
+    static auto* const logs = new std::map<void*, TrtLog*>();
+    std::lock_guard<std::mutex> const guard(lock);
+    TrtLog*& log = (*logs)[handle];
+    log = log != nullptr ? log : new TrtLog();
+    return *log;
+}
+
 template <class Function>
 Function symbol(void* handle, char const* name)
 {
@@ -64,6 +78,7 @@ TrtLibrary TrtLibrary::load(RuntimeOptions const& options, std::string const& bu
     void* const handle = opened(target, options.tensorrt, builtBy);
     TrtLibrary library;
     library.mTitle = titleOf(target);
+    library.mLog = &logOf(handle);
     library.mCreate = symbol<void* (*)(void*, int32_t)>(handle, "createInferRuntime_INTERNAL");
     int32_t numbers[4]{};
     int i = 0;

@@ -51,6 +51,6 @@ private:
     int32_t mMajor = 0, mNumber = 0;
     Places mPlaces{};
     void* (*mCreate)(void*, int32_t) = nullptr;
-    std::shared_ptr<TrtLog> mLog = std::make_shared<TrtLog>();
+    TrtLog* mLog = nullptr; // the library's, never freed
 };
 } // namespace semkv::runtime

@@ -366,7 +366,8 @@ EXPORT int32_t getInferLibVersion()
 
 EXPORT void* createInferRuntime_INTERNAL(void* logger, int32_t number)
 {
-    gLogger = logger;
+    // As the real one, which goes on with the first.
+    gLogger = gLogger != nullptr ? gLogger : logger;
     if (number != getInferLibVersion() || fails("runtime"))
     {
         say("CUDA initialization failure with error: 35");
