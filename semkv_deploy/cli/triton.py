@@ -75,4 +75,5 @@ def triton(
             force=force,
             progress=report,
         )
-    click.echo(f"{model}: run it with: tritonserver --model-repository={output}")
+    more = "" if backend == "python" else " --backend-directory=FOLDER, which has semkv/libtriton_semkv.so"
+    click.echo(f"{model}: run it with: tritonserver --model-repository={output}{more}")
