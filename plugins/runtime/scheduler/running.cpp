@@ -6,13 +6,25 @@
 
 namespace semkv::runtime
 {
-namespace
+bool Scheduler::begin(Entry& entry)
 {
-double seconds(Clock::duration time)
-{
-    return std::chrono::duration<double>(time).count();
+    Turn& turn = *entry.turns.front();
+    try
+    {
+        mSession->checkAppend(entry.row, turn.request.ids);
+    }
+    catch (Error const& error)
+    {
+        withdraw(entry, 0, failure(Fault::kInvalid, error));
+        return false;
+    }
+    turn.before = mSession->slots().at(entry.row);
+    mRows[static_cast<size_t>(entry.row)] = &entry;
+    entry.running = true;
+    std::lock_guard<std::mutex> const guard(mLock);
+    --mWaiting;
+    return true;
 }
-} // namespace
 
 // Appends one piece of one prompt; turns take turns. False when no prompt is left.
 bool Scheduler::appendPrompt()

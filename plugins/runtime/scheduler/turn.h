@@ -29,6 +29,16 @@ struct Failure
     std::string text;
 };
 
+inline Failure failure(Fault fault, Error const& error)
+{
+    return {fault, error.what()};
+}
+
+inline double seconds(Clock::duration time)
+{
+    return std::chrono::duration<double>(time).count();
+}
+
 enum class Reason
 {
     kStop,      // a stop id
