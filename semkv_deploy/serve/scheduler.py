@@ -326,7 +326,8 @@ class Scheduler:
 
     def _finished(self, entry: Entry, reason: FinishReason, left: Left, error: SemkvError | None) -> None:
         """Takes note of the end of a session's running turn."""
-        left = self._table.turn_ended(entry, left)
+        if not entry.turns[0].request.end_session:
+            left = self._table.turn_ended(entry, left)
         turn = entry.turns.popleft()
         entry.used = self._clock()
         self.statistics.count_end(reason)

@@ -124,7 +124,7 @@ def test_a_turn_waits_for_that_of_another_server(parts: Parts, tmp_path: Path):
     assert [first.ids, second.ids] == alone(parts, turns, 6)
 
 
-def test_what_ends_or_begins_elsewhere_does_so_here(parts: Parts, tmp_path: Path):
+def test_what_ends_or_begins_elsewhere_does_so_here(parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     one, other = sharing(parts, tmp_path, batch=2), sharing(parts, tmp_path, batch=2)
     for name in "ab":
         ask(one, name, [5, 6])
@@ -134,8 +134,10 @@ def test_what_ends_or_begins_elsewhere_does_so_here(parts: Parts, tmp_path: Path
     gone = ask(one, "a", [7, 8], start=False)
     assert gone.end and isinstance(gone.end.error, UnknownSession)
     assert ask(one, "b", [9, 9]).ids == alone(parts, [[7, 8], [9, 9]], 6)[1]
-    ask(one, "b", [9, 9], end_session=True)
-    assert not list(tmp_path.glob(FILES))
+    with monkeypatch.context() as patch:
+        patch.setattr(one.session, "save", lambda *_, **__: pytest.fail("what ends is not saved"))
+        ask(one, "b", [9, 9], end_session=True)
+    assert not list(tmp_path.glob(FILES)) and one.statistics.not_saved == 0
 
 
 def test_a_turn_that_is_lost_is_taken_back(parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
