@@ -46,7 +46,7 @@ public:
     // Verified bytes of a graph and its weights.
     LoadedGraph graph(std::string const& name) const;
 
-    // Verified bytes of an engine's file.
+    // Verified bytes of an engine's file, or any other; one copy for all who ask.
     std::shared_ptr<PrivateCopy> plan(std::string const& name) const;
 
     std::string path(std::string const& name) const

@@ -29,6 +29,13 @@ void semkv_error_free(semkv_error* error)
     }
 }
 
+semkv_error* semkv_error_new(semkv_code code, char const* message)
+{
+    semkv_error* made = nullptr;
+    semkv_error* const failed = guarded([&] { made = new semkv_error{code, text(message)}; });
+    return failed != nullptr ? failed : made;
+}
+
 semkv_error* semkv_bundle_open(char const* path, semkv_bundle_options const* given, semkv_bundle** out)
 {
     return guarded([&] {
@@ -55,5 +62,18 @@ void semkv_bundle_close(semkv_bundle* bundle)
 char const* semkv_bundle_manifest(semkv_bundle const* bundle)
 {
     return bundle != nullptr ? bundle->bundle->text().c_str() : "";
+}
+
+semkv_error* semkv_bundle_read(semkv_bundle const* bundle, char const* name, char const** data, size_t* bytes)
+{
+    return guarded([&] {
+        notNull(bundle, "bundle");
+        notNull(name, "name");
+        notNull(data, "data");
+        notNull(bytes, "bytes");
+        auto const file = bundle->bundle->plan(name);
+        *data = file->data();
+        *bytes = file->size();
+    });
 }
 }

@@ -47,6 +47,8 @@ SEMKV_API uint32_t semkv_api_version(void); /* of the library: SEMKV_API_VERSION
 SEMKV_API semkv_code semkv_error_code(semkv_error const* error);
 SEMKV_API char const* semkv_error_message(semkv_error const* error); /* where, what, expected, got, what to do */
 SEMKV_API void semkv_error_free(semkv_error* error);                 /* null is taken */
+/* An error of a library beside this one, such as libsemkv_text; both strings are copied. */
+SEMKV_API semkv_error* semkv_error_new(semkv_code code, char const* message);
 
 /* Bundles. */
 
@@ -67,6 +69,11 @@ typedef struct semkv_bundle_options
 SEMKV_API semkv_error* semkv_bundle_open(char const* path, semkv_bundle_options const* options, semkv_bundle** out);
 SEMKV_API void semkv_bundle_close(semkv_bundle* bundle);                  /* open sessions go on; null is taken */
 SEMKV_API char const* semkv_bundle_manifest(semkv_bundle const* bundle);  /* bundle.json; lives as long as the bundle */
+
+/* A file that the manifest lists, by its name there, such as "tokenizer/tokenizer.json": the bytes that were hashed.
+ * They live as long as the bundle, and have no 0 behind them. */
+SEMKV_API semkv_error* semkv_bundle_read(
+    semkv_bundle const* bundle, char const* name, char const** data, size_t* bytes);
 
 /* Sessions: a conversation in each of `batch` rows. */
 

@@ -280,6 +280,11 @@ public:
         return Session(opened);
     }
 
+    semkv_bundle* get() const
+    {
+        return mBundle.get();
+    }
+
     // bundle.json
     char const* manifest() const
     {
