@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from semkv_deploy.model.config import ModelFacts
 
+_WIDENED = "widened.onnx"
+"""A float16 graph in float32, for as long as it is compared."""
+
 
 def is_foreign(path: Path) -> bool:
     """Whether an ONNX file is a decoder that `import_decoder` is for: no operators of ours, and no export's files.
@@ -48,10 +51,11 @@ def import_decoder(
     from semkv_deploy.export.config import turn_end_ids
     from semkv_deploy.export.delimiters import find_delimiters
     from semkv_deploy.export.foreign.facts import Known, head_size, model_facts, read_configs
+    from semkv_deploy.export.foreign.float16 import is_float16, widen
     from semkv_deploy.export.foreign.interface import find_interface
     from semkv_deploy.export.foreign.original import names_of
     from semkv_deploy.export.foreign.portable import to_portable
-    from semkv_deploy.export.foreign.proof import check_import
+    from semkv_deploy.export.foreign.proof import check_import, check_widened
     from semkv_deploy.graph.files import write_model
     from semkv_deploy.model.exported import DECODER, DELIMITERS, FACTS, TOKENIZER, check_weights
     from semkv_deploy.model.tokenizer import read_tokenizer
@@ -60,6 +64,12 @@ def import_decoder(
     check_weights(path)
     folder = path.resolve().parent
     model = ir.load(path)
+    read = path
+    if narrow := is_float16(model):
+        progress("float16 weights are read as float32: twice the bytes, where --weights does not quantise them", None)
+        widen(model, path.name)
+        read = out / _WIDENED
+        write_model(model, read)
     roles = find_interface(model, path.name)
     known = Known(read_configs(folder), folder)
     tokenizer = read_tokenizer(folder)
@@ -75,9 +85,16 @@ def import_decoder(
     find_delimiters(tokenizer).write(out / DELIMITERS)
     facts.write(out / FACTS)
     if proof:
+        if narrow:
+            progress("comparing the graph in float32 with that in float16", None)
+            apart = check_widened(path, read, facts, names)
+            progress(f"float32 and float16 are apart by {apart:.1e} of a logit", None)
         progress("comparing the import with the original", None)
-        difference = check_import(path, out / DECODER, facts, names)
+        difference = check_import(read, out / DECODER, facts, names)
         progress(f"imported {facts.layers} x {kind}; largest difference {difference:.1e} of a logit", None)
+    if narrow:
+        for file in out.glob(f"{_WIDENED}*"):
+            file.unlink()
     return facts
 
 
@@ -90,11 +107,16 @@ def recognised(path: Path) -> str | None:
     import onnx_ir as ir
 
     from semkv_deploy.export.foreign.decomposed import grown_caches
+    from semkv_deploy.export.foreign.float16 import is_float16, widen
     from semkv_deploy.export.foreign.interface import find_interface, reads_cache
 
     if not is_foreign(path):
         return None
     model = ir.load(path)
+    types = ""
+    if is_float16(model):
+        widen(model, path.name)
+        types = "; float16, read as float32"
     if not grown_caches(model.graph) and not any(reads_cache(node) for node in model.graph):
         return None
     roles = find_interface(model, path.name)
@@ -105,7 +127,7 @@ def recognised(path: Path) -> str | None:
         positions = f"by {roles.positions.name}"
     if any(layer.turned_by for layer in roles.layers):
         positions = "in the node"
-    return f"{len(roles.layers)} x {roles.layers[0].kind}{window}; positions: {positions}"
+    return f"{len(roles.layers)} x {roles.layers[0].kind}{window}; positions: {positions}{types}"
 
 
 def keeps_weights(decoder: Path) -> bool:

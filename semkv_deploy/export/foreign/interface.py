@@ -18,6 +18,7 @@ from semkv_deploy.export.foreign.masks import with_windows
 from semkv_deploy.export.foreign.multi_head import find_multi_heads
 from semkv_deploy.export.foreign.operator import find_operators
 from semkv_deploy.export.foreign.opsets import raise_opset
+from semkv_deploy.export.foreign.rotary_node import expand_rotary
 
 CONTRIB = "com.microsoft"
 KNOWN_DOMAINS = ("", CONTRIB)
@@ -42,6 +43,7 @@ class Interface:
         counts: what a host says of caches in place: where rows are written, how many slots are live.
         positions: None where the graph counts them itself.
         counted: what the graph counts as positions.
+        pieces: whether it takes several tokens after others, and not prompts and single tokens alone.
     """
 
     ids: ir.Value
@@ -51,12 +53,13 @@ class Interface:
     logits: ir.Value
     layers: tuple[Layer, ...]
     counted: tuple[Counted, ...] = ()
+    pieces: bool = True
 
 
 def find_interface(model: ir.Model, where: str) -> Interface:
     """Finds the roles of every input and output of a graph, and checks that its attention is what rules take.
 
-    The model's nodes are sorted, and its opset is raised where it is an old one.
+    The model's nodes are sorted, its opset is raised where it is an old one, rotary nodes become standard operators.
 
     Raises:
         SemkvError: naming the input, output or node that has no role here.
@@ -68,6 +71,7 @@ def find_interface(model: ir.Model, where: str) -> Interface:
         common.TopologicalSortPass()(model)
     except ValueError as error:
         raise SemkvError("nodes that feed each other in a circle", where=where, got=error) from None
+    expand_rotary(graph)
     layers: tuple[Layer, ...] = tuple(group_query(node) for node in graph if is_group_query(node))
     layers = layers or (
         *find_in_place(graph),
@@ -121,7 +125,8 @@ def find_interface(model: ir.Model, where: str) -> Interface:
     roles = Interface(ids, counts, mask, positions, rest[0], layers)
     if positions is None and not counts:
         roles = replace(roles, counted=counted_positions(model, roles))
-    return replace(roles, layers=with_windows(model, roles))
+    layers, pieces = with_windows(model, roles)
+    return replace(roles, layers=layers, pieces=pieces)
 
 
 def reads_cache(node: ir.Node) -> bool:

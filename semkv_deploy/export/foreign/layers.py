@@ -50,6 +50,11 @@ class Layer(ABC):
         """Cosine and sine tables by which the node turns queries and keys itself; None: it does not."""
         return None
 
+    @property
+    @abstractmethod
+    def new_key(self) -> ir.Value | None:
+        """What is appended to the keys, of whatever layout; None: it is packed with other things."""
+
     @abstractmethod
     def replace(self, edit: GraphEditor, tables: Tables, head_dim: int, bias: ir.Value, length: ir.Value) -> ir.Node:
         """Puts a NexusAttention in the node's place, its new caches in those of the graph's outputs; returns it.

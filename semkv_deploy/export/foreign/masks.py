@@ -28,31 +28,39 @@ LENGTHS = ((0, 13), (5, 4), (9, 1), (8191, 1))
 """Slots before a run, and its rows. The last tells windows: a longer one than that is not seen."""
 
 
-def with_windows(model: ir.Model, roles: Interface) -> tuple[Layer, ...]:
-    """The layers, with the windows that their masks have.
+def with_windows(model: ir.Model, roles: Interface) -> tuple[tuple[Layer, ...], bool]:
+    """The layers, with the windows that their masks have; and whether all masks can be made for a piece after others.
 
     Raises:
         SemkvError: naming a layer whose mask is not that of a causal decoder.
     """
-    found: dict[tuple[Mask, ...], int] = {}
+    found: dict[tuple[Mask, ...], tuple[int, bool]] = {}
     layers = []
     for layer in roles.layers:
         if isinstance(layer, Decomposed):
             if layer.masks not in found:
                 found[layer.masks] = _window(model, roles, layer)
-            layer = replace(layer, window=found[layer.masks])
+            layer = replace(layer, window=found[layer.masks][0])
         layers.append(layer)
-    return tuple(layers)
+    return tuple(layers), all(pieces for _, pieces in found.values())
 
 
-def _window(model: ir.Model, roles: Interface, layer: Decomposed) -> int:
+def _window(model: ir.Model, roles: Interface, layer: Decomposed) -> tuple[int, bool]:
     named = [str(mask.value.name) for mask in layer.masks if mask.value is not None]
     evaluators = {name: Evaluator(model, name) for name in named}
     windows: dict[int, int] = {}
+    pieces = True
     for past, rows in LENGTHS:
         given = feeds(roles, past, rows)
         try:
             parts = [_hidden(evaluators, mask, given, past, rows) for mask in layer.masks]
+        except SemkvError:
+            # genai's mask for MultiHeadAttention is of prompts and of single tokens: of what its host runs.
+            if not past or rows == 1:
+                raise
+            pieces = False
+            continue
+        try:
             windows[past + rows] = window_of(functools.reduce(np.add, parts), past, rows)
         except ValueError as error:
             names = " and ".join(named)
@@ -60,7 +68,7 @@ def _window(model: ir.Model, roles: Interface, layer: Decomposed) -> int:
     window = max(windows.values())
     if any(found != (window if slots > window else 0) for slots, found in windows.items()):
         raise _another(layer, "has windows that differ by length", str(windows))
-    return window
+    return window, pieces
 
 
 def _another(layer: Decomposed, what: str, got: str) -> SemkvError:

@@ -15,6 +15,7 @@ from semkv_deploy.export.foreign.norms import expand_norms
 from semkv_deploy.export.foreign.positions import Tables
 from semkv_deploy.graph.editing import GraphEditor, attribute, sole, static
 from semkv_deploy.graph.files import INLINE_LIMIT
+from semkv_deploy.graph.inference import infer_types
 from semkv_deploy.model.names import INPUT_IDS, LENGTH, LOGITS, LOGITS_INDEX, POSITION_IDS, cache_names, present_names
 from semkv_deploy.ops import nexus_attention as nexus
 
@@ -180,7 +181,7 @@ def _finish(model: ir.Model) -> None:
     graph.opset_imports.clear()
     graph.opset_imports.update({"": ops.OPSET, ops.DOMAIN: ops.VERSION} | ({CONTRIB: 1} if contrib else {}))
     model.ir_version = 10
-    common.ShapeInferencePass()(model)
+    infer_types(model)
     for node in graph:
         if node.domain == ops.DOMAIN:
             query = node.inputs[0]
