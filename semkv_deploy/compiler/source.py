@@ -25,7 +25,8 @@ def weights_of_source(root: Path, weights: WeightFormat, targets: Sequence[str],
     """
     from semkv_deploy.export.foreign import keeps_weights
 
-    if not keeps_weights(root / "onnx" / "decoder.onnx"):
+    operator = keeps_weights(root / "onnx" / "decoder.onnx")
+    if operator is None:
         return weights
     if weights == "int8":
         raise SemkvError(
@@ -37,9 +38,10 @@ def weights_of_source(root: Path, weights: WeightFormat, targets: Sequence[str],
     for name in targets:
         if is_tensorrt(name):
             raise SemkvError(
-                "TensorRT has no MatMulNBits",
+                "TensorRT targets take no weights that came quantised",
                 where=f"--target {name}",
-                expected="a graph with float32 weights",
+                expected="a graph with float32 or float16 weights",
+                got=f"weights that {operator} reads",
                 fix="export the checkpoint, or build for onnxruntime-cpu",
             )
     progress("weights came quantised: they stay as they are", None)

@@ -130,12 +130,14 @@ def recognised(path: Path) -> str | None:
     return f"{len(roles.layers)} x {roles.layers[0].kind}{window}; positions: {positions}{types}"
 
 
-def keeps_weights(decoder: Path) -> bool:
-    """Whether a portable decoder's weights came quantised, so that they stay as they are."""
+def keeps_weights(decoder: Path) -> str | None:
+    """The operator by which a portable decoder reads weights that came quantised, so that they stay; None: they are
+    floats."""
     import onnx
 
-    graph = onnx.load(decoder, load_external_data=False).graph
-    return any(node.op_type == "MatMulNBits" for node in graph.node)
+    from semkv_deploy.graph.products import reads_quantised_weights
+
+    return reads_quantised_weights(onnx.load(decoder, load_external_data=False).graph)
 
 
 __all__ = ["import_decoder", "is_foreign", "keeps_weights", "recognised"]

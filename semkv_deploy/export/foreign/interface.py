@@ -11,20 +11,33 @@ from semkv_deploy.errors import SemkvError
 from semkv_deploy.export.foreign.cache_names import check_names
 from semkv_deploy.export.foreign.counted import Counted, counted_positions
 from semkv_deploy.export.foreign.decomposed import find_decomposed, grown_caches
+from semkv_deploy.export.foreign.eight_bits import float_attention
 from semkv_deploy.export.foreign.gqa import GroupQuery, check_node, group_query, is_group_query
 from semkv_deploy.export.foreign.in_place import InPlace, find_in_place
-from semkv_deploy.export.foreign.layers import Layer
+from semkv_deploy.export.foreign.layers import CONTRIB, Layer
 from semkv_deploy.export.foreign.masks import with_windows
 from semkv_deploy.export.foreign.multi_head import find_multi_heads
 from semkv_deploy.export.foreign.operator import find_operators
 from semkv_deploy.export.foreign.opsets import raise_opset
 from semkv_deploy.export.foreign.rotary_node import expand_rotary
+from semkv_deploy.graph.inference import infer_types
 
-CONTRIB = "com.microsoft"
 KNOWN_DOMAINS = ("", CONTRIB)
 
 _STATE_OPERATORS = {"CausalConvWithState", "LinearAttention", "MambaScan", "SelectiveScan"}
 
+
+_OTHER_ATTENTION = {
+    "Attention": "projects queries, keys and values itself, and keeps both caches in one tensor",
+    "DecoderMaskedMultiHeadAttention": "keeps caches of beams",
+    "DecoderMaskedSelfAttention": "keeps caches of beams",
+    "LongformerAttention": "attends to a window and to chosen tokens",
+    "PackedAttention": "takes rows without padding, and no past",
+    "PackedMultiHeadAttention": "takes rows without padding, and no past",
+    "PagedAttention": "keeps its cache in pages that a table of the host names",
+    "SparseAttention": "attends to blocks that a table chooses",
+}
+"""ONNX Runtime's attention that no rule takes, and why."""
 
 _PASTS = {
     (CONTRIB, "GroupQueryAttention"): 3,
@@ -55,11 +68,21 @@ class Interface:
     counted: tuple[Counted, ...] = ()
     pieces: bool = True
 
+    @property
+    def mask_of_slots(self) -> bool:
+        """Whether the mask is as wide as caches in place are, and not as what is live."""
+        first = self.layers[0]
+        if self.mask is None or self.mask.shape is None or not isinstance(first, InPlace):
+            return False
+        width, slots = self.mask.shape[-1], first.slots
+        return isinstance(width, int) or width == slots
+
 
 def find_interface(model: ir.Model, where: str) -> Interface:
     """Finds the roles of every input and output of a graph, and checks that its attention is what rules take.
 
-    The model's nodes are sorted, its opset is raised where it is an old one, rotary nodes become standard operators.
+    The model's nodes are sorted, its opset is raised where it is an old one; rotary nodes
+    become standard operators, and attention's products floats.
 
     Raises:
         SemkvError: naming the input, output or node that has no role here.
@@ -71,7 +94,9 @@ def find_interface(model: ir.Model, where: str) -> Interface:
         common.TopologicalSortPass()(model)
     except ValueError as error:
         raise SemkvError("nodes that feed each other in a circle", where=where, got=error) from None
+    infer_types(model)
     expand_rotary(graph)
+    float_attention(graph)
     layers: tuple[Layer, ...] = tuple(group_query(node) for node in graph if is_group_query(node))
     layers = layers or (
         *find_in_place(graph),
@@ -141,6 +166,14 @@ def _check_domains(graph: ir.Graph, where: str) -> None:
         if node.domain not in KNOWN_DOMAINS:
             raise SemkvError(
                 "an operator of a custom domain", where=f"{where}: {node.name}", got=f"{node.domain}::{node.op_type}"
+            )
+        if node.domain == CONTRIB and node.op_type in _OTHER_ATTENTION:
+            raise SemkvError(
+                f"attention that {_OTHER_ATTENTION[node.op_type]}",
+                where=f"{where}: {node.name}",
+                expected="GroupQueryAttention, MultiHeadAttention, or ONNX's own operators",
+                got=f"{node.domain}::{node.op_type}",
+                fix="onnxruntime-genai's builder writes one of these for its CPU: -e cpu",
             )
         if node.op_type in _STATE_OPERATORS:
             raise SemkvError(

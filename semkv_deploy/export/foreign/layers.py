@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from semkv_deploy.export.foreign.positions import Tables
     from semkv_deploy.graph.editing import GraphEditor
 
+CONTRIB = "com.microsoft"
+"""Domain of ONNX Runtime's own operators."""
+
 Pair = tuple[ir.Value, ir.Value]
 """Of keys, of values."""
 

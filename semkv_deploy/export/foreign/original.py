@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from semkv_deploy.errors import SemkvError
-from semkv_deploy.graph.products import use_float32_activations
+from semkv_deploy.graph.products import FLOAT32_BLOCKS, use_float32_activations
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -31,6 +31,7 @@ class Names(NamedTuple):
         written_at, live: inputs of caches in place (`in_place.InPlace`); None: caches grow.
         flat: caches in place are `[B,C,Hkv*D]`.
         capacity: their slots; None: as many as one likes.
+        mask_of_slots: the attention mask is as wide as caches in place.
         pieces: the graph takes several tokens after others; else they are run one by one.
     """
 
@@ -40,6 +41,7 @@ class Names(NamedTuple):
     flat: bool = False
     capacity: int | None = None
     pieces: bool = True
+    mask_of_slots: bool = False
 
     @property
     def inputs(self) -> list[str]:
@@ -58,7 +60,15 @@ def names_of(roles: Interface) -> Names:
     first = roles.layers[0]
     if not isinstance(first, InPlace):
         return Names(pasts, pieces=roles.pieces)
-    return Names(pasts, str(first.written_at.name), str(first.live.name), first.flat, first.capacity, roles.pieces)
+    return Names(
+        pasts,
+        str(first.written_at.name),
+        str(first.live.name),
+        first.flat,
+        first.capacity,
+        roles.pieces,
+        roles.mask_of_slots,
+    )
 
 
 class Original:
@@ -88,7 +98,8 @@ class Original:
         feeds: dict[str, Any] = {"input_ids": tokens}
         feeds |= {name: cache.astype(wanted[name], copy=False) for name, cache in kept.items()}
         if "attention_mask" in wanted:
-            feeds["attention_mask"] = np.ones((batch, position + count), np.int64)
+            width = self.room if self.names.mask_of_slots else position + count
+            feeds["attention_mask"] = np.tile(np.arange(width) < position + count, (batch, 1)).astype(np.int64)
         if "position_ids" in wanted:
             feeds["position_ids"] = np.tile(np.arange(position, position + count), (batch, 1))
         if self.names.live and self.names.written_at:
@@ -134,6 +145,7 @@ def open_session(path: Path) -> onnxruntime.InferenceSession:
     # of repeated heads in float16. ONNX Runtime infers its own.
     del graph.graph.value_info[:]
     options = onnxruntime.SessionOptions()
+    options.add_session_config_entry(*FLOAT32_BLOCKS)
     options.intra_op_num_threads = 1
     options.log_severity_level = 4  # whoever asks gets one sentence
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))

@@ -1,4 +1,4 @@
-"""`RotaryEmbedding` nodes, ONNX Runtime's and ONNX's own, in standard operators that every target has."""
+"""ONNX Runtime's `RotaryEmbedding` in standard operators, which every target has; ONNX's own is one of them."""
 
 from __future__ import annotations
 
@@ -6,15 +6,13 @@ import numpy as np
 import onnx_ir as ir
 
 from semkv_deploy.errors import SemkvError
+from semkv_deploy.export.foreign.layers import CONTRIB
 from semkv_deploy.graph.editing import GraphEditor, attribute, replace
-
-_INPUTS = {"com.microsoft": (0, 2, 3, 1), "": (0, 1, 2, 3)}
-"""By domain, the places of what is turned, cosines, sines and positions."""
 
 _OFF = {"interleaved": 0, "is_packed_batching": 0, "scale": 1.0}
 """Attributes, and the values that are taken."""
 
-_Rows = dict[tuple[ir.Value, ir.Value | None, int], ir.Value]
+_Rows = dict[tuple[ir.Value, ir.Value, int], ir.Value]
 """By table, positions and the axis of heads: rows of a table, made once for all layers."""
 
 
@@ -24,7 +22,7 @@ def expand_rotary(graph: ir.Graph) -> int:
     Raises:
         SemkvError: for one that interleaves or scales, or whose tables or positions are of another shape.
     """
-    nodes = [node for node in graph if node.op_type == "RotaryEmbedding" and node.domain in _INPUTS]
+    nodes = [node for node in graph if node.op_type == "RotaryEmbedding" and node.domain == CONTRIB]
     edit = GraphEditor(graph, "rotary")
     made: _Rows = {}
     for node in nodes:
@@ -39,16 +37,13 @@ def _expand(node: ir.Node, edit: GraphEditor, made: _Rows) -> None:
     for name, value in _OFF.items():
         if attribute(node, name, value) != value:
             raise differs(name, value, attribute(node, name, value))
-    given = [node.inputs[place] if place < len(node.inputs) else None for place in _INPUTS[node.domain]]
-    source, cos, sin, positions = given
-    ranks = [None if value is None or value.shape is None else len(value.shape) for value in given]
+    source, positions, cos, sin = node.inputs
+    ranks = [None if value is None or value.shape is None else len(value.shape) for value in node.inputs]
     if source is None or cos is None or sin is None or ranks[0] not in (3, 4):
         raise differs("an input of unknown shape", "3 or 4 dimensions", ranks[0])
-    # Tables of all positions and which are meant, or tables of these positions.
-    if ranks[1:] not in ([2, 2, 2], [3, 3, None]) or (positions is None) != (ranks[3] is None):
-        raise differs(
-            "other tables or positions", "tables [positions, size / 2], position_ids [batch, rows]", ranks[1:]
-        )
+    if positions is None or ranks[1:] != [2, 2, 2]:
+        expected = "position_ids [batch, rows] and tables [positions, size / 2]"
+        raise differs("other tables or positions", expected, f"{ranks[1:]} dimensions")
     assert cos.shape is not None
     columns, rank = cos.shape[-1], ranks[0]
     if not isinstance(columns, int):
@@ -70,7 +65,7 @@ def _expand(node: ir.Node, edit: GraphEditor, made: _Rows) -> None:
         axis = 1 if rank == 4 else 2
         key = (table, positions, axis)
         if key not in made:
-            half = table if positions is None else edit.node(node, "Gather", [table, positions], axis=0)[0]
+            half = edit.node(node, "Gather", [table, positions], axis=0)[0]
             whole = edit.node(node, "Concat", [half, half], axis=-1)[0]
             made[key] = edit.node(node, "Unsqueeze", [whole, edit.constant([axis], np.int64)])[0]
         return made[key]

@@ -20,28 +20,20 @@ FREQUENCIES = 1e4 ** -np.linspace(0, 0.9, 8)
 ANGLES = np.arange(POSITIONS)[:, None] * FREQUENCIES
 
 
-def rotary(domain: str, shape: list[Any], columns: int, tables: bool = True, **attributes: Any) -> onnx.ModelProto:
-    """One node.
-
-    Args:
-        columns: of its tables.
-        tables: of all positions; else those of the tokens are inputs.
-    """
-    places = {"com.microsoft": ["x", "position_ids", "cos", "sin"], "": ["x", "cos", "sin", "position_ids"]}
-    node = helper.make_node("RotaryEmbedding", places[domain], ["y"], name="turn", domain=domain, **attributes)
-    given = [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)]
-    held = []
-    if tables:
-        given.append(helper.make_tensor_value_info("position_ids", TensorProto.INT64, ["batch", "rows"]))
-        for name, function in (("cos", np.cos), ("sin", np.sin)):
-            held.append(numpy_helper.from_array(function(ANGLES[:, :columns]).astype(np.float32), name))
-    else:
-        node.input.pop()
-        given += [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", "rows", columns])
-                  for name in ("cos", "sin")]  # fmt: skip
+def rotary(shape: list[Any], columns: int, **attributes: Any) -> onnx.ModelProto:
+    """One node, its tables of so many columns."""
+    places = ["x", "position_ids", "cos", "sin"]
+    node = helper.make_node("RotaryEmbedding", places, ["y"], name="turn", domain="com.microsoft", **attributes)
+    given = [
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, shape),
+        helper.make_tensor_value_info("position_ids", TensorProto.INT64, ["batch", "rows"]),
+    ]
+    tables = {"cos": np.cos(ANGLES[:, :columns]), "sin": np.sin(ANGLES[:, :columns])}
+    held = [numpy_helper.from_array(table.astype(np.float32), name) for name, table in tables.items()]
     result = [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)]
+    graph = helper.make_graph([node], "one", given, result, held)
     opsets = [helper.make_opsetid("", 23), helper.make_opsetid("com.microsoft", 1)]
-    return helper.make_model(helper.make_graph([node], "one", given, result, held), opset_imports=opsets, ir_version=10)
+    return helper.make_model(graph, opset_imports=opsets, ir_version=10)
 
 
 def run(model: onnx.ModelProto, feeds: dict[str, Any]) -> np.ndarray:
@@ -54,31 +46,20 @@ SIDE_BY_SIDE, HEADS_FIRST = ["batch", "rows", HEADS * 16], ["batch", HEADS, "row
 
 
 @pytest.mark.parametrize(
-    ("domain", "shape", "columns", "attributes"),
+    ("shape", "columns", "attributes"),
     [
-        ("com.microsoft", SIDE_BY_SIDE, 8, {}),
-        ("com.microsoft", HEADS_FIRST, 8, {}),
-        ("com.microsoft", SIDE_BY_SIDE, 8, {"num_heads": HEADS}),
-        ("com.microsoft", SIDE_BY_SIDE, 4, {"num_heads": HEADS, "rotary_embedding_dim": 8}),
-        ("", SIDE_BY_SIDE, 8, {"num_heads": HEADS}),
-        ("", HEADS_FIRST, 8, {}),
-        ("", HEADS_FIRST, 4, {"rotary_embedding_dim": 8}),
-        ("", HEADS_FIRST, 8, {"tables": False}),
+        (SIDE_BY_SIDE, 8, {}),
+        (HEADS_FIRST, 8, {}),
+        (SIDE_BY_SIDE, 8, {"num_heads": HEADS}),
+        (SIDE_BY_SIDE, 4, {"num_heads": HEADS, "rotary_embedding_dim": 8}),
     ],
 )
-def test_standard_operators_compute_what_the_node_does(domain: str, shape: list[Any], columns: int, attributes: Any):
-    proto = rotary(domain, shape, columns, **attributes)
+def test_standard_operators_compute_what_the_node_does(shape: list[Any], columns: int, attributes: Any):
+    proto = rotary(shape, columns, **attributes)
     random = np.random.default_rng(0)
     sizes = [{"batch": 2, "rows": 5}.get(size, size) for size in shape]
     positions = np.array([[0, 7, 3, 39, 1], [5, 6, 7, 8, 9]])
-    feeds: dict[str, Any] = {"x": random.standard_normal(sizes).astype(np.float32)}
-    if attributes.get("tables", True):
-        feeds["position_ids"] = positions
-    else:
-        feeds |= {
-            name: function(ANGLES[positions]).astype(np.float32)
-            for name, function in (("cos", np.cos), ("sin", np.sin))
-        }
+    feeds = {"x": random.standard_normal(sizes).astype(np.float32), "position_ids": positions}
     expected = run(proto, feeds)
     model = ir.from_proto(proto)
     assert expand_rotary(model.graph) == 1
@@ -93,17 +74,17 @@ def test_standard_operators_compute_what_the_node_does(domain: str, shape: list[
     [
         ({"interleaved": 1}, "RotaryEmbedding with interleaved"),
         ({"scale": 0.5}, "RotaryEmbedding with scale"),
-        ({"rotary_embedding_dim": 8, "num_heads": HEADS}, "a part that its tables do not turn"),
+        ({"rotary_embedding_dim": 8, "num_heads": HEADS}, "RotaryEmbedding with a part that its tables do not turn"),
     ],
 )
 def test_what_is_not_known_is_refused(attributes: Any, said: str):
-    model = ir.from_proto(rotary("com.microsoft", SIDE_BY_SIDE, 8, **attributes))
+    model = ir.from_proto(rotary(SIDE_BY_SIDE, 8, **attributes))
     with pytest.raises(SemkvError, match=f"turn: {said}"):
         expand_rotary(model.graph)
 
 
 def test_one_position_for_all_rows_is_refused():
-    proto = rotary("com.microsoft", SIDE_BY_SIDE, 8)
+    proto = rotary(SIDE_BY_SIDE, 8)
     proto.graph.input[1].CopyFrom(helper.make_tensor_value_info("position_ids", TensorProto.INT64, [1]))
     with pytest.raises(SemkvError, match="other tables or positions"):
         expand_rotary(ir.from_proto(proto).graph)
