@@ -99,16 +99,15 @@ def import_decoder(
 
 
 def recognised(path: Path) -> str | None:
-    """What `import_decoder` would make of a stranger's decoder, in a sentence; None: its inputs are no caches.
+    """What `import_decoder` would make of a stranger's decoder, in a sentence; None: it takes no tokens.
 
     Raises:
         SemkvError: naming what of its attention is not recognised.
     """
     import onnx_ir as ir
 
-    from semkv_deploy.export.foreign.decomposed import grown_caches
     from semkv_deploy.export.foreign.float16 import is_float16, widen
-    from semkv_deploy.export.foreign.interface import find_interface, reads_cache
+    from semkv_deploy.export.foreign.interface import find_interface
 
     if not is_foreign(path):
         return None
@@ -117,7 +116,7 @@ def recognised(path: Path) -> str | None:
     if is_float16(model):
         widen(model, path.name)
         types = "; float16, read as float32"
-    if not grown_caches(model.graph) and not any(reads_cache(node) for node in model.graph):
+    if not any(value.name == "input_ids" for value in model.graph.inputs):
         return None
     roles = find_interface(model, path.name)
     windows = sorted({layer.window for layer in roles.layers if layer.window})

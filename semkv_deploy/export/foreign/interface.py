@@ -10,42 +10,18 @@ import onnx_ir.passes.common as common
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.export.foreign.cache_names import check_names
 from semkv_deploy.export.foreign.counted import Counted, counted_positions
-from semkv_deploy.export.foreign.decomposed import find_decomposed, grown_caches
+from semkv_deploy.export.foreign.decomposed import find_decomposed
 from semkv_deploy.export.foreign.eight_bits import float_attention
 from semkv_deploy.export.foreign.gqa import GroupQuery, check_node, group_query, is_group_query
 from semkv_deploy.export.foreign.in_place import InPlace, find_in_place
-from semkv_deploy.export.foreign.layers import CONTRIB, Layer
+from semkv_deploy.export.foreign.layers import Layer
 from semkv_deploy.export.foreign.masks import with_windows
 from semkv_deploy.export.foreign.multi_head import find_multi_heads
 from semkv_deploy.export.foreign.operator import find_operators
 from semkv_deploy.export.foreign.opsets import raise_opset
+from semkv_deploy.export.foreign.refusals import check_operators, no_attention, other_input
 from semkv_deploy.export.foreign.rotary_node import expand_rotary
 from semkv_deploy.graph.inference import infer_types
-
-KNOWN_DOMAINS = ("", CONTRIB)
-
-_STATE_OPERATORS = {"CausalConvWithState", "LinearAttention", "MambaScan", "SelectiveScan"}
-
-
-_OTHER_ATTENTION = {
-    "Attention": "projects queries, keys and values itself, and keeps both caches in one tensor",
-    "DecoderMaskedMultiHeadAttention": "keeps caches of beams",
-    "DecoderMaskedSelfAttention": "keeps caches of beams",
-    "LongformerAttention": "attends to a window and to chosen tokens",
-    "PackedAttention": "takes rows without padding, and no past",
-    "PackedMultiHeadAttention": "takes rows without padding, and no past",
-    "PagedAttention": "keeps its cache in pages that a table of the host names",
-    "SparseAttention": "attends to blocks that a table chooses",
-}
-"""ONNX Runtime's attention that no rule takes, and why."""
-
-_PASTS = {
-    (CONTRIB, "GroupQueryAttention"): 3,
-    (CONTRIB, "MultiHeadAttention"): 6,
-    ("", "Attention"): 4,
-    ("", "TensorScatter"): 0,
-}
-"""Of operators that append to a cache, the place of the cache among their inputs."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +63,7 @@ def find_interface(model: ir.Model, where: str) -> Interface:
     Raises:
         SemkvError: naming the input, output or node that has no role here.
     """
-    _check_domains(model.graph, where)
+    check_operators(model.graph, where)
     raise_opset(model, where)
     graph = model.graph
     try:
@@ -105,13 +81,7 @@ def find_interface(model: ir.Model, where: str) -> Interface:
         *find_multi_heads(graph),
     )
     if not layers:
-        raise SemkvError(
-            "no attention that an importer knows",
-            where=where,
-            expected="GroupQueryAttention, MultiHeadAttention, Attention, or caches grown by Concat with Softmax",
-            got=_nearest(graph),
-            fix="export the checkpoint it was made from: semkv-deploy export <checkpoint> -o <dir>",
-        )
+        raise no_attention(graph, where)
     caches = [value for layer in layers for value in layer.past]
     if len(set(caches)) < len(caches):
         shared = next(value for value in caches if caches.count(value) > 1)
@@ -134,7 +104,7 @@ def find_interface(model: ir.Model, where: str) -> Interface:
         elif value.name == "position_ids":
             positions = value
         else:
-            raise _other_input(value, graph)
+            raise other_input(value, graph)
     given = {output for layer in layers for output in layer.present}
     rest = [value for value in graph.outputs if value not in given]
     if ids is None or len(rest) != 1:
@@ -152,59 +122,3 @@ def find_interface(model: ir.Model, where: str) -> Interface:
         roles = replace(roles, counted=counted_positions(model, roles))
     layers, pieces = with_windows(model, roles)
     return replace(roles, layers=layers, pieces=pieces)
-
-
-def reads_cache(node: ir.Node) -> bool:
-    """Whether a node appends to an input of the graph."""
-    place = _PASTS.get((node.domain, node.op_type))
-    past = node.inputs[place] if place is not None and place < len(node.inputs) else None
-    return past is not None and past.is_graph_input()
-
-
-def _check_domains(graph: ir.Graph, where: str) -> None:
-    for node in graph:
-        if node.domain not in KNOWN_DOMAINS:
-            raise SemkvError(
-                "an operator of a custom domain", where=f"{where}: {node.name}", got=f"{node.domain}::{node.op_type}"
-            )
-        if node.domain == CONTRIB and node.op_type in _OTHER_ATTENTION:
-            raise SemkvError(
-                f"attention that {_OTHER_ATTENTION[node.op_type]}",
-                where=f"{where}: {node.name}",
-                expected="GroupQueryAttention, MultiHeadAttention, or ONNX's own operators",
-                got=f"{node.domain}::{node.op_type}",
-                fix="onnxruntime-genai's builder writes one of these for its CPU: -e cpu",
-            )
-        if node.op_type in _STATE_OPERATORS:
-            raise SemkvError(
-                "a state-space or linear attention state is no KV cache",
-                where=f"{where}: {node.name}",
-                got=node.op_type,
-            )
-
-
-def _nearest(graph: ir.Graph) -> str:
-    """What of an attention there is, for the refusal."""
-    kinds = {node.op_type for node in graph}
-    for kind in ("TensorScatter", "Attention", "Softmax"):
-        if kind in kinds:
-            node = next(node for node in graph if node.op_type == kind)
-            return f"{kind} at {node.name}, which is not imported yet"
-    return "no attention at all"
-
-
-def _other_input(value: ir.Value, graph: ir.Graph) -> SemkvError:
-    name = value.name or ""
-    if any(grown.past is value for grown in grown_caches(graph)):
-        return SemkvError(
-            "a cache whose attention is not recognised",
-            where=name,
-            expected="MatMul with queries, mask, Softmax, MatMul with values",
-            got=sorted({use.node.op_type for grown in grown_caches(graph) for use in grown.present.uses()}),
-        )
-    what = "an input that has no role in a decoder of tokens"
-    if "encoder" in name or "cross" in name:
-        what = "an encoder-decoder: cross attention's inputs are no cache of a decoder"
-    elif "conv" in name or "ssm" in name or "recurrent" in name:
-        what = "a state-space or linear attention state is no KV cache"
-    return SemkvError(what, where=name, expected="input_ids, attention_mask, position_ids and caches of attention")
