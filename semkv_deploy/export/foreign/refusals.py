@@ -32,7 +32,7 @@ def check_operators(graph: ir.Graph, where: str) -> None:
     """Goes through the operators of a graph.
 
     Raises:
-        SemkvError: naming the first of a custom domain, of states that are no cache, or of attention that no rule takes.
+        SemkvError: naming the first of a custom domain, of states that are no cache, of attention that no rule takes.
     """
     for node in graph:
         place = f"{where}: {node.name}"
@@ -112,7 +112,7 @@ def _odd_cache(value: ir.Value) -> SemkvError | None:
         return SemkvError(what, where=value.name, expected=expected, got=got, fix=_CHECKPOINT)
     if not grows.outputs[0].is_graph_output():
         what = "a cache that slides, or leaves the graph otherwise than it was appended to"
-        got = [use.node.op_type for use in grows.outputs[0].uses()]
+        got = f"read by {', '.join(sorted({use.node.op_type for use in grows.outputs[0].uses()}))}"
         return SemkvError(what, where=value.name, expected=expected, got=got, fix=_CHECKPOINT)
     return None
 
