@@ -32,8 +32,18 @@ def check_operators(graph: ir.Graph, where: str) -> None:
     """Goes through the operators of a graph.
 
     Raises:
-        SemkvError: naming the first of a custom domain, of states that are no cache, of attention that no rule takes.
+        SemkvError: naming the first of a custom domain, of states that are no cache, of attention that no rule takes;
+            or a bfloat16 input.
     """
+    for value in graph.inputs:
+        if value.dtype == ir.DataType.BFLOAT16:
+            raise SemkvError(
+                "a bfloat16 graph: ONNX Runtime's CPU does not run it, so that an import could not be proved",
+                where=f"{where}: {value.name}",
+                expected="float32 or float16",
+                got="bfloat16",
+                fix="export it in one of these; build for TensorRT has --dtype bfloat16",
+            )
     for node in graph:
         place = f"{where}: {node.name}"
         if node.domain not in KNOWN_DOMAINS:
