@@ -48,6 +48,25 @@ def weights_of_source(root: Path, weights: WeightFormat, targets: Sequence[str],
     return "kept"
 
 
+def _check_folder(folder: Path) -> None:
+    """Looks whether a folder that is taken for a checkpoint is what another exporter wrote: the graph is given then.
+
+    Raises:
+        SemkvError: naming the graph.
+    """
+    if not folder.is_dir() or any(file for kind in ("*.safetensors", "*.bin", "*.gguf") for file in folder.glob(kind)):
+        return
+    graphs = sorted(folder.glob("*.onnx"))
+    if graphs:
+        raise SemkvError(
+            "a folder of ONNX graphs, and no checkpoint",
+            where=folder,
+            expected="the decoder's file",
+            got=[graph.name for graph in graphs],
+            fix=f"give that: semkv-deploy build {graphs[0]}",
+        )
+
+
 def take_source(
     source: str, root: Path, family: str | None, progress: Progress, *, prove_import: bool = True
 ) -> ModelFacts:
@@ -68,6 +87,7 @@ def take_source(
     elif model is None:
         from semkv_deploy.export import export_checkpoint
 
+        _check_folder(portable)
         model = export_checkpoint(source, onnx_dir, progress)
     else:
         # Copied, not linked: onnx tools refuse external data with several hard links.

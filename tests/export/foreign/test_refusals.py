@@ -184,3 +184,10 @@ def test_external_data_that_is_not_there_is_named(torch_exported: TorchExported,
     said = CliRunner().invoke(main, ["build", str(path), "--budget", "0.5", "-o", str(tmp_path / "bundle")])
     assert said.exit_code and "model.onnx.data" in said.output.replace("\n", "")
     assert not (tmp_path / "bundle").exists()
+
+
+def test_a_folder_given_for_its_graph_is_told_so(torch_exported: TorchExported, tmp_path: Path):
+    folder = torch_exported("llama").parent
+    said = CliRunner().invoke(main, ["build", str(folder), "--budget", "0.5", "-o", str(tmp_path / "bundle")])
+    found = said.output.replace("\n", " ")
+    assert said.exit_code and "a folder of ONNX graphs, and no checkpoint" in found and "model.onnx" in found
