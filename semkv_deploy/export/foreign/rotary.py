@@ -32,7 +32,7 @@ def rotary_of(cos: NDArray[Any], sin: NDArray[Any]) -> Rotary | None:
     # Angles were computed in float32, so that late positions are off by a part of their size.
     near = 1e-5 + 4e-7 * np.abs(angles)
     if all((table == table.astype(np.float16)).all() for table in (cos, sin)):
-        near += 5e-4  # and rounded to float16
+        near += 1e-3  # and rounded to float16, by up to 2.4e-4, as were those that frequencies are read off
     right = all(
         (np.abs(table - scaling * function(angles)) <= scaling * near).all()
         for table, function in ((cos, np.cos), (sin, np.sin))
@@ -47,11 +47,10 @@ def rotary_of(cos: NDArray[Any], sin: NDArray[Any]) -> Rotary | None:
 def _frequencies(cos: NDArray[Any], sin: NDArray[Any]) -> NDArray[Any]:
     """Angles of a position's step; the later the position that tells, the less its rounding means."""
     found = np.arctan2(sin[1], cos[1])
-    position = 2
-    while position < len(cos):
+    last = len(cos) - 1
+    for position in (*(2**power for power in range(1, last.bit_length()) if 2**power < last), last):
         off = np.arctan2(sin[position], cos[position]) - position * found
         found = found + ((off + np.pi) % (2 * np.pi) - np.pi) / position
-        position *= 2
     return np.asarray(found)
 
 

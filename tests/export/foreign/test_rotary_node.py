@@ -91,7 +91,7 @@ def test_one_position_for_all_rows_is_refused():
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
-@pytest.mark.parametrize("positions", [2, 3, 512])
+@pytest.mark.parametrize("positions", [2, 3, 512, 8192])
 def test_frequencies_are_read_off_tables_of_either_type(dtype: type, positions: int):
     angles = np.arange(positions, dtype=np.float32)[:, None] * FREQUENCIES.astype(np.float32)
     cos, sin = (function(angles).astype(dtype).astype(np.float64) for function in (np.cos, np.sin))
@@ -99,5 +99,5 @@ def test_frequencies_are_read_off_tables_of_either_type(dtype: type, positions: 
     assert found is not None
     off = np.abs(np.array(found.inv_freq) - FREQUENCIES).max() * (positions - 1)
     assert off < (1e-4 if dtype is np.float32 else 1e-3), "angles of the last position"
-    cos[-1, 0] += 2e-3
+    cos[-1, 0] += 1e-2
     assert rotary_of(cos, sin) is None
