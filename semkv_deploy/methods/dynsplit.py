@@ -47,7 +47,7 @@ class DynSplit(SemanticBlocks, Importance):
     """Keeps the semantic blocks of the highest importance, each KV head its own.
 
     Attributes:
-        pool: a block's score: the largest of its slots', or their mean.
+        pool: a block's score: the largest of its slots', their mean, or the logarithm of their mean attention ("mass").
         attend: slots that a step attends to beside its own, in each KV head; None: to all that stayed.
         representatives, recent_blocks: as in `dynsplit-select`; they count where `attend` is given.
     """
