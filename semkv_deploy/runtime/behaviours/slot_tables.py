@@ -80,11 +80,9 @@ class SlotTabulator(Interpreter):
 
     def restore(self, state: dict[str, Ids], rows: slice) -> None:
         self._forget(rows)
-        self._follow()
 
     def taken_back(self, row: int) -> None:
         self._forget(slice(row, row + 1))
-        self._follow()
 
     def take_back(self, snapshot: object) -> None:
         self._forget(slice(None))
