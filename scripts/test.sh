@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Lint, types and tests, two at a time (SEMKV_TEST_WORKERS=n for n; each may hold a real model). Arguments go to pytest.
 set -euo pipefail
-. "$(dirname "$0")/environment.sh" cpu,bench,rtx,serve,dev
+. "$(dirname "$0")/environment.sh" cpu,bench,rtx,serve,ray,dev
 scripts/triton.sh || echo "no Triton server: its tests are skipped" >&2
 ruff check .
 ruff format --check .

@@ -320,6 +320,7 @@ def _parse_serving(
     max_sessions: int,
     max_tokens: int | None,
     save_sessions: Path | None,
+    share_sessions: bool,
 ) -> ServingOptions:
     from semkv_deploy.serve.options import ServingOptions
 
@@ -332,11 +333,22 @@ def _parse_serving(
         max_sessions=max_sessions,
         max_tokens=max_tokens,
         save_sessions=save_sessions,
+        share_sessions=share_sessions,
     )
 
 
+class _Number(click.FloatRange):
+    """A range of numbers; what is no number is in none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if number != number:
+            self.fail(f"{value} is not a number", param, ctx)
+        return number
+
+
 def _at_least(name: str, least: int, default: float, help: str) -> Decorator:
-    kind = click.IntRange(min=least) if isinstance(default, int) else click.FloatRange(min=least)
+    kind = click.IntRange(min=least) if isinstance(default, int) else _Number(min=least)
     return click.option(name, type=kind, default=default, show_default=True, help=help)
 
 
@@ -352,6 +364,11 @@ serving_options = _group(
         click.option("--max-tokens", type=click.IntRange(min=1), help="Most tokens of a reply.  [default: context]"),
         click.option(
             "--save-sessions", type=PATH, metavar="FOLDER", help="Save idle sessions there instead of forgetting them."
+        ),
+        click.option(
+            "--share-sessions",
+            is_flag=True,
+            help="Save every turn, and share the folder with other servers: each goes on with any session.",
         ),
     ],
     _parse_serving,

@@ -8,12 +8,14 @@ import click
 
 from semkv_deploy.cli.options import (
     budgets_option,
+    cache_dtype_option,
     cache_groups_option,
     dtype_option,
     json_option,
     layout_option,
     max_context_option,
     method_options,
+    native_option,
     size_option,
     source_argument,
     target_option,
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 @cache_groups_option
 @target_option()
 @weights_option
+@native_option
+@cache_dtype_option
 @dtype_option
 @layout_option
 @size_option("--memory", "Memory there is, such as 8GiB: say what fits and the largest context.")
@@ -46,6 +50,8 @@ def plan(
     cache_groups: str | None,
     target: str,
     weights: Any,
+    native: Any,
+    cache_dtype: Any,
     dtype: Any,
     layout: Any,
     memory: int | None,
@@ -73,6 +79,8 @@ def plan(
         cache_groups=cache_groups,
         target=target,
         weights=weights,
+        native=native,
+        cache_dtype=cache_dtype,
         dtype=dtype,
         layout=layout,
         memory=memory,

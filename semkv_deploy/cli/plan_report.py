@@ -29,7 +29,9 @@ def as_json(plan: Plan) -> str:
 def show(plan: Plan) -> None:
     """Prints a table with a column for each budget and batch: parts add up downwards, and many columns still fit."""
     console = Console()
-    how = f"{plan.stored_as} weights" if plan.layout is None else f"{plan.stored_as}, layout {plan.layout}"
+    how = f"{plan.stored_as}, layout {plan.layout}"
+    if plan.layout is None:
+        how = f"{plan.stored_as} weights, {plan.cache_type} caches" + (", native operators" if plan.native else "")
     console.print(f"[bold]{escape(printable(plan.source))}[/bold]: {plan.family}, {plan.target}, {how}, {plan.method}")
     limit = "" if plan.memory_bytes is None else f", {size(plan.memory_bytes)} of memory"
     console.print(f"{plan.max_context} tokens of context{limit}")

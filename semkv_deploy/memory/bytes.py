@@ -10,15 +10,17 @@ import math
 from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
+from semkv_deploy.sizes import row_bytes
+
 if TYPE_CHECKING:
     from semkv_deploy.budget import BudgetProfile
-    from semkv_deploy.choices import DType, EngineLayout, WeightFormat
+    from semkv_deploy.choices import CacheType, DType, EngineLayout, WeightFormat
     from semkv_deploy.memory.source import DecoderShape
     from semkv_deploy.methods import AnyMethod
     from semkv_deploy.model.cache_groups import CacheGroup
 
 
-ELEMENT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+ELEMENT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
 FLOAT, INT64 = 4, 8
 MIB = 1 << 20
 
@@ -98,9 +100,9 @@ class Need(NamedTuple):
         """Slots times KV heads of all groups, all rows."""
         return self.batch * sum(len(group.heads) * group.capacity for group in self.profile.groups)
 
-    def cache(self, element: int) -> int:
-        """Keys and values of all groups, and the method's tables beside them."""
-        return (2 * self.entries * self.shape.head_dim + sum(self._tables)) * element
+    def cache(self, dtype: CacheType) -> int:
+        """Keys and values of all groups, with the scales of int8 rows, and the method's tables beside them."""
+        return 2 * self.entries * row_bytes(dtype, self.shape.head_dim) + sum(self._tables) * ELEMENT_BYTES[dtype]
 
     @property
     def _tables(self) -> list[int]:
@@ -127,12 +129,12 @@ class Need(NamedTuple):
         queries = self.batch * heads * self.method.fitted_queries * self.shape.head_dim
         return (self.entries * self.said_of_slots + queries) * FLOAT
 
-    def spare(self, element: int, sets: int) -> int:
+    def spare(self, dtype: CacheType, sets: int) -> int:
         """Spare buffers: `sets` for each shape that groups have, no more than there are groups of it."""
         if not self.compresses:
             return 0
         kinds = Counter((len(group.heads), group.capacity) for group in self.profile.groups)
-        entry = 2 * self.shape.head_dim * element + self.said_of_slots * FLOAT
+        entry = 2 * row_bytes(dtype, self.shape.head_dim) + self.said_of_slots * FLOAT
         queries = self.method.fitted_queries * self.shape.head_dim * FLOAT
         return sum(
             min(sets, count) * self.batch * heads * (slots * entry + queries) for (heads, slots), count in kinds.items()
@@ -181,14 +183,17 @@ def is_tied(shape: DecoderShape) -> bool:
     return not any(weight.use == "product" and not weight.in_layer for weight in shape.weights)
 
 
-def onnxruntime_bytes(need: Need, weights: WeightFormat, workers: int) -> Bytes:
+def onnxruntime_bytes(
+    need: Need, weights: WeightFormat, workers: int, *, cache_dtype: CacheType, native: bool
+) -> Bytes:
     """As `targets.onnxruntime.engine` allocates; `workers` groups are compressed at a time."""
     shape, profile = need.shape, need.profile
     stored, packed = onnxruntime_weights(shape, weights)
-    element = ELEMENT_BYTES[shape.cache_dtype]
     # A mask of [rows, capacity] is made from the biases for each layer, for every query head where biases differ by
-    # head; two of them are alive at a time.
+    # head; two of them are alive at a time. Native operators take biases as they are, and attention in tiles.
     mask_heads = {"none": 0, "group": 1, "head": shape.query_heads}[need.method.bias_mode]
+    if native:
+        mask_heads = 0
 
     def activation(rows: int) -> int:
         live = rows * FLOAT * (shape.mlp_width + 3 * shape.hidden_size)
@@ -207,13 +212,13 @@ def onnxruntime_bytes(need: Need, weights: WeightFormat, workers: int) -> Bytes:
         weights=stored,
         packing=packed,
         programs=programs,
-        cache=need.cache(element),
+        cache=need.cache(cache_dtype),
         bias=need.bias,
-        spare=need.spare(element, workers),
+        spare=need.spare(cache_dtype, workers),
         activation_decode=decode,
         activation_prefill=prefill,
         activation=max(decode, prefill),
-        compressor=workers * _onnxruntime_compressor(need) if need.compresses else 0,
+        compressor=workers * _onnxruntime_compressor(need, cache_dtype, native=native) if need.compresses else 0,
         metadata=need.metadata,
         io=(need.batch + 1) * shape.vocab_size * FLOAT,
         load=stored + packed + programs + copied,
@@ -226,17 +231,22 @@ def _session_bytes(need: Need) -> int:
     return int((3.3 + 0.2 * len(need.profile.groups) + compressor) * MIB)
 
 
-def _onnxruntime_compressor(need: Need) -> int:
+def _onnxruntime_compressor(need: Need, cache_dtype: CacheType, *, native: bool) -> int:
     """Scratch of compressing one group, in copies of its keys in float32, and bytes a slot and group for similarities
-    (measured with two workers, which share an arena: 1 to 6 rows, 2 to 8 heads of 64 and 128, 1,024 to 4,096 slots)."""
+    (measured with two workers, which share an arena: 1 to 6 rows, 2 to 8 heads of 64 and 128, 1,024 to 4,096 slots;
+    native: 1 and 3 rows of 1,024 slots)."""
+    # Programs work in float32: keys and values on their way in and out.
+    widened = int(2.7 * need.keys) if cache_dtype != "float32" else 0
     if need.method.merges_dropped:
-        return _merging(need)
+        return _merging(need) + widened
     if need.method.scores:
-        return _scoring(need)
+        return _scoring(need) + widened
     if need.method.fitted_queries:
-        return _fitting(need)
+        return _fitting(need) + widened
     if not need.method.merges:
-        return int(1.1 * need.keys)
+        return int(1.1 * need.keys) + widened
+    if native:
+        return int(5.3 * need.keys) + widened
     unrotates = need.method.unrotates and need.shape.rotated_alike
     return int((8.6 if unrotates else 7.2) * need.keys) + 600 * need.slots * need.cluster_groups
 
@@ -295,9 +305,9 @@ def tensorrt_bytes(need: Need, dtype: DType, layout: EngineLayout) -> Bytes:
         weights=tensorrt_weights(shape, dtype, layout, need.batch),
         packing=0,
         programs=_tensorrt_programs(need, layout),
-        cache=need.cache(element),
+        cache=need.cache(dtype),
         bias=need.bias if merges else 0,
-        spare=need.spare(element, 1) + need.spare_table(element),
+        spare=need.spare(dtype, 1) + need.spare_table(element),
         activation_decode=decode,
         activation_prefill=prefill,
         # One context switches profiles; two engines have a context each.

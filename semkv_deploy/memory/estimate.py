@@ -13,10 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from semkv_deploy.budget import BudgetProfile, budget_profile, choose_context
 from semkv_deploy.budget_units import MIN_CAPACITY, Budget, BudgetLike, parse_budget
-from semkv_deploy.choices import DType, EngineLayout, Target, WeightFormat
+from semkv_deploy.choices import CacheType, DType, EngineLayout, Native, Target, WeightFormat
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.memory.bytes import (
-    ELEMENT_BYTES,
     Bytes,
     Need,
     onnxruntime_bytes,
@@ -25,7 +24,7 @@ from semkv_deploy.memory.bytes import (
     tensorrt_weights,
 )
 from semkv_deploy.model.cache_groups import parse_groups
-from semkv_deploy.sizes import size
+from semkv_deploy.sizes import row_bytes, size
 from semkv_deploy.targets import is_tensorrt
 
 if TYPE_CHECKING:
@@ -72,7 +71,8 @@ class PlanRow(BaseModel):
         description="onnxruntime: objects of the sessions; tensorrt: kernels in the engines' files (fits)"
     )
     cache_bytes: int = Field(
-        description="keys and values of all layers: 2 x layers x batch x kv_heads x slots x head_dim"
+        description="keys and values of all layers: 2 x layers x batch x kv_heads x slots x head_dim, of their type; "
+        "int8 rows have a float32 scale each"
     )
     bias_bytes: int = Field(description="float32 bias of every slot, layer and KV head")
     spare_bytes: int = Field(
@@ -121,6 +121,8 @@ class Plan(BaseModel):
     family: str
     target: Target
     stored_as: str = Field(description="weights on onnxruntime-cpu; type of weights and caches on tensorrt")
+    cache_type: CacheType = Field(description="type of keys and values")
+    native: bool = Field(description="onnxruntime-cpu: with native operators")
     layout: EngineLayout | None = Field(
         description="tensorrt: engines and optimization profiles; null on onnxruntime-cpu"
     )
@@ -144,12 +146,14 @@ class _Planner:
         dtype: DType,
         layout: EngineLayout,
         groups: tuple[GroupShare, ...],
+        cache_dtype: CacheType,
+        native: bool,
     ) -> None:
-        self.groups = groups
+        self.groups, self.native = groups, native
         self.shape, self.method, self.target = shape, method, target
         self.weights, self.dtype, self.layout = weights, dtype, layout
-        stored = shape.cache_dtype if self.on_onnxruntime else dtype
-        self.token_bytes = 2 * shape.layers * shape.kv_heads * shape.head_dim * ELEMENT_BYTES[stored]
+        self.cache_dtype = cache_dtype if self.on_onnxruntime else dtype
+        self.token_bytes = 2 * shape.layers * shape.kv_heads * row_bytes(self.cache_dtype, shape.head_dim)
 
     @property
     def on_onnxruntime(self) -> bool:
@@ -169,7 +173,9 @@ class _Planner:
         if self.on_onnxruntime:
             from semkv_deploy.targets.onnxruntime.engine import GROUP_WORKERS
 
-            return onnxruntime_bytes(need, self.weights, GROUP_WORKERS)
+            return onnxruntime_bytes(
+                need, self.weights, GROUP_WORKERS, cache_dtype=self.cache_dtype, native=self.native
+            )
         return tensorrt_bytes(need, self.dtype, self.layout)
 
     def row(self, budget: Budget, batch: int, context: int, memory: int | None) -> PlanRow:
@@ -286,6 +292,19 @@ class _Planner:
                     yield " ".join(named), count
 
 
+def _uses_native(native: Native, cache_dtype: CacheType) -> bool:
+    """Whether a build would have native operators; those that are asked for need not be here yet.
+
+    Raises:
+        SemkvError: for caches that only native operators have, without them.
+    """
+    from semkv_deploy.targets.onnxruntime.native import choose_native
+
+    if native == "on" or (native == "auto" and cache_dtype != "float32"):
+        return True
+    return choose_native(native, cache_dtype).on
+
+
 def make_plan(
     source: str,
     *,
@@ -299,6 +318,8 @@ def make_plan(
     layout: EngineLayout = "dual",
     memory: int | None = None,
     cache_groups: str | None = None,
+    cache_dtype: CacheType = "float32",
+    native: Native = "auto",
 ) -> Plan:
     """Plans a build of `source` without loading its weights.
 
@@ -310,6 +331,7 @@ def make_plan(
         dtype, layout: on tensorrt and tensorrt-rtx.
         memory: bytes there are; None: not checked.
         cache_groups: see `model.cache_groups.parse_groups`.
+        cache_dtype, native: on onnxruntime-cpu, as `build` takes them. A plan for native operators needs none.
 
     Raises:
         SemkvError: on a source that cannot be read, an unknown target, a context or budget out of range, or memory
@@ -326,7 +348,8 @@ def make_plan(
     context = choose_context(max_context, shape.max_position)
     groups = parse_groups(cache_groups, shape.layers, shape.kv_heads)
     method = method.for_build(records=not is_tensorrt(known))
-    planner = _Planner(shape, method, known, weights, dtype, layout, groups)
+    uses_native = known == "onnxruntime-cpu" and _uses_native(native, cache_dtype)
+    planner = _Planner(shape, method, known, weights, dtype, layout, groups, cache_dtype, uses_native)
     # In order and once each, as `build` makes profiles.
     by_share = {planner.profile(budget, context).budget: parse_budget(budget) for budget in budgets}
     ordered, batches = [by_share[share] for share in sorted(by_share)], sorted(set(batches))
@@ -337,6 +360,8 @@ def make_plan(
         family=shape.family,
         target=known,
         stored_as=weights if planner.on_onnxruntime else dtype,
+        cache_type=planner.cache_dtype,
+        native=uses_native,
         layout=None if planner.on_onnxruntime else layout,
         method=method.kind,
         max_context=context,

@@ -49,6 +49,7 @@ def open_scheduler(
         form=ChatFormat(tokenizer, model.eos_token_ids, model.vocab_size) if has_template else None,
         on_full=on_full if options.save_sessions is None else "save",
         folder=options.save_sessions,
+        share_folder=options.share_sessions,
         idle_seconds=options.idle_seconds,
         wait_seconds=options.wait_seconds,
         max_waiting=options.max_waiting,

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from semkv_deploy.errors import SemkvError
 
 
 class ServingOptions(BaseModel):
@@ -20,6 +22,7 @@ class ServingOptions(BaseModel):
         max_sessions: most sessions, saved ones included.
         max_tokens: most tokens of a reply; None: as many as fit.
         save_sessions: folder where idle sessions are saved when their row is wanted, or when the server ends.
+        share_sessions: that folder is shared with other servers, and sessions are saved at the end of every turn.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -32,3 +35,12 @@ class ServingOptions(BaseModel):
     max_sessions: Annotated[int, Field(ge=1)] = 1024
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     save_sessions: Path | None = None
+    share_sessions: bool = False
+
+    @model_validator(mode="after")
+    def _shares_a_folder(self) -> ServingOptions:
+        if self.share_sessions and self.save_sessions is None:
+            raise SemkvError(
+                "sessions are shared in a folder", where="--share-sessions", fix="give --save-sessions FOLDER"
+            )
+        return self

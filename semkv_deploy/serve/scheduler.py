@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.runtime.conversation import ChatFormat
 from semkv_deploy.serve.running import RunningTurns
+from semkv_deploy.serve.shared_table import SharedTable
 from semkv_deploy.serve.statistics import Held, Statistics
 from semkv_deploy.serve.table import Entry, OnFull, SessionTable
 from semkv_deploy.serve.turn import (
@@ -53,6 +54,7 @@ class Scheduler:
         form: for turns in messages; None: they are refused.
         on_full: see `OnFull`.
         folder: for saved sessions; those that are there are gone on with.
+        share_folder: with other servers: see `SharedTable`.
         idle_seconds: how long a session keeps its row after a turn, by its own clock.
         wait_seconds: how long a turn waits for a row; 0: it is refused at once.
         max_waiting: most turns that wait, those behind another of their session included.
@@ -73,6 +75,7 @@ class Scheduler:
         form: ChatFormat | None = None,
         on_full: OnFull = "refuse",
         folder: Path | None = None,
+        share_folder: bool = False,
         idle_seconds: float = 600.0,
         wait_seconds: float = 0.0,
         max_waiting: int = 256,
@@ -85,8 +88,11 @@ class Scheduler:
         self.max_new_tokens = min(max_new_tokens or session.max_context, session.max_context)
         self._clock, self._idle_seconds, self._wait_seconds = clock, idle_seconds, wait_seconds
         self._max_waiting = max_waiting
-        self._table = SessionTable(
-            session, on_full, folder, form=form, most=max_sessions, now=clock(), statistics=self.statistics
+        common: Any = {"form": form, "most": max_sessions, "now": clock(), "statistics": self.statistics}
+        self._table = (
+            SharedTable(session, folder, **common)
+            if share_folder and folder is not None
+            else SessionTable(session, on_full, folder, **common)
         )
         self._running = RunningTurns(session, tokenizer, stop_ids, form, self.statistics, clock, self._finished)
         self._changed = threading.Condition()
@@ -166,6 +172,7 @@ class Scheduler:
                 turn.cancel()
             self._break_off()
             self._table.expire(float("inf"), self._clock())
+        self._table.close()
 
     def _serve(self) -> None:
         try:
@@ -220,7 +227,7 @@ class Scheduler:
                 self._refuse(each, error)
 
     def _end_when_done(self, name: str) -> None:
-        entry = self._table.entries.get(name)
+        entry = self._table.known(name)
         if entry is not None and entry.turns:
             last = entry.turns[-1]
             last.request = replace(last.request, end_session=True)
@@ -257,26 +264,40 @@ class Scheduler:
         waiting = [entry for entry in self._table.entries.values() if entry.turns and entry not in self._running]
         for entry in sorted(waiting, key=lambda entry: entry.turns[0].submitted):
             turn = entry.turns[0]
-            if turn.request.start:
-                self._table.renew(entry)
-            elif turn.request.start is False and not self._table.holds(entry):
-                self._withdraw(entry, turn, _unknown(entry))
-                continue
             try:
-                got = self._table.give_row(entry)
-            except Unavailable as error:
+                missing = self._prepare(entry, turn)
+            except (Unavailable, UnknownSession) as error:
                 self._withdraw(entry, turn, error)
                 continue
             except Exception as error:
                 _log.warning("a saved session cannot be gone on with: %s", error)
                 self._lose(entry, error)
                 continue
-            if got:
+            if missing is None:
                 self._begin(entry, turn)
             elif self._clock() - turn.submitted >= self._wait_seconds:
-                busy = f"{len(self._running)} of {self.session.batch} rows generate, the others hold sessions"
-                self._withdraw(entry, turn, Unavailable("no row is free", where=f"session {entry.name}", got=busy))
+                self._withdraw(entry, turn, missing)
         return self.statistics.turns > before
+
+    def _prepare(self, entry: Entry, turn: Turn) -> Unavailable | None:
+        """Gives a session what its next turn needs, or says what it has to wait for.
+
+        Raises:
+            Unavailable: when it is of no use to wait.
+            UnknownSession: when the turn goes on with what is not there.
+            SemkvError: when what was saved of the session cannot be read.
+        """
+        where = f"session {entry.name}"
+        if not self._table.claim(entry):
+            return Unavailable("another server runs a turn of the session", where=where)
+        if turn.request.start:
+            self._table.renew(entry)
+        elif turn.request.start is False and not self._table.holds(entry):
+            raise _unknown(entry)
+        if self._table.give_row(entry):
+            return None
+        busy = f"{len(self._running)} of {self.session.batch} rows generate, the others hold sessions"
+        return Unavailable("no row is free", where=where, got=busy)
 
     def _begin(self, entry: Entry, turn: Turn) -> None:
         try:
@@ -305,6 +326,8 @@ class Scheduler:
 
     def _finished(self, entry: Entry, reason: FinishReason, left: Left, error: SemkvError | None) -> None:
         """Takes note of the end of a session's running turn."""
+        if not entry.turns[0].request.end_session:
+            left = self._table.turn_ended(entry, left)
         turn = entry.turns.popleft()
         entry.used = self._clock()
         self.statistics.count_end(reason)

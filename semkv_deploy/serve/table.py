@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.runtime.conversation import ChatFormat, Conversation
 from semkv_deploy.serve.saved import SavedSessions
-from semkv_deploy.serve.turn import Unavailable
+from semkv_deploy.serve.turn import Left, Unavailable
 
 if TYPE_CHECKING:
     from semkv_deploy.model.template import Message
@@ -104,6 +104,10 @@ class SessionTable:
             entry = self.entries[name] = Entry(name, now)
         return entry
 
+    def known(self, name: str) -> Entry | None:
+        """The session of that name, where there is one."""
+        return self.entries.get(name)
+
     def extended_by(self, messages: Sequence[Message]) -> Entry | None:
         """The idle session whose conversation these messages go on with, the longest such; None: there is none.
 
@@ -133,10 +137,33 @@ class SessionTable:
             self._session.reset(row)
         else:
             self._session.load(entry.saved, row)
-            entry.saved.unlink(missing_ok=True)
-            entry.saved = None
+            self._loaded(entry)
         entry.row = self._free.pop()
         return True
+
+    def _loaded(self, entry: Entry) -> None:
+        """Takes note that a row holds what was saved: the file is older from the next turn on, and would be gone on
+        with by a later server if this one died."""
+        assert entry.saved is not None
+        entry.saved.unlink(missing_ok=True)
+        entry.saved = None
+
+    def claim(self, entry: Entry) -> bool:
+        """Takes a session for its next turn; False while another server runs one of it.
+
+        Raises:
+            SemkvError: when what was saved of it cannot be read.
+        """
+        return True
+
+    def turn_ended(self, entry: Entry, left: Left) -> Left:
+        """Takes note that a turn has ended, and of what it left; returns what that is after all."""
+        return left
+
+    def close(self) -> None:
+        """Lets other servers have what was saved."""
+        if self._saved is not None:
+            self._saved.close()
 
     def holds(self, entry: Entry) -> bool:
         """Whether there is anything of a session, in its row or saved."""

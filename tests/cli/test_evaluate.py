@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 from click.testing import CliRunner
 
 import semkv_deploy
 from semkv_deploy.cli.main import main
+from semkv_deploy.errors import SemkvError
 
 from .commands import cli
 
@@ -53,3 +55,31 @@ def test_evaluate_refuses(tiny_export: Path, tmp_path: Path, options: list[str],
     assert result.exit_code == 1, result.output
     for word in words:
         assert word in result.output, result.output
+
+
+@pytest.mark.parametrize(
+    ("options", "methods", "tasks", "context"),
+    [
+        ([], ["importance", "semanticache", "streaming-llm"], ["prose", "passkey", "facts"], 512),
+        (["--method", "sonic", "--task", "code", "--context", "256"], ["sonic"], ["code"], 256),
+    ],
+)
+def test_quick_leaves_what_was_chosen(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    methods: list[str],
+    tasks: list[str],
+    context: int,
+):
+    plans = []
+
+    def plan_only(plan: Any, progress: Any) -> NoReturn:
+        plans.append(plan)
+        raise SemkvError("no more than the plan is wanted")
+
+    monkeypatch.setattr("semkv_deploy.evaluate.run.evaluate", plan_only)
+    CliRunner().invoke(main, ["evaluate", "model", "-o", str(tmp_path), "--quick", *options])
+    (plan,) = plans
+    assert [entry.text for entry in plan.methods] == methods and [task.name for task in plan.tasks] == tasks
+    assert (plan.context, plan.examples, plan.budgets) == (context, 4, [0.5, 0.2])

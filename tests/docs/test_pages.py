@@ -48,3 +48,19 @@ def test_files_and_links_are_there(name: str):
         assert (ROOT / "docs" / target).exists(), target
     for target in re.findall(r"`((?:semkv_deploy|tests|examples|scripts|methods|runtime|validate)/[\w./-]+)`", text):
         assert (ROOT / target).exists() or (ROOT / "semkv_deploy" / target).exists(), target
+
+
+def test_number_of_lint_rules():
+    from semkv_deploy.lint.tensorrt.rules import RULES
+
+    assert f"the same {len(RULES)} rules" in page("tensorrt.md")
+
+
+def test_building_names_the_methods_and_a_recipe_that_is_there():
+    from semkv_deploy.methods import METHODS
+
+    text = page("building.md")
+    listed = set(re.findall(r"^\| `(\w[\w-]*)`", text.partition("## Methods")[2], re.MULTILINE))
+    assert listed == set(METHODS)
+    (recipe,) = re.findall(r"recipes/[\w./-]+\.yaml", text)
+    assert (ROOT / recipe).is_file()

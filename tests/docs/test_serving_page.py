@@ -73,9 +73,10 @@ def test_cpp(folder: Path):
 
 def test_quotations_and_tables():
     assert check_quotations(PAGE) == []
-    (quoted,) = blocks(PAGE, "cpp")
-    first, _, rest = quoted.partition("\n")
-    assert rest in (ROOT / first.removeprefix("// ")).read_text(encoding="utf-8")
+    for language, comment in (("cpp", "// "), ("yaml", "# ")):
+        (quoted,) = blocks(PAGE, language)
+        first, _, rest = quoted.partition("\n")
+        assert rest in (ROOT / first.removeprefix(comment)).read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(\w+)` \| ([A-Z0-9]+)( \[…\])? \| (.+) \|$", page(PAGE), re.MULTILINE)
     assert [(name, kind, -1 if several else 1, says) for name, kind, several, says in rows] == [
         (each.name, each.type, each.size, each.says) for each in (*INPUTS, *OUTPUTS)

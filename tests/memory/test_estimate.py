@@ -15,10 +15,12 @@ import pytest
 from click.testing import CliRunner
 
 from semkv_deploy.bundle import Bundle, TensorRTRecord
+from semkv_deploy.choices import CacheType
 from semkv_deploy.cli import main
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.memory.estimate import Plan, PlanRow, make_plan
 from semkv_deploy.methods import SemantiCache, method_from_options
+from semkv_deploy.targets.onnxruntime import native
 from semkv_deploy.targets.tensorrt.api import missing
 
 from .models import CONTEXT, LARGE, exported, near, worker
@@ -76,8 +78,27 @@ def bundle(export: Path) -> Bundle:
     )
 
 
+@pytest.fixture(scope="module")
+def narrow_bundle(export: Path) -> Bundle:
+    """Float16 caches, with native operators."""
+    from semkv_deploy.compiler.pipeline import build_bundle
+
+    return build_bundle(
+        str(export),
+        export.parent.parent / "narrow",
+        budgets=[0.25, 1.0],
+        method=SemantiCache(),
+        max_context=CONTEXT,
+        weights="fp32",
+        cache_dtype="float16",
+        calibration_text="The sky is blue because air scatters short waves more than long ones. " * 20,
+    )
+
+
 def plan(source: Path, **options: Any) -> Plan:
-    given = {"budgets": [0.25, 1.0], "method": SemantiCache(), "max_context": CONTEXT, **options}
+    narrow = options.get("cache_dtype", "float32") != "float32"
+    native = "on" if narrow else "off"  # whatever this machine has
+    given = {"budgets": [0.25, 1.0], "method": SemantiCache(), "max_context": CONTEXT, "native": native, **options}
     return make_plan(str(source), **given)
 
 
@@ -116,6 +137,35 @@ def test_memory_of_a_session(export: Path, bundle: Bundle, budget: float, batch:
     assert planned.buffer_bytes == measured["buffer_bytes"]
     assert planned.metadata_bytes == measured["metadata_bytes"]
     assert max(planned.total_bytes, planned.load_bytes) == near(measured["peak_bytes"]), planned
+
+
+@pytest.mark.skipif(native.missing() is not None, reason="no native operators")
+@pytest.mark.parametrize(("budget", "batch", "tokens"), [(0.25, 3, 1150), (1.0, 3, 150)])
+def test_memory_of_a_session_with_narrow_caches(
+    export: Path, narrow_bundle: Bundle, budget: float, batch: int, tokens: int
+):
+    planned = row(export, budget, batches=[batch], weights="fp32", cache_dtype="float16")
+    measured = worker("session", root=str(narrow_bundle.root), budget=budget, batch=batch, tokens=tokens)
+    assert (measured["compressions"] > 0) == (budget < 1)
+    assert planned.buffer_bytes == measured["buffer_bytes"]
+    assert max(planned.total_bytes, planned.load_bytes) == near(measured["peak_bytes"]), planned
+
+
+def test_types_of_caches_scale_them_and_say_what_they_need(export: Path):
+    def of(dtype: CacheType, **options: Any) -> PlanRow:
+        return row(export, 0.25, cache_dtype=dtype, **options)
+
+    wide, half, eight = of("float32", native="on"), of("float16"), of("int8")
+    assert wide.cache_bytes == 2 * half.cache_bytes and half.full_read_bytes_per_step == 4 * half.cache_bytes
+    # A scale for each row of 64 numbers.
+    assert eight.cache_bytes * 64 * 4 == wide.cache_bytes * 68
+    assert wide.activation_bytes < row(export, 0.25, native="off").activation_bytes
+    # Bytes mean those bytes: a quarter of the float32 cache is half of the float16 one.
+    in_bytes = plan(export, budgets=[f"{wide.cache_bytes >> 20}MiB"], cache_dtype="float16").rows[0]
+    assert in_bytes.capacity == 2 * wide.capacity
+    assert plan(export, cache_dtype="int8").native and not plan(export, native="off").native
+    with pytest.raises(SemkvError, match="only native operators take such caches"):
+        of("int8", native="off")
 
 
 @RTX
@@ -243,7 +293,8 @@ def test_config_alone_gives_the_plan_of_the_export(narrow: Path, tmp_path: Path)
 
 
 def cli(*arguments: object) -> Any:
-    return CliRunner().invoke(main, ["plan", "--method", "semanticache", *map(str, arguments)], env={"COLUMNS": "80"})
+    common = ["plan", "--method", "semanticache", "--native", "off"]
+    return CliRunner().invoke(main, [*common, *map(str, arguments)], env={"COLUMNS": "80"})
 
 
 def test_table_fits_a_narrow_terminal(export: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import stat
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from semkv_deploy.serve.scheduler import Scheduler
 from semkv_deploy.serve.turn import Request, Unavailable
 
 from .schedulers import Heard, Parts, alone, prompt, run, scheduler
+
+FILES = "*.safetensors"
 
 
 def saving(parts: Parts, folder: Path, **options: Any) -> Scheduler:
@@ -37,7 +40,7 @@ def test_sessions_share_a_row_and_are_what_they_are_alone(parts: Parts, tmp_path
             heard[name].append(ask(server, name, turns[name][turn]))
     for name, prompts in turns.items():
         assert [each.ids for each in heard[name]] == alone(parts, prompts, 6)
-    (file,) = (tmp_path / "saved").iterdir()
+    (file,) = (tmp_path / "saved").glob(FILES)
     assert stat.S_IMODE(file.stat().st_mode) == 0o600 and stat.S_IMODE(file.parent.stat().st_mode) == 0o700
 
 
@@ -71,7 +74,7 @@ def test_what_cannot_be_saved_keeps_its_row(parts: Parts, tmp_path: Path):
     now = [0.0]
     server = saving(parts, folder, clock=lambda: now[0], idle_seconds=10.0)
     first = ask(server, "a", turns[0])
-    folder.rmdir()
+    shutil.rmtree(folder)
     refused = ask(server, "b", [5, 6])
     assert refused.end and isinstance(refused.end.error, Unavailable)
     assert "no idle session can be saved" in refused.error and "No such file or directory" in refused.error
@@ -87,7 +90,7 @@ def test_a_damaged_session_is_gone_and_begins_anew(parts: Parts, tmp_path: Path)
     server = saving(parts, tmp_path)
     ask(server, "a", prompt(1, 60))
     ask(server, "b", prompt(2, 60))
-    (file,) = tmp_path.iterdir()
+    (file,) = tmp_path.glob(FILES)
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
@@ -102,14 +105,14 @@ def test_a_session_that_ends_leaves_no_file(parts: Parts, tmp_path: Path):
         ask(server, name, [5, 6])
     server.end_session("a")
     run(server)
-    assert list(tmp_path.iterdir()) == [] and server.held().sessions == 1
+    assert list(tmp_path.glob(FILES)) == [] and server.held().sessions == 1
 
 
 def test_the_oldest_goes_where_there_are_as_many_as_there_may_be(parts: Parts, tmp_path: Path):
     server = saving(parts, tmp_path, max_sessions=2)
     for name in "abc":
         ask(server, name, [5, 6])
-    assert server.held().sessions == 2 and len(list(tmp_path.iterdir())) == 1
+    assert server.held().sessions == 2 and len(list(tmp_path.glob(FILES))) == 1
     assert (again := ask(server, "b", [5, 6]).end) and again.cached_tokens > 0
 
 
@@ -125,3 +128,11 @@ def test_a_folder_of_others(parts: Parts, tmp_path: Path):
         saving(parts, tmp_path / "file")
     with pytest.raises(SemkvError, match="a folder is given for saved sessions, and only for them"):
         scheduler(parts, on_full="save")
+
+
+def test_a_folder_is_one_servers_at_a_time(parts: Parts, tmp_path: Path):
+    first = saving(parts, tmp_path)
+    with pytest.raises(SemkvError, match=r"another server has its sessions there.*--share-sessions"):
+        saving(parts, tmp_path)
+    first.close()
+    saving(parts, tmp_path).close()
