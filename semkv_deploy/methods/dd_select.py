@@ -2,10 +2,9 @@
 
 The paper's score of a candidate i (as its reviews have it): the attention that the tokens of a future window F pay to
 the retained region O before i, less alpha times what they pay to the discarded region D, averaged over layers, heads
-and F. Ours: O is the last `retained` tokens up to i, D all before them but sinks, F the `future` tokens behind i.
-(Sinks always stay, and get so much attention that with them in D they are what a score says.) Scores are taken once, on
-texts of several domains, and averaged by delimiter token id (few occurrences pull a weight less far from the domain's
-mean); a weight is in standard deviations of its domain's scores. So a look-up is all that remains at run
+and F. Ours: O is the last `retained` tokens up to i, D all before them, F the `future` tokens behind i; scores are
+taken once, on texts of several domains, and averaged by delimiter token id (few occurrences pull a weight less far from
+the domain's mean); a weight is in standard deviations of its domain's scores. So a look-up is all that remains at run
 time. `segment_online` is the other form: each candidate of the text at hand has a score of its own.
 """
 
@@ -32,16 +31,11 @@ MOST = 4.0
 
 
 class Regions(NamedTuple):
-    """Regions around a candidate, in tokens, and what attention to the discarded one costs.
-
-    Attributes:
-        sinks: first tokens, which always stay and are not discarded.
-    """
+    """Regions around a candidate, in tokens, and what attention to the discarded one costs."""
 
     retained: int
     future: int
     alpha: float
-    sinks: int = 0
 
 
 class LayerAttention(NamedTuple):
@@ -102,7 +96,7 @@ def candidate_score(layers: Sequence[LayerAttention], i: int, regions: Regions) 
             for q in range(i + 1, i + 1 + regions.future):
                 weights: Tensor = torch.softmax(_logits(rows[q], keys[: q + 1], layer), -1)
                 first = i + 1 - regions.retained
-                scores.append(weights[first : i + 1].sum() - regions.alpha * weights[regions.sinks : first].sum())
+                scores.append(weights[first : i + 1].sum() - regions.alpha * weights[:first].sum())
     return float(torch.stack(scores).mean())
 
 
@@ -130,9 +124,8 @@ def candidate_scores(
             # before[q, k]: what query q pays to keys below k.
             before = np.concatenate([np.zeros((size, 1)), np.cumsum(weights, -1, dtype=np.float64)], 1)
             rows_of = candidates[:, None] + 1 + np.arange(regions.future)
-            first = (candidates + 1 - regions.retained)[:, None]
-            retained = before[rows_of, (candidates + 1)[:, None]] - before[rows_of, first]
-            discarded = before[rows_of, first] - before[rows_of, np.minimum(first, regions.sinks)]
+            discarded = before[rows_of, (candidates + 1 - regions.retained)[:, None]]
+            retained = before[rows_of, (candidates + 1)[:, None]] - discarded
             total += (retained - regions.alpha * discarded).mean(1)
             heads += 1
     return total / max(heads, 1)
@@ -168,9 +161,7 @@ def _of_queries(layer: LayerAttention, i: int, queries: NDArray[np.int64], regio
     logits = np.where(np.arange(last) <= queries[:, None], logits, -np.inf)
     weights = np.exp(logits - logits.max(-1, keepdims=True))
     weights /= weights.sum(-1, keepdims=True)
-    return float(
-        (weights[..., first : i + 1].sum(-1) - regions.alpha * weights[..., regions.sinks : first].sum(-1)).mean()
-    )
+    return float((weights[..., first : i + 1].sum(-1) - regions.alpha * weights[..., :first].sum(-1)).mean())
 
 
 def segment_online(text: DomainText, rule: BlockRule, regions: Regions, *, every: int = 1) -> list[int]:

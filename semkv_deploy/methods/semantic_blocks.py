@@ -80,7 +80,7 @@ class SemanticBlocks(Method):
 
     @property
     def regions(self) -> Regions:
-        return Regions(self.retained, self.future, self.alpha, self.sinks)
+        return Regions(self.retained, self.future, self.alpha)
 
     def check_domains(self, names: Sequence[str]) -> None:
         if self.domain not in ("auto", *names):

@@ -27,9 +27,7 @@ def layer(seed: int, softcap: float = 0.0, scale: float = 0.0) -> LayerAttention
     return LayerAttention(query, key, scale, softcap)
 
 
-@pytest.mark.parametrize(
-    "regions", [Regions(8, 4, 1.0), Regions(1, 1, 0.0), Regions(20, 16, 2.5), Regions(8, 4, 1.0, sinks=14)]
-)
+@pytest.mark.parametrize("regions", [Regions(8, 4, 1.0), Regions(1, 1, 0.0), Regions(20, 16, 2.5)])
 def test_running_sums_are_the_slow_statement(regions: Regions):
     layers = [layer(0), layer(1, softcap=2.0), layer(2, scale=0.9)]
     candidates = np.array([19, 33, 40, TOKENS - 1 - regions.future])
@@ -81,7 +79,7 @@ def test_a_text_without_delimiters_weighs_nothing():
 @pytest.mark.parametrize("every", [1, 3])
 def test_online_scores_are_the_slow_statement_of_the_text_at_hand(every: int):
     """With every query the reference; with few what these say; at the text's ends what there is."""
-    regions, layers = Regions(8, 6, 1.5, sinks=4), [layer(0), layer(1, softcap=2.0), layer(2, scale=0.9)]
+    regions, layers = Regions(8, 6, 1.5), [layer(0), layer(1, softcap=2.0), layer(2, scale=0.9)]
     candidate = np.zeros(TOKENS, bool)
     candidate[[0, 3, 19, 40, TOKENS - 3, TOKENS - 1]] = True
     text = DomainText("here", np.zeros(TOKENS, np.int64), candidate, layers)
@@ -103,7 +101,7 @@ def _paid(layers: list[LayerAttention], i: int, query: int, regions: Regions) ->
             logits = of.softcap * np.tanh(logits / of.softcap) if of.softcap else logits
             weights = np.exp(logits) / np.exp(logits).sum()
             first = i + 1 - regions.retained
-            paid.append(weights[first : i + 1].sum() - regions.alpha * weights[regions.sinks : first].sum())
+            paid.append(weights[first : i + 1].sum() - regions.alpha * weights[:first].sum())
     return float(np.mean(paid))
 
 
