@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
 # Builds plugins/runtime/: libsemkv, which runs bundles from C and C++ without Python, and its CMake package.
 #
-#   scripts/build_runtime.sh [--prefix DIR] [--out DIR] [--sanitize LIST] [--driver] [--jobs N] [--no-werror]
-#                            [--print-headers]
+#   scripts/build_runtime.sh [--prefix DIR] [--out DIR] [--sanitize LIST] [--driver] [--triton] [--jobs N]
+#                            [--no-werror] [--print-headers]
 #
 #   --prefix DIR     install there: lib/libsemkv.so, include/semkv/, and the CMake package (default: build/semkv)
 #   --out DIR        build there (default: build/runtime)
 #   --sanitize LIST  sanitizers, e.g. address,undefined or thread; builds semkv_driver as well, and installs nothing
 #   --driver         build semkv_driver and semkv_undo, which the tests run
+#   --triton         build and install backends/semkv/libtriton_semkv.so as well, Triton's backend; it needs no headers
+#                    and no library of Triton's
 #   --jobs N         parallel compilations (default 1)
 #   --no-werror      warnings of a compiler nobody has tried do not stop the build
 #   --print-headers  print the folders of both sets of headers and build nothing
@@ -21,13 +23,14 @@
 set -euo pipefail
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-prefix="" out="" sanitize="" driver=OFF jobs=1 werror=ON print=0
+prefix="" out="" sanitize="" driver=OFF triton=OFF jobs=1 werror=ON print=0
 while [ $# -gt 0 ]; do
   case "$1" in
     --prefix|--out|--sanitize|--jobs)
       if [ -z "${2:-}" ]; then echo "build_runtime: option $1: expected a value, got none; see --help" >&2; exit 2; fi
       printf -v "${1#--}" %s "$2"; shift 2 ;;
     --driver) driver=ON; shift ;;
+    --triton) triton=ON; shift ;;
     --no-werror) werror=OFF; shift ;;
     --print-headers) print=1; shift ;;
     -h|--help) sed -n '2,/^set /s/^# \{0,1\}//p' "$0" | sed '$d'; exit 0 ;;
@@ -82,7 +85,7 @@ prefix="${prefix:-$root/build/semkv}"
 case "$prefix" in /*) ;; *) prefix="$PWD/$prefix" ;; esac
 [ -z "$sanitize" ] || driver=ON
 options=("-DCMAKE_INSTALL_PREFIX=$prefix" -DCMAKE_INSTALL_LIBDIR=lib "-DSEMKV_WERROR=$werror" "-DSEMKV_SANITIZE=$sanitize"
-  "-DSEMKV_DRIVER=$driver" "-DSEMKV_ONNXRUNTIME_INCLUDE=$onnxruntime" "-DSEMKV_JSON_INCLUDE=$json")
+  "-DSEMKV_DRIVER=$driver" "-DSEMKV_TRITON=$triton" "-DSEMKV_ONNXRUNTIME_INCLUDE=$onnxruntime" "-DSEMKV_JSON_INCLUDE=$json")
 [ -n "$sanitize" ] || options+=(-DCMAKE_BUILD_TYPE=Release)
 command -v ninja >/dev/null && options+=(-G Ninja)
 mkdir -p "$out"

@@ -32,5 +32,8 @@ dual: one engine with an optimization profile for each (weights twice where the 
 single: one engine with one profile that covers both; split: two engines.
 """
 
+TritonBackend = Literal["python", "cpp"]
+"""What runs a bundle in Triton: its Python backend with this package, or libsemkv's own backend, without Python."""
+
 BudgetBy = Literal["uniform", "layer", "head"]
 """How a budget is shared: alike, or as `build` calibrates it for each layer or each KV head."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import click
 
+from semkv_deploy.choices import TritonBackend
 from semkv_deploy.cli.console import progress
 from semkv_deploy.cli.options import (
     PATH,
@@ -31,6 +32,13 @@ if TYPE_CHECKING:
 @budget_option("the smallest built")
 @serving_options
 @target_option()
+@click.option(
+    "--backend",
+    type=click.Choice(get_args(TritonBackend)),
+    default="python",
+    show_default=True,
+    help="Triton's Python backend, or libsemkv's C++ one, which takes tokens and no texts.",
+)
 @allow_plugins_option
 @force_option
 def triton(
@@ -40,12 +48,14 @@ def triton(
     budget: Budget | None,
     serving: ServingOptions,
     target: str,
+    backend: TritonBackend,
     allow_plugins: bool,
     force: bool,
 ) -> None:
-    """Writes a model for Triton's Python backend, with a copy of the bundle.
+    """Writes a model for Triton, with a copy of the bundle.
 
-    Triton's Python has to have this package installed; docs/serving.md says what the model takes and gives.
+    With --backend python, Triton's Python has to have this package installed; with cpp, its backends folder has to have
+    what scripts/build_runtime.sh --triton builds. docs/serving.md says what the model takes and gives.
 
     \b
     semkv-deploy triton bundle/ -o repository/ --name chat --budget 0.2 --rows 16
@@ -61,7 +71,9 @@ def triton(
             budget=budget,
             target=target,
             allow_plugins=allow_plugins,
+            backend=backend,
             force=force,
             progress=report,
         )
-    click.echo(f"{model}: run it with: tritonserver --model-repository={output}")
+    more = "" if backend == "python" else " --backend-directory=FOLDER, which has semkv/libtriton_semkv.so"
+    click.echo(f"{model}: run it with: tritonserver --model-repository={output}{more}")

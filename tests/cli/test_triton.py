@@ -15,6 +15,9 @@ def test_it_writes_a_model_and_says_how_to_run_it(tiny_bundle: Path, tmp_path: P
     config = (model / "config.pbtxt").read_text(encoding="utf-8")
     assert '"budget", value { string_value: "0.5" }' in config and '"rows", value { string_value: "3" }' in config
     assert (model / "1" / "model.py").is_file() and (model / "1" / "bundle" / "bundle.json").is_file()
+    again = cli("triton", tiny_bundle, "-o", tmp_path / "r", "--name", "chat", "--backend", "cpp", "--force")
+    assert again.returncode == 0 and again.stdout.endswith("which has semkv/libtriton_semkv.so\n"), again.stderr
+    assert 'backend: "semkv"' in (model / "config.pbtxt").read_text(encoding="utf-8")
 
 
 def test_what_is_refused_leaves_nothing(tiny_bundle: Path, tmp_path: Path):

@@ -73,7 +73,8 @@ def test_what_a_bundle_is_opened_for(cpp: Driver, bundle_of: Callable[..., Path]
     opened: dict[str, Any] = {"bundle": str(bundle), "onnxruntime": library}
     refused(cpp, BAD_BUNDLE, "no such bundle (expected a directory", "open", bundle=str(tmp_path / "none"))
     refused(cpp, BAD_BUNDLE, "not a bundle: it has no bundle.json. Give the directory", "open", bundle=str(tmp_path))
-    refused(cpp, NO_TARGET, "target: this library does not run the target", "open", **opened, target="tensorrt")
+    refused(cpp, NO_TARGET, "target: this library does not run the target", "open", **opened, target="openvino")
+    refused(cpp, NO_TARGET, "target: the bundle was not built for this target", "open", **opened, target="tensorrt")
     sentence = "budget: the target was not built for this budget (expected 0.5, got 0.3)."
     refused(cpp, BAD_ARGUMENT, sentence, "open", **opened, budget=0.3)
     refused(cpp, BAD_ARGUMENT, "batch: the graphs take another batch", "open", **opened, batch=-1)

@@ -5,13 +5,18 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from semkv_deploy import open_bundle, open_session
+from semkv_deploy.runtime.session import Session
+from semkv_deploy.targets.onnxruntime.engine import OnnxRuntimeEngine
 
 from .driver import CppError, Driver, onnxruntime_library
+from .tensorrt.conftest import Fake, trt_bundle  # noqa: F401
 from .test_equality import converse
+from .test_scheduler import alone, conversation, schedule
 
 
 @pytest.mark.parametrize("name", ["semanticache", "importance", "sonic", "dynsplit", "dynsplit-select"])
@@ -30,6 +35,20 @@ def test_a_conversation_touches_no_memory_that_is_not_its_own(
         cpp("close")
 
 
+def test_nor_on_tensorrts_api(
+    address_driver: Path,
+    trt_bundle: Callable[..., Path],  # noqa: F811
+    tmp_path: Path,
+):
+    """With stand-ins for TensorRT and CUDA, whose memory is the host's: it is seen there as well."""
+    bundle, target, fake = trt_bundle("semanticache", "tensorrt"), "tensorrt", Fake(address_driver.parent, tmp_path)
+    session = Session(OnnxRuntimeEngine(open_bundle(bundle).built(target), batch=2, threads=1))
+    with fake.driver(bundle, target, ASAN_OPTIONS="detect_leaks=0") as cpp:
+        cpp.open(bundle, 2, target=target, **fake.libraries())
+        converse(session, cpp, 0, tmp_path, turns=2)
+        cpp("close")
+
+
 def test_two_sessions_in_two_threads_and_a_third_that_cancels(thread_driver: Path, bundle_of: Callable[..., Path]):
     """The one that is let be gives what it gives alone; what the other gave out before it was cancelled stays."""
     # ONNX Runtime is not instrumented: what its own threads do between themselves cannot be seen, and is not ours.
@@ -42,3 +61,15 @@ def test_two_sessions_in_two_threads_and_a_third_that_cancels(thread_driver: Pat
         timeout=120,
     )
     assert done.returncode == 0 and done.stdout == "cancelled 3, wrong 0\n", done.stdout + done.stderr[-4000:]
+
+
+@pytest.mark.parametrize("sanitizer", ["address", "thread"])
+def test_callers_of_a_scheduler(sanitizer: str, bundle_of: Callable[..., Path], request: pytest.FixtureRequest):
+    """Each in a thread of its own, some of whom go; the scheduler's thread runs the model."""
+    program = request.getfixturevalue(f"{sanitizer}_driver").parent / "semkv_schedule"
+    bundle, callers = bundle_of("semanticache"), [conversation(number, 3, most=4) for number in range(4)]
+    leaving: list[dict[str, Any]] = [{"ids": [5, 6, 7], "most": 40, "gone_after": number} for number in range(4)]
+    found = schedule(program, bundle, [*callers, leaving, [{"ids": [999]}] * 3], rows=2, wait_seconds=120)
+    for turns, replies in zip(callers, found["callers"], strict=False):
+        assert [each["ids"] for each in replies] == alone(bundle, turns)
+    assert found["statistics"]["cancelled"] == 4 and found["statistics"]["rows_used"] == 0

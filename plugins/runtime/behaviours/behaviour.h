@@ -59,6 +59,19 @@ public:
     // Compresses these rows now, as at the end of a turn.
     virtual void compress(Rows const&) {}
 
+    // Whether `pin` may be called.
+    virtual bool pins() const
+    {
+        return false;
+    }
+
+    // Never drops what these rows appended from the positions `begun` on. Throws SEMKV_BAD_ARGUMENT where the capacity
+    // is too small for that; nothing is pinned then.
+    virtual void pin(Rows const&, Ids const& /*begun*/) {}
+
+    // After a row's turn was taken back: its last tokens are gone, and it has not ended.
+    virtual void takenBack(int64_t) {}
+
     virtual void reset(Rows const& rows);
 
     // What a saved session must hold of rows first to last-1 beyond their slots, by name.

@@ -14,6 +14,7 @@ Segmenting::Segmenting(BlockRule const& rule, Engine& engine, Slots& slots)
     , mRule(rule)
     , mCodes(codesOf(rule, slots.isDelimiter))
     , mSegmenters(static_cast<size_t>(slots.batch), Segmenter{{}, Ids(rule.domains.size(), 0), 0})
+    , mBegun(mSegmenters)
 {
 }
 
@@ -84,6 +85,23 @@ void Segmenting::restore(Feeds const& state, int64_t first)
         }
         segmenter.closed = std::clamp<int64_t>(state.at("closed").as<int64_t>()[number], 0, mContract.maxContext);
     }
+}
+
+void Segmenting::beginTurn(Rows const& rows)
+{
+    for (size_t row = 0; row < rows.size(); ++row)
+    {
+        if (rows[row])
+        {
+            mBegun[row] = mSegmenters[row];
+        }
+    }
+}
+
+void Segmenting::takenBack(int64_t row)
+{
+    mSegmenters[static_cast<size_t>(row)] = mBegun[static_cast<size_t>(row)];
+    restored(row);
 }
 
 std::any Segmenting::snapshot() const

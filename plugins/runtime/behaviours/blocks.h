@@ -12,6 +12,8 @@ class Segmenting : public Behaviour
 public:
     Segmenting(BlockRule const& rule, Engine& engine, Slots& slots);
 
+    void beginTurn(Rows const& rows) override;
+    void takenBack(int64_t row) override;
     void reset(Rows const& rows) override;
     // open [n,longest]: codes, then less than kTurn; sums [n,domains]; closed [n]
     Feeds state(int64_t first, int64_t last) const override;
@@ -29,6 +31,9 @@ protected:
     BlockRule const& mRule;
     std::vector<int64_t> const mCodes;
     std::vector<Segmenter> mSegmenters;
+
+private:
+    std::vector<Segmenter> mBegun; // as each row's turn began
 };
 
 class BlockKeeper : public Segmenting

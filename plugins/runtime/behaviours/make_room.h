@@ -19,10 +19,19 @@ public:
     void endTurn(Rows const& rows) override;
     void compress(Rows const& rows) override;
 
+    bool pins() const override
+    {
+        return mPins;
+    }
+
+    void pin(Rows const& rows, Ids const& begun) override; // see pin.cpp
+    void takenBack(int64_t row) override;
+
 private:
     // By row, slots that a compression leaves at least, so that what a caller pinned has room beside its window.
     Ids leastWithPinned(size_t group) const;
     void run(std::map<size_t, Ids> const& targets);
+    static double numberOf(Array const& value);
 
     MakeRoom const& mSpec;
     bool mPins;

@@ -22,6 +22,14 @@ public:
     void beforeAppend(Ids const& count) override;
     void endTurn(Rows const& rows) override;
     void compress(Rows const& rows) override;
+
+    bool pins() const override
+    {
+        return true;
+    }
+
+    void pin(Rows const& rows, Ids const& begun) override; // see pin.cpp
+    void takenBack(int64_t row) override;
     void reset(Rows const& rows) override;
     Feeds state(int64_t first, int64_t last) const override; // turn, begun, ended: [n] each
     void restore(Feeds const& state, int64_t first) override;

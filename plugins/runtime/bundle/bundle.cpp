@@ -74,7 +74,8 @@ Bundle::Bundle(std::string const& root, std::string const& target, bool verifyAl
             .fix("build it again with the version of semkv-deploy that this library is of");
     }
     mFiles = std::make_unique<BundleFiles>(root, manifest.at("files"));
-    Field const budgets = targetRecord(manifest, target).at("budgets");
+    Field const record = targetRecord(manifest, target), budgets = record.at("budgets");
+    mEngines = readEngineRecord(record);
     for (size_t i = 0; i < budgets.size(); ++i)
     {
         auto contract = std::make_shared<Contract>(readContract(budgets.at(i).at("contract")));
@@ -143,6 +144,11 @@ LoadedGraph Bundle::graph(std::string const& name) const
         }
     }
     return loaded;
+}
+
+std::shared_ptr<PrivateCopy> Bundle::plan(std::string const& name) const
+{
+    return mFiles->copy(name);
 }
 
 std::vector<uint8_t> Bundle::delimiters(Contract const& contract) const

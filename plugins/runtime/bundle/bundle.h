@@ -46,6 +46,19 @@ public:
     // Verified bytes of a graph and its weights.
     LoadedGraph graph(std::string const& name) const;
 
+    // Verified bytes of an engine's file.
+    std::shared_ptr<PrivateCopy> plan(std::string const& name) const;
+
+    std::string path(std::string const& name) const
+    {
+        return mFiles->path(name);
+    }
+
+    EngineRecord const& engines() const
+    {
+        return mEngines;
+    }
+
     // [vocab]: whether a token ends a chunk.
     std::vector<uint8_t> delimiters(Contract const& contract) const;
 
@@ -53,5 +66,6 @@ private:
     std::string mRoot, mText, mFingerprint;
     std::unique_ptr<BundleFiles> mFiles;
     std::vector<std::shared_ptr<Contract const>> mContracts;
+    EngineRecord mEngines;
 };
 } // namespace semkv::runtime

@@ -131,4 +131,40 @@ std::vector<std::string> Contract::exchanged() const
     }
     return {found.begin(), found.end()};
 }
+
+// As semkv_deploy/runtime/open.py.
+std::shared_ptr<Contract const> larger(std::shared_ptr<Contract const> const& contract, int64_t capacity)
+{
+    auto const refuse = [&](char const* what, std::string const& expected, char const* fix) {
+        throw Error(SEMKV_BAD_ARGUMENT, what)
+            .where("capacity")
+            .expected(expected)
+            .got(std::to_string(capacity))
+            .fix(fix);
+    };
+    if (contract->batch)
+    {
+        refuse("graphs of static shapes have the capacity that they were built with", "none for " + contract->target,
+            "read in a session of onnxruntime-cpu, or in one of a larger budget");
+    }
+    for (BehaviourSpec const& behaviour : contract->behaviours)
+    {
+        auto const* const rule = std::get_if<BlockRule>(&behaviour);
+        if (rule != nullptr && !rule->program.empty())
+        {
+            refuse("a table of blocks has the size that it was built with", "none for a method that chooses blocks",
+                "build with a larger budget");
+        }
+    }
+    if (capacity < contract->capacity() || capacity > kMost)
+    {
+        refuse("not a capacity for this budget", std::to_string(contract->capacity()) + " slots or more", "");
+    }
+    auto made = std::make_shared<Contract>(*contract);
+    for (CacheGroup& group : made->groups)
+    {
+        group.capacity = capacity;
+    }
+    return made;
+}
 } // namespace semkv::runtime

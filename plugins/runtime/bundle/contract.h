@@ -5,6 +5,7 @@
 #include "common/tensor.h"
 
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <variant>
@@ -51,7 +52,8 @@ struct TensorSpec
 {
     std::string name;
     Type type;
-    Shape shape; // -1: open
+    Shape shape;                      // -1: open
+    std::vector<std::string> symbols; // by dimension, the name of an open size; empty where it is a number
 };
 
 struct Binding
@@ -62,9 +64,23 @@ struct Binding
     static std::string named(std::string const& pattern, size_t group, size_t groups);
 };
 
+// An optimization profile of an engine: the runs that it is for, and the sizes of inputs that it takes.
+struct Profile
+{
+    struct Range
+    {
+        Shape least, most;
+    };
+
+    std::string phase;
+    std::map<std::string, Range> shapes; // by input; others are static
+};
+
 struct Graph
 {
     std::string name, phase, onnx;
+    std::string plan; // the engine's file; empty: the graph itself is run, or no engine was built
+    std::vector<Profile> profiles;
     std::vector<int64_t> groups;
     std::vector<TensorSpec> inputs, outputs;
     std::map<std::string, std::string> aliases;
@@ -175,12 +191,26 @@ struct Contract
     std::vector<std::string> exchanged() const;
 };
 
+// A contract whose caches are larger than it says; what it keeps when it compresses is the same. Throws
+// SEMKV_BAD_ARGUMENT where shapes are static, a table of blocks has the budget's size, or for less than the budget's.
+std::shared_ptr<Contract const> larger(std::shared_ptr<Contract const> const& contract, int64_t capacity);
+
 inline constexpr char const* kDecode = "decode";
 inline constexpr int64_t kSchemaVersion = 5; // of manifests and of contracts
 inline constexpr int64_t kMost = 1 << 24;    // a number of a sensible size
 
+// What a TensorRT target's record says of all of its engines.
+struct EngineRecord
+{
+    std::string version;              // of the runtime that built them; empty: none were built
+    std::vector<int64_t> capabilities; // compute capabilities that they are for, 86 for 8.6
+    std::vector<std::string> plugins; // operators that are native code in them
+};
+
 // Reads a contract and compares its parts with each other. Throws SEMKV_BAD_BUNDLE naming the field.
 Contract readContract(Field const& field);
+EngineRecord readEngineRecord(Field const& target);
+void readEngine(Field const& field, Graph& graph); // plan and profiles, when inputs are read
 void readLayout(Field const& field, Contract& contract);
 BehaviourSpec readBehaviour(Field const& field, Contract const& contract);
 

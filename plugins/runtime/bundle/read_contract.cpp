@@ -25,11 +25,12 @@ std::vector<TensorSpec> readTensors(Field const& field)
     {
         Field const tensor = field.at(i);
         tensor.only({"name", "dtype", "shape"});
-        TensorSpec spec{tensor.at("name").text(), typeOf(tensor.at("dtype")), {}};
+        TensorSpec spec{tensor.at("name").text(), typeOf(tensor.at("dtype")), {}, {}};
         Field const shape = tensor.at("shape");
         for (size_t d = 0; d < shape.size(); ++d)
         {
             spec.shape.push_back(shape.at(d).isText() ? -1 : shape.at(d).integer(0, INT32_MAX));
+            spec.symbols.push_back(shape.at(d).isText() ? shape.at(d).text() : "");
         }
         tensors.push_back(std::move(spec));
     }
@@ -55,6 +56,7 @@ Graph readGraph(Field const& field, size_t groups)
     {
         graph.aliases[source] = aliases.at(source).text();
     }
+    readEngine(field, graph);
     return graph;
 }
 

@@ -36,7 +36,8 @@ semkv_error* semkv_bundle_open(char const* path, semkv_bundle_options const* giv
         notNull(out, "out");
         semkv_bundle_options const options = taken(given, "options");
         RuntimeOptions runtime{options.target != nullptr ? options.target : "onnxruntime-cpu",
-            text(options.onnxruntime), text(options.native_library), text(options.native_sha256)};
+            text(options.onnxruntime), text(options.native_library), text(options.native_sha256),
+            text(options.tensorrt), text(options.cudart), options.allow_plugins != 0};
         checkTarget(runtime.target);
         std::string root = path;
         root.erase(std::find_if(root.rbegin(), root.rend(), [](char c) { return c != '/'; }).base(), root.end());

@@ -31,7 +31,8 @@ semkv_error* semkv_session_open(semkv_bundle* bundle, semkv_session_options cons
         notNull(bundle, "bundle");
         notNull(out, "out");
         semkv_session_options const options = taken(given, "options");
-        auto const contract = bundle->bundle->contract(options.budget);
+        auto contract = bundle->bundle->contract(options.budget);
+        contract = options.capacity != 0 ? larger(contract, options.capacity) : contract;
         int64_t const batch = options.batch != 0 ? options.batch : contract->batch.value_or(1);
         if (batch < 1 || batch > 1 << 16 || batch != contract->batch.value_or(batch))
         {
@@ -133,6 +134,22 @@ semkv_error* semkv_session_compress(semkv_session* session, int32_t row)
     return guarded([&] {
         notNull(session, "session");
         session->session.compress(row);
+    });
+}
+
+semkv_error* semkv_session_undo_turn(semkv_session* session, int32_t row)
+{
+    return guarded([&] {
+        notNull(session, "session");
+        session->session.undoTurn(row);
+    });
+}
+
+semkv_error* semkv_session_pin(semkv_session* session, int32_t row)
+{
+    return guarded([&] {
+        notNull(session, "session");
+        session->session.pin(row);
     });
 }
 

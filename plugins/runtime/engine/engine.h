@@ -47,6 +47,8 @@ public:
 struct RuntimeOptions
 {
     std::string target, onnxruntime, nativeLibrary, nativeSha256;
+    std::string tensorrt{}, cudart{}; // libraries of the TensorRT targets
+    bool allowPlugins = false;        // native code that engines bring may run
 };
 
 // The engine of a bundle's target.

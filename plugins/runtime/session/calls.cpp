@@ -1,4 +1,4 @@
-// What calls of a session share: what they refuse, how a turn begins, and how one that fails is undone; and the calls
+// What calls of a session share: what they refuse, and how one that fails is undone; and the calls
 // that append nothing.
 #include "session/session.h"
 
@@ -102,26 +102,6 @@ bool Session::refused(int64_t row, int64_t count, bool fails) const
     return mBroken[static_cast<size_t>(row)] != 0;
 }
 
-// Opens a turn in these rows, where none is open: before anything is appended.
-void Session::begin(Rows const& rows)
-{
-    Rows opened(rows.size());
-    for (size_t row = 0; row < rows.size(); ++row)
-    {
-        opened[row] = rows[row] && !mOpen[row];
-    }
-    undoneIfFailed([&] {
-        for (auto const& behaviour : mBehaviours)
-        {
-            behaviour->beginTurn(opened);
-        }
-    });
-    for (size_t row = 0; row < rows.size(); ++row)
-    {
-        mOpen[row] |= opened[row];
-    }
-}
-
 void Session::goOn() const
 {
     if (mCancelled)
@@ -209,7 +189,8 @@ void Session::reset(int64_t row)
     {
         if (rows[r])
         {
-            mOpen[r] = mBroken[r] = 0;
+            mBroken[r] = 0;
+            forgetTurn(r);
         }
     }
     for (auto const& behaviour : mBehaviours)

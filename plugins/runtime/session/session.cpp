@@ -20,6 +20,7 @@ Session::Session(std::shared_ptr<Bundle const> bundle, std::unique_ptr<Engine> e
     , mSlots(mContract, mEngine->batch(), mBundle->delimiters(mContract))
     , mOpen(static_cast<size_t>(mEngine->batch()), 0)
     , mBroken(mOpen)
+    , mStarts(mOpen.size())
     , mLogits(static_cast<size_t>(mEngine->batch() * mContract.vocabSize))
 {
     for (BehaviourSpec const& spec : mContract.behaviours)

@@ -12,6 +12,7 @@
 #include <atomic>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -62,6 +63,33 @@ public:
     void compress(int64_t row);
     void reset(int64_t row);
 
+    // Takes back the last turn of a row, or of all, ended or not: what was appended since it began. Throws
+    // SEMKV_BAD_ARGUMENT where there is none, or something was compressed since; every row is as it was then.
+    void undoTurn(int64_t row);
+
+    // Never drops what the open turn has so far. Throws SEMKV_BAD_ARGUMENT where the method cannot, or the capacity is
+    // too small.
+    void pin(int64_t row);
+
+    // Throws as `prefill` does where a row does not take these tokens, in whatever pieces they come.
+    void checkAppend(int64_t row, Ids const& ids) const
+    {
+        checkIds(ids, "input_ids");
+        refused(row, static_cast<int64_t>(ids.size()), true);
+    }
+
+    // Throws SEMKV_NEEDS_RESET where a row holds part of what a failed call was given.
+    void checkRow(int64_t row) const
+    {
+        checkBroken(row);
+    }
+
+    // Whether a row takes one more token.
+    bool hasRoom(int64_t row) const
+    {
+        return !refused(row, 1, false);
+    }
+
     // Ends the call that runs, if one does, before its next run of the model. Safe from any thread.
     void cancel()
     {
@@ -83,7 +111,17 @@ private:
         std::vector<std::any> behaviours;
     };
 
+    // A row's counters when its turn began.
+    struct TurnStart
+    {
+        int64_t position;
+        Ids lengths; // by group
+        ChunkCounter chunk;
+    };
+
     Rows mask(int64_t row) const;
+    Ids lengthsOf(size_t row) const;
+    void forgetTurn(size_t row);
     void checkIds(Ids const& ids, char const* where) const;
     bool refused(int64_t row, int64_t count, bool fails) const; // whether a row does not take so many more tokens
     void checkBroken(int64_t row) const;
@@ -111,6 +149,7 @@ private:
     Slots mSlots;
     std::vector<std::unique_ptr<Behaviour>> mBehaviours;
     Rows mOpen, mBroken;
+    std::vector<std::optional<TurnStart>> mStarts;
     std::vector<float> mLogits; // [B,V]
     std::atomic<bool> mCancelled{false};
 };

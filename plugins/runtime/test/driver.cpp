@@ -78,6 +78,8 @@ json done(semkv::Session& session, json const& line)
     what == "end_turn"       ? session.endTurn(row)
         : what == "compress" ? session.compress(row)
         : what == "reset"    ? session.reset(row)
+        : what == "undo"     ? session.undoTurn(row)
+        : what == "pin"      ? session.pin(row)
         : what == "save"     ? session.save(line.at("path"), row, line.value("note", ""))
         : what == "load"     ? session.load(line.at("path"), row)
                              : throw std::invalid_argument(what);
@@ -93,8 +95,12 @@ semkv::Session opened(json const& line)
     of.nativeLibrary = line.value("native_library", "");
     of.nativeSha256 = line.value("native_sha256", "");
     of.verifyAll = line.value("verify_all", false);
+    of.tensorrt = line.value("tensorrt", "");
+    of.cudart = line.value("cudart", "");
+    of.allowPlugins = line.value("allow_plugins", false);
     semkv::Bundle const bundle(line.at("bundle"), of);
-    return bundle.session({line.value("budget", 0.0), line.value("batch", 0), line.value("threads", 0)});
+    return bundle.session({line.value("budget", 0.0), line.value("batch", 0), line.value("threads", 0),
+        line.value("capacity", 0)});
 }
 } // namespace
 
@@ -112,7 +118,7 @@ try
         semkv::BundleOptions options;
         options.onnxruntime = arguments[3];
         options.nativeLibrary = count > 8 ? arguments[8] : "";
-        semkv::SessionOptions const how{std::stod(arguments[4]), std::stoi(arguments[5]), std::stoi(arguments[6])};
+        semkv::SessionOptions const how{std::stod(arguments[4]), std::stoi(arguments[5]), std::stoi(arguments[6]), 0};
         semkv::Session session = semkv::Bundle(arguments[2], options).session(how);
         return semkv::test::runBench(session, std::stoi(arguments[7]));
     }

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from semkv_deploy import __version__
 from semkv_deploy.bundle import MANIFEST, Bundle, new_directory
 from semkv_deploy.bundle.own import foreign as foreign_of_bundle
+from semkv_deploy.choices import TritonBackend
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.serve.triton.inputs import INPUTS, OUTPUTS, Tensor
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from semkv_deploy.serve.options import ServingOptions
 
 CONFIG, VERSION, MODEL, BUNDLE = "config.pbtxt", "1", "model.py", "bundle"
+
+BACKENDS: dict[TritonBackend, str] = {"python": "python", "cpp": "semkv"}
+"""Triton's names of the backends that run a model: its own for Python, and libtriton_semkv.so of `plugins/runtime`."""
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
 
@@ -48,6 +52,7 @@ def write_repository(
     budget: BudgetLike | None = None,
     target: str = "onnxruntime-cpu",
     allow_plugins: bool = False,
+    backend: TritonBackend = "python",
     force: bool = False,
     progress: Progress = lambda what, share: None,
 ) -> Path:
@@ -59,6 +64,7 @@ def write_repository(
         name: of the model.
         budget: None: the smallest built.
         allow_plugins: let native code of plugins in the bundle's engines run.
+        backend: "cpp" takes tokens only, and saves no sessions.
         force: replace a model of that name that this tool wrote.
 
     Raises:
@@ -68,13 +74,19 @@ def write_repository(
     if not _NAME.fullmatch(name):
         expected = "letters, digits, _, - and ., with no - or . first"
         raise SemkvError("not a name for a model", where="--name", expected=expected, got=repr(name))
+    if backend == "cpp" and options.save_sessions is not None:
+        raise SemkvError(
+            "the C++ backend saves no sessions", where="--save-sessions", fix="leave it out, or use --backend python"
+        )
     progress("verify", None)
     opened = Bundle.open(bundle, allow_plugins=allow_plugins)
     share = opened.built(target, budget).contract.budget
     with new_directory(out / name, force=force, foreign=_foreign, sources=[bundle]) as root:
         (root / VERSION).mkdir()
-        (root / CONFIG).write_text(config(name, share, target, options, allow_plugins=allow_plugins), encoding="utf-8")
-        (root / VERSION / MODEL).write_text(_MODEL, encoding="utf-8")
+        text = config(name, share, target, options, allow_plugins=allow_plugins, backend=backend)
+        (root / CONFIG).write_text(text, encoding="utf-8")
+        if backend == "python":
+            (root / VERSION / MODEL).write_text(_MODEL, encoding="utf-8")
         names = [MANIFEST, *sorted(opened.manifest.files)]
         for number, file in enumerate(names):
             progress("copy", number / len(names))
@@ -86,7 +98,15 @@ def write_repository(
     return out / name
 
 
-def config(name: str, budget: float, target: str, options: ServingOptions, *, allow_plugins: bool) -> str:
+def config(
+    name: str,
+    budget: float,
+    target: str,
+    options: ServingOptions,
+    *,
+    allow_plugins: bool,
+    backend: TritonBackend = "python",
+) -> str:
     """The text of config.pbtxt."""
     given = {name: value for name, value in options.model_dump().items() if value is not None}
     if options.save_sessions is not None:
@@ -97,7 +117,7 @@ def config(name: str, budget: float, target: str, options: ServingOptions, *, al
     lines = [
         f"# Written by semkv-deploy {__version__}. Parameters are those of `semkv-deploy triton`.",
         f"name: {_quoted(name)}",
-        'backend: "python"',
+        f"backend: {_quoted(BACKENDS[backend])}",
         "max_batch_size: 0",
         "model_transaction_policy { decoupled: true }",
         "# Sessions are one instance's: a second one would have others.",

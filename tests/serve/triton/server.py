@@ -45,12 +45,26 @@ class Server:
 
     Args:
         folder: for the backend and logs.
+        native: libtriton_semkv.so, in place of the Python backend.
+        environment: of the server, added to what it has.
     """
 
-    def __init__(self, repository: Path, folder: Path, models: list[str]) -> None:
+    def __init__(
+        self,
+        repository: Path,
+        folder: Path,
+        models: list[str],
+        *,
+        native: Path | None = None,
+        environment: dict[str, str] | None = None,
+    ) -> None:
         self._repository, self._folder, self._models = repository, folder, models
-        backend = folder / "backends" / "python"
-        if not backend.exists():
+        self._added = environment or {}
+        backend = folder / "backends" / ("python" if native is None else "semkv")
+        if native is not None:
+            backend.mkdir(parents=True, exist_ok=True)
+            shutil.copy(native, backend)
+        elif not backend.exists():
             shutil.copytree(SERVER / "backends" / "python", backend)
             shutil.copy(SERVER / "python_backend_stubs" / VERSION / "triton_python_backend_stub", backend)
         self.http, self.grpc, self.metrics = free_port(), free_port(), free_port()
@@ -88,6 +102,7 @@ class Server:
             "PYTHONPATH": os.pathsep.join(packages),
             "OMP_NUM_THREADS": "1",
             "HOME": str(self._folder),
+            **self._added,
         }
 
     def _ready(self) -> bool:

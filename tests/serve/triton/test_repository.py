@@ -75,3 +75,23 @@ def test_nothing_is_left_of_what_fails(tiny_bundle: Path, tmp_path: Path):
     with pytest.raises(SemkvError, match="the bundle was not built for this target"):
         write_repository(tiny_bundle, tmp_path / "r", "chat", ServingOptions(), target="tensorrt-rtx")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_cpp_backends_model_is_the_same_but_for_python(tiny_bundle: Path, tmp_path: Path):
+    python, cpp = (
+        write_repository(tiny_bundle, tmp_path, backend, ServingOptions(), backend=backend)
+        for backend in ("python", "cpp")
+    )
+    theirs, ours = (parse((model / "config.pbtxt").read_text(encoding="utf-8")) for model in (python, cpp))
+    assert (ours.pop("backend"), ours.pop("name"), theirs.pop("backend"), theirs.pop("name")) == (
+        "semkv",
+        "cpp",
+        "python",
+        "python",
+    )
+    assert ours == theirs
+    assert not (cpp / "1" / "model.py").exists() and (cpp / "1" / "bundle" / "bundle.json").is_file()
+    write_repository(tiny_bundle, tmp_path, "cpp", ServingOptions(), backend="cpp", force=True)
+    options = ServingOptions(save_sessions=tmp_path / "sessions")
+    with pytest.raises(SemkvError, match=r"--save-sessions: the C\+\+ backend saves no sessions"):
+        write_repository(tiny_bundle, tmp_path, "other", options, backend="cpp")

@@ -53,11 +53,14 @@ SEMKV_API void semkv_error_free(semkv_error* error);                 /* null is 
 typedef struct semkv_bundle_options
 {
     size_t size;
-    char const* target;         /* null: "onnxruntime-cpu", the one that this library runs */
+    char const* target;         /* "onnxruntime-cpu" (null), "tensorrt" or "tensorrt-rtx" */
     char const* onnxruntime;    /* libonnxruntime's path (1.32 or newer); null: $SEMKV_ONNXRUNTIME, else the loader's */
     char const* native_library; /* libsemkv_onnxruntime.so: naming it is the consent to run its code; null: none runs */
     char const* native_sha256;  /* hexadecimal: what that file must be; null: any */
     int32_t verify_all;         /* 0: hash the files that the target runs; else hash all of them */
+    char const* tensorrt;       /* libnvinfer's or libtensorrt_rtx's path; null: $SEMKV_TENSORRT, else the loader's */
+    char const* cudart;         /* libcudart's path; null: $SEMKV_CUDART, else the loader's */
+    int32_t allow_plugins;      /* not 0: the consent to run native code that the engines bring; 0: none runs */
 } semkv_bundle_options;
 
 /* Opens and verifies a bundle. `options` may be null. */
@@ -72,7 +75,8 @@ typedef struct semkv_session_options
     size_t size;
     double budget;   /* a share that was built; 0: the smallest */
     int32_t batch;   /* rows; 0: what the graphs were built for, or 1 */
-    int32_t threads; /* of the runtime; 0: one for each CPU that the process may use */
+    int32_t threads; /* of ONNX Runtime; 0: one for each CPU that the process may use */
+    int32_t capacity; /* slots that every cache group has, to read in more memory than the budget; 0: the budget's */
 } semkv_session_options;
 
 typedef struct semkv_session_info
@@ -102,7 +106,8 @@ typedef struct semkv_ids
     size_t count;
 } semkv_ids;
 
-/* Allocates everything: nothing grows afterwards. `options` may be null. */
+/* Allocates everything: nothing grows afterwards. Buffers of a TensorRT target lie on the GPU that is the calling
+ * thread's current one. `options` may be null. */
 SEMKV_API semkv_error* semkv_session_open(
     semkv_bundle* bundle, semkv_session_options const* options, semkv_session** out);
 SEMKV_API void semkv_session_close(semkv_session* session); /* null is taken */
@@ -127,6 +132,14 @@ SEMKV_API semkv_error* semkv_session_end_turn(semkv_session* session, int32_t ro
 
 /* Compresses a row, or all, now, as at the end of a turn. */
 SEMKV_API semkv_error* semkv_session_compress(semkv_session* session, int32_t row);
+
+/* Takes back the last turn of a row, or of all, ended or not: what was appended since it began. A turn begins with what
+ * is appended after end_turn, reset or load. Refused (SEMKV_BAD_ARGUMENT) once something was compressed since. */
+SEMKV_API semkv_error* semkv_session_undo_turn(semkv_session* session, int32_t row);
+
+/* Never drops what the open turn of a row, or of all, has so far: a system prompt, a document. Refused where the
+ * bundle's method cannot, or the capacity is too small for it. */
+SEMKV_API semkv_error* semkv_session_pin(semkv_session* session, int32_t row);
 
 /* A new conversation in a row, or in all. */
 SEMKV_API semkv_error* semkv_session_reset(semkv_session* session, int32_t row);

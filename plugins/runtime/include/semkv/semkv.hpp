@@ -47,11 +47,13 @@ constexpr int32_t kEveryRow = -1;
 
 struct BundleOptions
 {
-    std::string target = "onnxruntime-cpu";
+    std::string target = "onnxruntime-cpu"; // or "tensorrt", "tensorrt-rtx"
     std::string onnxruntime;   // libonnxruntime's path; empty: $SEMKV_ONNXRUNTIME, else the loader's
     std::string nativeLibrary; // naming it is the consent to run its code
     std::string nativeSha256;
     bool verifyAll = false;
+    std::string tensorrt, cudart; // paths of libnvinfer or libtensorrt_rtx, and libcudart; empty: as above
+    bool allowPlugins = false;    // the consent to run native code that the bundle's engines bring
 };
 
 struct SessionOptions
@@ -59,6 +61,7 @@ struct SessionOptions
     double budget = 0;   // 0: the smallest that was built
     int32_t batch = 0;   // 0: what the graphs were built for, or 1
     int32_t threads = 0; // 0: one for each CPU
+    int32_t capacity = 0; // slots of every cache group; 0: the budget's
 };
 
 struct GenerateOptions
@@ -165,6 +168,16 @@ public:
         check(semkv_session_compress(get(), row));
     }
 
+    void undoTurn(int32_t row = kEveryRow)
+    {
+        check(semkv_session_undo_turn(get(), row));
+    }
+
+    void pin(int32_t row = kEveryRow)
+    {
+        check(semkv_session_pin(get(), row));
+    }
+
     void reset(int32_t row = kEveryRow)
     {
         check(semkv_session_reset(get(), row));
@@ -246,6 +259,9 @@ public:
         given.native_library = orNull(options.nativeLibrary);
         given.native_sha256 = orNull(options.nativeSha256);
         given.verify_all = options.verifyAll;
+        given.tensorrt = orNull(options.tensorrt);
+        given.cudart = orNull(options.cudart);
+        given.allow_plugins = options.allowPlugins;
         semkv_bundle* opened = nullptr;
         check(semkv_bundle_open(path.c_str(), &given, &opened));
         mBundle.reset(opened);
@@ -258,6 +274,7 @@ public:
         given.budget = options.budget;
         given.batch = options.batch;
         given.threads = options.threads;
+        given.capacity = options.capacity;
         semkv_session* opened = nullptr;
         check(semkv_session_open(mBundle.get(), &given, &opened));
         return Session(opened);

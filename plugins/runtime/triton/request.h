@@ -1,0 +1,25 @@
+// A Triton request as a turn of the scheduler.
+#pragma once
+
+#include "scheduler/turn.h"
+#include "triton/api.h"
+
+#include <optional>
+#include <string>
+
+namespace semkv::runtime
+{
+// What a request asks for. As semkv_deploy/serve/triton/inputs.py, but for texts.
+struct Asked
+{
+    std::string session;            // empty: the turn stands alone
+    std::optional<Request> request; // none: only that the session ends
+    bool stream = true;             // a response a token, or one
+};
+
+// Throws SEMKV_BAD_ARGUMENT naming the input that is wrong.
+Asked readRequest(TRITONBACKEND_Request* request, int64_t mostTokens);
+
+// Throws what an error of Triton's says, if it is one.
+void checkTriton(TRITONSERVER_Error* error, char const* where);
+} // namespace semkv::runtime
