@@ -142,7 +142,7 @@ def build_bundle(
         context = choose_context(max_context, model.max_position)
         method = method.for_build(records=not any(map(is_tensorrt, targets)), capped=is_capped(root)).resolve(model)
         check_reading(method, targets)
-        check_selecting(method, targets, cache_dtype, options)
+        check_selecting(method, targets, cache_dtype, options, native=choice.on)
         cache_types = {options.dtype if is_tensorrt(name) else cache_dtype for name in targets}
         resolved = resolve_budgets(budgets, context, slot_bytes(model, cache_types))
         budget_by = budget_by or ("uniform" if groups is not None or min(resolved) == 1 else method.budget_by)
