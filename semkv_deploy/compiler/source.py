@@ -68,22 +68,31 @@ def _check_folder(folder: Path) -> None:
 
 
 def take_source(
-    source: str, root: Path, family: str | None, progress: Progress, *, prove_import: bool = True
+    source: str,
+    root: Path,
+    family: str | None,
+    progress: Progress,
+    *,
+    prove_import: bool = True,
+    config_from: Path | None = None,
 ) -> ModelFacts:
     """Puts the portable decoder into `root/onnx`, and tokenizer and delimiters into `root`; returns the model's facts.
 
     Raises:
-        SemkvError: when it cannot be read or exported, or is of another family.
+        SemkvError: when it cannot be read or exported, or is of another family; for `config_from` with a source that
+            has its own.
     """
     from semkv_deploy.export.foreign import import_decoder, is_foreign
 
     portable = Path(source)
     stranger = portable.suffix == ".onnx" and is_foreign(portable)
     model = open_export(portable) if portable.suffix == ".onnx" and not stranger else None
+    if config_from is not None and not stranger:
+        raise SemkvError("the source has a configuration of its own", where="--config-from", fix="leave it out")
     onnx_dir = root / "onnx"
     onnx_dir.mkdir()
     if stranger:
-        model = import_decoder(portable, onnx_dir, proof=prove_import, progress=progress)
+        model = import_decoder(portable, onnx_dir, beside=config_from, proof=prove_import, progress=progress)
     elif model is None:
         from semkv_deploy.export import export_checkpoint
 

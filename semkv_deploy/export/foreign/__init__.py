@@ -33,14 +33,16 @@ def import_decoder(
     path: Path,
     out: Path,
     *,
+    beside: Path | None = None,
     proof: bool = True,
     progress: Callable[[str, float | None], None] = lambda what, share: None,
 ) -> ModelFacts:
     """Writes an export of a stranger's decoder: `decoder.onnx`, `tokenizer/`, `model.json`, `delimiters.json`.
 
     Args:
-        path: the graph; its weights, configuration and tokenizer lie beside it.
+        path: the graph; its weights lie beside it.
         out: an existing empty directory.
+        beside: folder of configuration and tokenizer; None: the graph's.
         proof: compare the import with the original in ONNX Runtime.
 
     Raises:
@@ -62,7 +64,7 @@ def import_decoder(
 
     progress("reading the graph", None)
     check_weights(path)
-    folder = path.resolve().parent
+    folder = path.resolve().parent if beside is None else beside.resolve()
     model = ir.load(path)
     read = path
     if narrow := is_float16(model):

@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from onnx import TensorProto, helper
 
 from semkv_deploy.cli.main import main
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.export.foreign import import_decoder
+from semkv_deploy.runtime.open import open_bundle
 
 from .conftest import TorchExported
 from .test_multi_head import add, constant
@@ -191,3 +192,28 @@ def test_a_folder_given_for_its_graph_is_told_so(torch_exported: TorchExported, 
     said = CliRunner().invoke(main, ["build", str(folder), "--budget", "0.5", "-o", str(tmp_path / "bundle")])
     found = said.output.replace("\n", " ")
     assert said.exit_code and "a folder of ONNX graphs, and no checkpoint" in found and "model.onnx" in found
+
+
+def test_configuration_and_tokenizer_of_another_folder(torch_exported: TorchExported, tmp_path: Path):
+    """A graph and its weights alone are refused; `--config-from` says where the rest is."""
+    exported = torch_exported("llama")
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    for file in exported.parent.glob("*.onnx*"):
+        shutil.copy(file, alone)
+
+    def build(*options: object) -> Result:
+        given = [alone / exported.name, "--budget", "1", "--method", "full", *options]
+        return CliRunner().invoke(main, ["build", *map(str, given), "-o", str(tmp_path / "bundle")])
+
+    refused = build()
+    assert refused.exit_code and "--config-from" in refused.output, refused.output
+    done = build("--config-from", exported.parent)
+    assert done.exit_code == 0, done.output
+    assert open_bundle(tmp_path / "bundle").manifest.model.family == "llama"
+
+
+def test_a_source_that_has_a_configuration_takes_no_other(tiny_export: Path, tmp_path: Path):
+    given = [tiny_export / "decoder.onnx", "--budget", "0.5", "--config-from", tmp_path, "-o", tmp_path / "bundle"]
+    said = CliRunner().invoke(main, ["build", *map(str, given)])
+    assert said.exit_code and "--config-from: the source has a configuration of its own" in said.output
