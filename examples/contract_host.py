@@ -272,11 +272,43 @@ class Host:
         return results["logits"]
 
     def _block_ends(self, rows: slice, shape: str) -> Ids:
+        for behaviour in self.contract["behaviours"]:
+            if behaviour["kind"] == "slot_tables":
+                return np.ascontiguousarray(self.slot_tables(behaviour)[rows])
         ends = np.zeros((self.batch, int(shape.removeprefix("B,"))), np.int64)
         for row, closed in enumerate(self.ends):
             every = [*closed, *([int(self.position[row])] if self.open[row] else [])]
             ends[row, : len(every)] = every
         return np.ascontiguousarray(ends[rows])
+
+    def slot_tables(self, behaviour: dict[str, Any]) -> Ids:
+        """`[B,heads,most]` ends of blocks; maps all of them, each time: what did not change stays what it was."""
+        tables = []
+        for group, column in enumerate(self.columns[behaviour["column"]]):
+            ends = np.zeros((*column.shape[:2], behaviour["most"]), np.int64)
+            for row, head in np.ndindex(column.shape[:2]):
+                numbers = column[row, head, : self.length[group, row]].tolist()
+                found: list[int] = []
+                for slot, number in enumerate(numbers, 1):
+                    if slot == len(numbers) or numbers[slot] != number:
+                        start = found[-2] if len(found) > 1 else 0
+                        if found and slot < len(numbers) and slot - start <= behaviour["join"]:
+                            found[-1] = slot
+                        else:
+                            found.append(slot)
+                ends[row, head, : len(found)] = found
+            tables.append(ends)
+            starts = np.pad(ends[:, :, :-1], ((0, 0), (0, 0), (1, 0)))
+            last = np.maximum((ends > 0).sum(-1, keepdims=True) - 1, 0)
+            for first in range(0, int(last.max()), behaviour["closed"]):
+                number = first + np.arange(behaviour["closed"])
+                used = number < last
+                block = np.where(used, number, behaviour["most"] - 1)
+                start, end = (np.where(used, np.take_along_axis(of, block, 2), 0) for of in (starts, ends))
+                self._map_group(
+                    behaviour, group, {"block_start": start, "block_length": end - start, "block_number": block}
+                )
+        return np.concatenate(tables, 1)
 
     def _map(self, behaviour: dict[str, Any], row: int, first: int) -> None:
         """Maps the row's blocks from a number on: they were closed by what was appended last."""
@@ -286,16 +318,18 @@ class Host:
             begin = self.ends[row][block - 1] if block else 0
             start[row, place], length[row, place] = begin, self.ends[row][block] - begin
             number[row, place] = block
-        patterns = self.contract["programs"][behaviour["program"]]["buffers"]
         for group in range(len(self.groups)):
-            given = {"block_start": start, "block_length": length, "block_number": number}
-            given |= {of["input"]: self.buffers[name][group] for name, of in patterns.items()}
-            graph = next(graph for graph in self.graphs[behaviour["program"]] if group in graph.contract["groups"])
-            source, result = (patterns["representatives"][side] for side in ("input", "output"))
-            table = self.buffers["representatives"][group]
-            written = table if graph.contract["aliases"].get(source) == result else np.empty_like(table)
-            graph.run(given, {result: written})
-            self.buffers["representatives"][group] = written
+            self._map_group(behaviour, group, {"block_start": start, "block_length": length, "block_number": number})
+
+    def _map_group(self, behaviour: dict[str, Any], group: int, blocks: Arrays) -> None:
+        patterns = self.contract["programs"][behaviour["program"]]["buffers"]
+        given = blocks | {of["input"]: self.buffers[name][group] for name, of in patterns.items()}
+        graph = next(graph for graph in self.graphs[behaviour["program"]] if group in graph.contract["groups"])
+        source, result = (patterns["representatives"][side] for side in ("input", "output"))
+        table = self.buffers["representatives"][group]
+        written = table if graph.contract["aliases"].get(source) == result else np.empty_like(table)
+        graph.run(given, {result: written})
+        self.buffers["representatives"][group] = written
 
     def _name(self, pattern: str | None, group: int) -> str | None:
         width = max(2, len(str(len(self.groups) - 1)))

@@ -37,6 +37,10 @@ QUESTIONS = (
 TORCH = {"torch": ("eager", 20), "torch-attention": ("sdpa", 23), "torch-script": ("eager", 14)}
 """Exporters of torch: how transformers attends, and the opset; below 18 by TorchScript."""
 
+GENAI = {"genai": ("fp32", "cpu"), "genai-fp16": ("fp16", "cuda")}
+"""Precision and provider of onnxruntime-genai's builder. What it (0.18) writes in float16 for its own CPU states wrong
+sizes, and runs prompts alone there."""
+
 EXPORTERS = ("genai", *TORCH)
 
 OPTIMUM = "optimum"
@@ -66,7 +70,9 @@ class Original:
         heads, size = roles.layers[0].kv_heads, shapes[self.pairs[0][0]][3]
         if not isinstance(size, int):
             size = json.loads((path.parent / "genai_config.json").read_text())["model"]["decoder"]["head_size"]
-        empty = np.zeros((1, heads, slots or 0, size), np.float32)
+        types = {each.name: each.type for each in self.session.get_inputs()}
+        dtype = np.float16 if types[self.pairs[0][0]] == "tensor(float16)" else np.float32
+        empty = np.zeros((1, heads, slots or 0, size), dtype)
         self.caches = {past: onnxruntime.OrtValue.ortvalue_from_numpy(empty.copy()) for past, _ in self.pairs}
 
     def run(self, tokens: list[int]) -> NDArray[Any]:
@@ -92,7 +98,7 @@ class Original:
         if not self.shared:
             self.caches = {past: value for (past, _), value in zip(self.pairs, presents, strict=True)}
         self.position = end
-        result: NDArray[Any] = logits.numpy()[0, -1]
+        result: NDArray[Any] = logits.numpy()[0, -1].astype(np.float32)
         return result
 
     def prompt(self, tokens: list[int]) -> NDArray[Any]:
@@ -110,8 +116,8 @@ def written(exporter: str, checkpoint: Any, folder: Path, optimum: str) -> Path:
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    if exporter == "genai":
-        return by_genai(checkpoint.model, checkpoint.tokenizer, folder, "fp32")
+    if exporter in GENAI:
+        return by_genai(checkpoint.model, checkpoint.tokenizer, folder, *GENAI[exporter])
     if exporter == OPTIMUM:
         return by_optimum(checkpoint.model, checkpoint.tokenizer, folder, optimum)
     attends, opset = TORCH[exporter]
@@ -120,8 +126,12 @@ def written(exporter: str, checkpoint: Any, folder: Path, optimum: str) -> Path:
 
 
 def replies(original: Original, session: Session, turns: list[list[int]], count: int) -> dict[str, Any]:
-    """Greedy tokens of both, each on its own replies, and the largest difference of logits while they agree."""
-    same, worst, margin, lists = True, 0.0, np.inf, []
+    """Greedy tokens of both, each on its own replies, and the largest difference of logits while they agree.
+
+    Reported beside them: how many of the tokens are equal before the first that is not, and the nearest choice until
+    then (`margin`): one nearer than the difference falls as rounding falls.
+    """
+    same, worst, margin, agreed, lists = True, 0.0, np.inf, 0, []
     for turn in turns:
         theirs, ours = original.prompt(turn), session.prefill(turn)[0]
         said: tuple[list[int], list[int]] = ([], [])
@@ -133,11 +143,13 @@ def replies(original: Original, session: Session, turns: list[list[int]], count:
             said[0].append(int(theirs.argmax()))
             said[1].append(int(ours.argmax()))
             same = same and said[0] == said[1]
+            agreed += same
             theirs, ours = original.run(said[0][-1:]), session.step(said[1][-1:])[0]
         lists.append(said)
     return {
         "equal": [first == second for first, second in lists],
         "tokens": count * len(turns),
+        "agreed": agreed,
         "position": original.position,
         "difference": worst,
         "margin": margin,
@@ -166,7 +178,7 @@ def steps(original: Original, session: Session, tokens: list[int], count: int) -
 @click.command()
 @click.argument("source")
 @click.argument("work", type=click.Path(path_type=Path))
-@click.option("--exporter", "exporters", multiple=True, type=click.Choice([*EXPORTERS, OPTIMUM]), default=EXPORTERS)
+@click.option("--exporter", "exporters", multiple=True, type=click.Choice([*GENAI, *TORCH, OPTIMUM]), default=EXPORTERS)
 @click.option("--optimum-python", help="Python that has optimum-onnx, which takes transformers below 5.")
 @click.option("--reply", default=32, help="Tokens of each of three replies.")
 @click.option("--context", default=8000, help="Slots at which a decode step is timed.")
@@ -198,7 +210,7 @@ def main(
         options: dict[str, Any] = {"budgets": [1.0], "weights": "fp32", "native": "off"}
         build_bundle(str(graph), bundle, method=METHODS["full"](), **options)
         opened = open_bundle(bundle)
-        slots = opened.manifest.max_context if exporter == "genai" else None
+        slots = opened.manifest.max_context if exporter in GENAI else None
         turns = []
         for question in QUESTIONS:
             said = [{"role": "user", "content": question}]
@@ -212,7 +224,7 @@ def main(
         found[exporter] = {**result, "decode": steps(*pair(), random, count)}
         said_ = found[exporter]
         click.echo(
-            f"{exporter}: replies equal {said_['equal']} ({said_['tokens']} tokens), "
+            f"{exporter}: replies equal {said_['equal']} (the first {said_['agreed']} of {said_['tokens']} tokens), "
             f"logits apart {said_['difference']:.1e}, nearest choice {said_['margin']:.1e} of the largest logit; "
             f"a step at {context} slots: original {said_['decode']['original']:.1f} ms, "
             f"bundle {said_['decode']['bundle']:.1f} ms ({said_['decode']['ratio']:.2f} x)"

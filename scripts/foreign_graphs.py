@@ -68,7 +68,7 @@ def by_torch(
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     batch, rows, slots = 2, 3, 5
-    past = [torch.zeros(batch, heads, slots, size) for _ in range(2 * config.num_hidden_layers)]
+    past = [torch.zeros(batch, heads, slots, size, dtype=model.dtype) for _ in range(2 * config.num_hidden_layers)]
     names = [f"{layer}.{kind}" for layer in range(config.num_hidden_layers) for kind in ("key", "value")]
     ids = torch.zeros(batch, rows, dtype=torch.long)
     mask, places = torch.ones(batch, slots + rows, dtype=torch.long), torch.arange(slots, slots + rows).repeat(2, 1)
@@ -126,17 +126,21 @@ def saved(model: PreTrainedModel, tokenizer: Any) -> Iterator[Path]:
         yield Path(folder)
 
 
-def by_genai(model: PreTrainedModel, tokenizer: Any, folder: Path, precision: str) -> Path:
-    """Writes a model directory of onnxruntime-genai for its CPU.
+def by_genai(
+    model: PreTrainedModel, tokenizer: Any, folder: Path, precision: str, provider: str = "cpu", **options: Any
+) -> Path:
+    """Writes a model directory of onnxruntime-genai.
 
     Args:
-        precision: fp32 or int4.
+        precision: fp32, fp16, int4 or int8.
+        provider: cpu, or another whose graph is wanted; nothing of it is asked for.
+        options: the builder's `--extra_options`.
     """
+    more = ["--extra_options", *(f"{name}={value}" for name, value in options.items())] if options else []
     with saved(model, tokenizer) as source:
         command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(source), "-o", str(folder)]
-        subprocess.run(
-            [*command, "-p", precision, "-e", "cpu", "-c", str(source)], check=True, stdout=subprocess.DEVNULL
-        )
+        command += ["-p", precision, "-e", provider, "-c", str(source), *more]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return folder / "model.onnx"
 
 

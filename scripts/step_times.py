@@ -18,16 +18,17 @@ from pathlib import Path
 import numpy as np
 
 from semkv_deploy import open_bundle, open_session
-from semkv_deploy.methods import DynSplitSelect
+from semkv_deploy.methods import DynSplit, DynSplitSelect
+from semkv_deploy.methods.behaviours import BlockTables, SlotTables
 from semkv_deploy.methods.layout import DECODE
 from semkv_deploy.sizes import row_bytes
 from semkv_deploy.targets.engine import Engine, Feeds
 
 
-def opened(name: str) -> Engine:
+def opened(name: str, threads: int | None) -> Engine:
     """The engine of a bundle, at a budget, every slot holding something."""
     root, _, budget = name.partition("@")
-    engine = open_session(open_bundle(Path(root)), budget=float(budget or 1)).engine
+    engine = open_session(open_bundle(Path(root)), budget=float(budget or 1), threads=threads).engine
     rng = np.random.default_rng(0)
     for buffer in engine.contract.cache.buffers:
         for group in range(len(engine.contract.cache.groups)):
@@ -46,7 +47,12 @@ def opened(name: str) -> Engine:
 def attended(name: str) -> int | None:
     """Slots that a bundle's steps attend to at most; None: all."""
     method = open_bundle(Path(name.partition("@")[0])).manifest.method
-    return method.attend if isinstance(method, DynSplitSelect) else None
+    return method.attend if isinstance(method, DynSplit | DynSplitSelect) else None
+
+
+def block_size(tables: BlockTables | SlotTables) -> int:
+    """Slots of the blocks that a cache is said to have."""
+    return tables.base if isinstance(tables, BlockTables) else tables.join
 
 
 def read_bytes(engine: Engine, length: int, most: int | None) -> int:
@@ -58,7 +64,7 @@ def read_bytes(engine: Engine, length: int, most: int | None) -> int:
     for tables in contract.tables:
         table = next(each for each in contract.cache.buffers if each.name == "representatives")
         *_, vectors, size = table.sizes(contract.cache.groups[0], batch=1, head_dim=contract.head_dim)
-        read += heads * -(-rows // tables.base) * vectors * row_bytes(contract.dtype, size)
+        read += heads * -(-rows // block_size(tables)) * vectors * row_bytes(contract.dtype, size)
     return read
 
 
@@ -67,8 +73,9 @@ def feeds(engine: Engine, length: int, rows: int) -> Feeds:
     length = min(length, engine.contract.capacity - rows)
     more = {each.name: np.zeros(each.row_sizes(1), np.int64) for each in engine.contract.cache.step_inputs}
     for tables in engine.contract.tables:
-        ends = np.minimum(np.arange(tables.base, length + tables.base, tables.base), length)
-        more[tables.input][0, : len(ends)] = ends
+        size = block_size(tables)
+        ends = np.minimum(np.arange(size, length + size, size), length)
+        more[tables.input][0, ..., : len(ends)] = ends
     return {
         **more,
         "input_ids": np.full((1, rows), 100, np.int64),
@@ -98,8 +105,9 @@ def main() -> None:
     parser.add_argument("--slots", type=int, nargs="+", default=[16, 1638, 8000])
     parser.add_argument("--prompt", type=int, nargs=2, default=[2048, 512], help="slots before it, tokens")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, help="of ONNX Runtime  [default: all cores]")
     args = parser.parse_args()
-    engines = {Path(name).name: opened(name) for name in args.bundles}
+    engines = {Path(name).name: opened(name, args.threads) for name in args.bundles}
     most = {Path(name).name: attended(name) for name in args.bundles}
     for length in args.slots:
         runs = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from semkv_deploy.budget import SLOT_MULTIPLE
 from semkv_deploy.bundle.files import REBUILD
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.graph.external import is_inside
-from semkv_deploy.methods.behaviours import Blocks, BlockTables, MakeRoom, NexusTurns, ReadAgain
+from semkv_deploy.methods.behaviours import Blocks, BlockTables, MakeRoom, NexusTurns, ReadAgain, SlotTables
 from semkv_deploy.methods.layout import CHUNK, DECODE, POSITION, TURN
 
 if TYPE_CHECKING:
@@ -101,8 +102,8 @@ def _groups(contract: Contract) -> Iterator[Contradiction]:
         if not all(fine) or buffer.dtype not in ("T", "float32", "int64"):
             yield f"cache, buffer {buffer.name}", "sizes B, Hkv, C, D or numbers", f"{buffer.shape} {buffer.dtype}"
     for buffer in contract.cache.step_inputs:
-        if not buffer.shape.removeprefix("B,").isdecimal() or buffer.dtype != "int64":
-            expected = "int64 of one dimension, or of B rows of one"
+        if not re.fullmatch(r"(B,(\d+,)?)?\d+", buffer.shape) or buffer.dtype != "int64":
+            expected = "int64 of one dimension, or of B rows of one or two"
             yield f"cache.step_inputs, {buffer.name}", expected, f"{buffer.shape} {buffer.dtype}"
     names = [buffer.name for buffer in contract.cache.buffers]
     required = [*_REQUIRED, *(("key_scale", "value_scale") if contract.dtype == "int8" else ())]
@@ -205,7 +206,26 @@ def _tables(contract: Contract, behaviour: BlockTables, field: str) -> Iterator[
         yield field, "no behaviour that evicts", "make_room"
 
 
-def _map(contract: Contract, behaviour: BlockTables, field: str) -> Iterator[Contradiction]:
+def _slot_tables(contract: Contract, behaviour: SlotTables, field: str) -> Iterator[Contradiction]:
+    """A table has room for every block of a head, and what it follows is there before it."""
+    groups = contract.cache.groups
+    least = 2 * (max(group.capacity for group in groups) // (behaviour.join + 1)) + 3
+    if behaviour.most < least:
+        yield f"{field}.most", f"{least} blocks or more", behaviour.most
+    shape = f"B,{sum(len(group.heads) for group in groups)},{behaviour.most}"
+    if {each.name: each.shape for each in contract.cache.step_inputs}.get(behaviour.input) != shape:
+        yield f"{field}.input", f"one of cache.step_inputs, {shape}", behaviour.input
+    before = contract.behaviours[: contract.behaviours.index(behaviour)]
+    columns = [each.column for each in before if isinstance(each, Blocks)]
+    if behaviour.column not in columns:
+        yield f"{field}.column", "that of a behaviour blocks before it", behaviour.column
+    if any(isinstance(each, MakeRoom) for each in contract.behaviours[len(before) :]):
+        yield field, "behind the behaviour that makes room", "before it"
+    if behaviour.program in contract.programs:
+        yield from _map(contract, behaviour, field)
+
+
+def _map(contract: Contract, behaviour: BlockTables | SlotTables, field: str) -> Iterator[Contradiction]:
     """The program takes what a host gives it, and writes tables of as many rows as there are blocks."""
     program, buffers = contract.programs[behaviour.program], {each.name: each for each in contract.cache.buffers}
     given = {"block_start", "block_length", "block_number", *(str(each.input) for each in program.buffers.values())}
@@ -306,6 +326,9 @@ def _behaviours(contract: Contract) -> Iterator[Contradiction]:
             yield f"{field}.program", f"of {sorted(contract.programs)}", behaviour.program
         if isinstance(behaviour, BlockTables):
             yield from _tables(contract, behaviour, field)
+            continue
+        if isinstance(behaviour, SlotTables):
+            yield from _slot_tables(contract, behaviour, field)
             continue
         if isinstance(behaviour, ReadAgain):
             yield from _reading(contract, behaviour, field)

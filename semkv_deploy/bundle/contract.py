@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from semkv_deploy.choices import CacheType, EngineLayout
-from semkv_deploy.methods.behaviours import Behaviour, BlockTables, MakeRoom
+from semkv_deploy.methods.behaviours import Behaviour, BlockTables, MakeRoom, SlotTables
 from semkv_deploy.methods.layout import COMPRESS, DECODE, Binding, CacheLayout, Scope, with_scales
 from semkv_deploy.sizes import row_bytes
 
@@ -231,9 +231,9 @@ class Contract(BaseModel):
         return next((behaviour for behaviour in self.behaviours if isinstance(behaviour, MakeRoom)), None)
 
     @property
-    def tables(self) -> tuple[BlockTables, ...]:
+    def tables(self) -> tuple[BlockTables | SlotTables, ...]:
         """The behaviour that keeps tables of blocks; empty where no step chooses among them."""
-        return tuple(behaviour for behaviour in self.behaviours if isinstance(behaviour, BlockTables))
+        return tuple(behaviour for behaviour in self.behaviours if isinstance(behaviour, BlockTables | SlotTables))
 
     @property
     def exchanged_buffers(self) -> tuple[str, ...]:

@@ -66,6 +66,9 @@ def _read_recipe(ctx: click.Context, _: click.Parameter, path: Path | None) -> s
 @click.option("--calibration-text", type=PATH, help="Text to calibrate on.  [default: one that ships here]")
 @click.option("--calibration", type=PATH, help="Delimiters' weights from `calibrate`.  [default: calibrates itself]")
 @click.option("--no-portable", is_flag=True, help="Leave out the float32 graphs, which validate needs.")
+@click.option(
+    "--config-from", type=PATH, help="Folder of an ONNX decoder's config.json and tokenizer.  [default: its own]"
+)
 @click.option("--no-import-check", is_flag=True, help="Do not compare another exporter's graph with its import.")
 @force_option
 @method_options
@@ -85,6 +88,7 @@ def build(
     calibration_text: Path | None,
     calibration: Path | None,
     no_portable: bool,
+    config_from: Path | None,
     no_import_check: bool,
     force: bool,
     method: AnyMethod,
@@ -127,6 +131,7 @@ def build(
             calibration=table,
             portable=not no_portable,
             prove_import=not no_import_check,
+            config_from=config_from,
             force=force,
             progress=report,
         )

@@ -42,6 +42,7 @@ QUICK_METHODS = ("importance", "semanticache", "streaming-llm")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the examples.")
 @click.option("--text", "texts", multiple=True, metavar="NAME=FILE", help="File for a corpus: prose, code or chat.")
 @threads_option
+@click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Methods measured side by side.")
 @click.option("--kvpress-python", type=PATH, help="Python that has kvpress installed.  [default: this one]")
 @click.option(
     "--plots/--no-plots", default=True, help="Draw quality.png and tasks.png.  [default: where matplotlib is]"
@@ -59,6 +60,7 @@ def evaluate(
     seed: int,
     texts: tuple[str, ...],
     threads: int | None,
+    jobs: int,
     kvpress_python: Path | None,
     plots: bool,
     quick: bool,
@@ -78,6 +80,7 @@ def evaluate(
     from semkv_deploy.evaluate.report import markdown
     from semkv_deploy.evaluate.run import Plan
     from semkv_deploy.evaluate.run import evaluate as measure
+    from semkv_deploy.evaluate.side_by_side import measure_side_by_side
     from semkv_deploy.evaluate.table import tabulate
     from semkv_deploy.evaluate.tasks import TASKS, task_of
     from semkv_deploy.methods import METHODS
@@ -100,6 +103,8 @@ def evaluate(
         peers_python=kvpress_python,
     )
     with progress() as report:
+        if jobs > 1:
+            measure_side_by_side(plan, jobs, report)
         table = tabulate(measure(plan, report))
     (output / "table.json").write_text(json.dumps(table, indent=1, ensure_ascii=False), encoding="utf-8")
     page = markdown(table)

@@ -91,11 +91,16 @@ def check_reading(method: Method, targets: Sequence[str]) -> None:
             )
 
 
-def check_selecting(method: Method, targets: Sequence[str], cache_dtype: CacheType, options: TensorRTOptions) -> None:
+def check_selecting(
+    method: Method, targets: Sequence[str], cache_dtype: CacheType, options: TensorRTOptions, *, native: bool
+) -> None:
     """Fails where a target's steps cannot attend to chosen slots.
 
     TensorRT-RTX 1.7.1 parses an `If` with a fused attention in each branch, and its builder fails on it ("Called with
     unknown input tensor"); so prompts and steps are two engines.
+
+    Args:
+        native: whether ONNX Runtime has native operators.
 
     Raises:
         SemkvError: naming the option.
@@ -110,6 +115,14 @@ def check_selecting(method: Method, targets: Sequence[str], cache_dtype: CacheTy
                 expected="split",
                 fix="add --layout split",
             )
+    if method.bias_mode != "none" and not native and not all(map(is_tensorrt, targets)):
+        raise SemkvError(
+            f"{method.kind}: slots that are chosen have no biases without native operators",
+            where="--native off",
+            expected="--method-option fit=none",
+            got=f"slot biases by {method.bias_mode}",
+            fix="build the operators with scripts/build_native.sh, or fit nothing",
+        )
     if cache_dtype != "float32" and not all(map(is_tensorrt, targets)):
         raise SemkvError(
             f"{method.kind} has no operators for such caches on ONNX Runtime",

@@ -97,6 +97,7 @@ def build_bundle(
     family: str | None = None,
     portable: bool = True,
     prove_import: bool = True,
+    config_from: Path | None = None,
     force: bool = False,
     progress: Progress = lambda what, share: None,
 ) -> Bundle:
@@ -120,6 +121,7 @@ def build_bundle(
             on the texts that ship with the package.
         portable: keep the portable graphs and their float32 weights, which `validate` compares with.
         prove_import: compare another exporter's graph with what it was rewritten to.
+        config_from: folder of the configuration and the tokenizer of another exporter's graph; None: the graph's.
         family: fail unless the model is of this one (what a recipe is made for).
 
     Raises:
@@ -136,13 +138,13 @@ def build_bundle(
     check_source_limits(source)
     sources = [Path(source).parent] if Path(source).suffix == ".onnx" else local_source(source)
     with new_directory(out, force=force, foreign=foreign, sources=sources) as root:
-        model = take_source(source, root, family, progress, prove_import=prove_import)
+        model = take_source(source, root, family, progress, prove_import=prove_import, config_from=config_from)
         check_head_size(model.head_dim, source)
         stored = weights_of_source(root, weights, targets, progress)
         context = choose_context(max_context, model.max_position)
         method = method.for_build(records=not any(map(is_tensorrt, targets)), capped=is_capped(root)).resolve(model)
         check_reading(method, targets)
-        check_selecting(method, targets, cache_dtype, options)
+        check_selecting(method, targets, cache_dtype, options, native=choice.on)
         cache_types = {options.dtype if is_tensorrt(name) else cache_dtype for name in targets}
         resolved = resolve_budgets(budgets, context, slot_bytes(model, cache_types))
         budget_by = budget_by or ("uniform" if groups is not None or min(resolved) == 1 else method.budget_by)

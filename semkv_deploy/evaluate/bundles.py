@@ -17,6 +17,7 @@ from semkv_deploy.errors import SemkvError
 from semkv_deploy.evaluate.entries import CALIBRATION_TEXT, Entry
 from semkv_deploy.evaluate.subject import Kept
 from semkv_deploy.evaluate.texts import read_bytes
+from semkv_deploy.methods import DynSplitSelect
 from semkv_deploy.methods.layout import BIAS, KEY_SCALE, VALUE_SCALE
 from semkv_deploy.model.cache_groups import one_a_layer
 from semkv_deploy.runtime.open import open_session
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from semkv_deploy.model.config import ModelFacts
 
 FLOAT32 = 4
+LEAST_ATTENDED = 16
+"""Slots that a step which chooses attends to at least."""
+
 ELEMENT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "int64": 8}
 
 
@@ -72,15 +76,23 @@ def built(
     longest: int,
     work: Path,
     progress: Callable[[str, float | None], None],
+    *,
+    context: int = 0,
 ) -> Iterator[Bundle]:
     """A bundle of one method at all budgets, with float32 weights: no loss but the method's. Gone after the block.
 
     Args:
+        budgets: one for a method that keeps everything: what a step attends to is in its graph.
         work: the folder that it is built in.
+        context: tokens that such a method's budget is a share of.
     """
     from semkv_deploy.compiler.pipeline import build_bundle
 
-    options = entry.build_options
+    options, method = entry.build_options, entry.method()
+    if entry.chooses:
+        (budget,) = budgets
+        method = method.model_copy(update={"attend": max(math.ceil(budget * context), LEAST_ATTENDED)})
+        budgets = [1.0]
     if entry.calibration_text is not None:
         options[CALIBRATION_TEXT] = read_bytes(entry.calibration_text, f"--method {entry.text}").decode("utf-8-sig")
     with tempfile.TemporaryDirectory(dir=work) as folder:
@@ -88,7 +100,7 @@ def built(
             decoder,
             Path(folder) / "bundle",
             budgets=budgets,
-            method=entry.method(),
+            method=method,
             max_context=longest,
             weights="fp32",
             # What runs must not depend on the machine; caches that are not float32 have no other form.
@@ -111,6 +123,12 @@ class BundleSubject:
     def __init__(
         self, bundle: Bundle, budget: float, *, threads: int | None = None, blind: bool = False, hold_all: bool = False
     ) -> None:
+        method = bundle.manifest.method
+        # A step attends to chosen slots, a prompt to all: what is followed goes in steps then.
+        self._in_steps = method.selects
+        self._attend: int | None = method.attend if isinstance(method, DynSplitSelect) else None
+        if self._attend is not None:
+            budget = 1.0
         self._session = self._reader = open_session(bundle, budget=budget, threads=threads)
         if hold_all:
             contract = self._session.contract
@@ -138,7 +156,8 @@ class BundleSubject:
         session.compress()
         session.save(self._state)
         self._fresh = session is self._session
-        kept = self._bytes(session.length[:, 0])
+        live = session.length[:, 0]
+        kept = self._bytes(live if self._attend is None else np.minimum(live, self._attend))
         return Kept(kept, kept / self._bytes(session.position[[0] * len(session.length)], "float32"))
 
     def _bytes(self, length: NDArray[np.int64], dtype: str | None = None) -> int:
@@ -174,6 +193,8 @@ class BundleSubject:
 
     def follow(self, ids: Sequence[int]) -> NDArray[np.float32]:
         self._rewind()
+        if self._in_steps:
+            return np.stack([self._session.step([token])[0].copy() for token in ids])
         return self._session.prefill(list(ids), all_logits=True)
 
     def generate(self, ids: Sequence[int], count: int, *, stop: bool = True) -> list[int]:

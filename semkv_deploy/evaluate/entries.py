@@ -92,6 +92,13 @@ class Entry:
             SemkvError: naming it.
         """
         self.method()
+        if self.chooses and "attend" in self.options:
+            raise SemkvError(
+                "a step attends to what the budget allows",
+                where=f"--method {self.text}",
+                got="attend",
+                fix="leave it out, and give --budget",
+            )
         hold = self.options.get(HOLD, "budget")
         if hold not in ("budget", "all"):
             raise SemkvError("unknown value", where=f"--method {self.text}", expected=f"{HOLD}=budget or all", got=hold)
@@ -105,6 +112,12 @@ class Entry:
     def holds_all(self) -> bool:
         """Whether examples are read in a cache that holds all of them."""
         return bool(self.options.get(HOLD) == "all")
+
+    @property
+    def chooses(self) -> bool:
+        """Whether everything stays, and a budget is the share that a step attends to."""
+        method = None if self.is_peer else self.method()
+        return method is not None and method.selects and not method.compresses
 
     @property
     def cache_dtype(self) -> str:

@@ -15,7 +15,8 @@ def markdown(table: dict[str, Any]) -> str:
         "Query-agnostic: the cache is compressed before the question is known, for every method. "
         "In brackets the 95 % bootstrap interval over examples. `kept` is what the cache held when the question came, "
         "of the full cache's bytes (keys, values and biases, measured). Ours never hold more than a capacity that is "
-        "fixed when they are built; the presses of kvpress hold the full cache until the context is read.",
+        "fixed when they are built; the presses of kvpress hold the full cache until the context is read. "
+        "dynsplit-select keeps everything: of it, `kept` is what a step attends to.",
         "",
     ]
     for budget, ranks in sorted(table["mean_rank"].items(), key=lambda item: -float(item[0])):

@@ -26,6 +26,7 @@ from semkv_deploy.model.exported import DECODER, TOKENIZER, open_export
 from semkv_deploy.model.tokenizer import read_tokenizer
 
 if TYPE_CHECKING:
+    from semkv_deploy.bundle import Bundle
     from semkv_deploy.evaluate.subject import Subject
     from semkv_deploy.evaluate.tasks.base import Example, Task
     from semkv_deploy.model.config import ModelFacts
@@ -244,11 +245,16 @@ def _opener(plan: Plan, prepared: Prepared, entry: Entry, stack: contextlib.Exit
         build = Entry(FULL, FULL) if entry.is_end else entry
         work = plan.out / WORK
         work.mkdir(exist_ok=True)
-        bundle = stack.enter_context(built(build, prepared.decoder, budgets, prepared.longest, work, progress))
+
+        def bundle_for(budgets: Sequence[float]) -> Bundle:
+            bundles = built(build, prepared.decoder, budgets, prepared.longest, work, progress, context=plan.context)
+            return stack.enter_context(bundles)
+
+        bundle = None if build.chooses else bundle_for(budgets)
 
         def make(cell: Cell) -> Subject:
             return BundleSubject(
-                bundle,
+                bundle or bundle_for([cell.budget]),
                 cell.budget,
                 threads=plan.threads,
                 blind=cell.entry.name == NO_CONTEXT,

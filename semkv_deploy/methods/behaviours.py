@@ -183,5 +183,36 @@ class BlockTables(BlockRule):
     table_rule: str = TABLE_RULE
 
 
-Behaviour = Annotated[MakeRoom | ReadAgain | NexusTurns | Blocks | BlockTables, Field(discriminator="kind")]
+SLOT_TABLE_RULE = (
+    "in each KV head of each group a row's live slots are cut into runs of one number in the column; the last run is a "
+    "block of the head, and of the others, from the first on, each joins the block before it where both together have "
+    "at most `join` slots. Before every run, those that read again as well, the input has for each row and head, heads "
+    "of all groups in order, the slots behind each block, then 0; and but for each head's last block representatives "
+    "are what the program writes of the block's slots: hosts run it for blocks whose slots are others than when they "
+    "were mapped, for a group as often as it takes: block_start, block_length and block_number [batch, heads, closed] "
+    "are the first slot, the slots and the number in the head of each, and 0, 0, most - 1 in all other places"
+)
+
+
+class SlotTables(BaseModel):
+    """Tell the decoder where blocks end in each KV head's slots, of which some were evicted, and map those blocks.
+
+    Stands behind the behaviours that number blocks and make room.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["slot_tables"] = Field(default="slot_tables", description="says which behaviour it is")
+    program: str = Field(description="run for a group in which there are blocks to map")
+    input: str = Field(description="of the decoder, int64 [batch, heads of all groups, most]: where blocks end")
+    column: str = Field(description="slot column of block numbers")
+    join: int = Field(description="slots up to which what is left of neighbours is one block", ge=1, le=4096)
+    most: int = Field(description="blocks of a head at most; the last is no block's", ge=3, le=1 << 20)
+    closed: int = Field(description="blocks of a head that one run maps at most", ge=1, le=1 << 20)
+    slot_table_rule: str = SLOT_TABLE_RULE
+
+
+Behaviour = Annotated[
+    MakeRoom | ReadAgain | NexusTurns | Blocks | BlockTables | SlotTables, Field(discriminator="kind")
+]
 """What manifests hold; they say which by `kind`."""

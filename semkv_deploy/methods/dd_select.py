@@ -5,7 +5,7 @@ the retained region O before i, less alpha times what they pay to the discarded 
 and F. Ours: O is the last `retained` tokens up to i, D all before them, F the `future` tokens behind i; scores are
 taken once, on texts of several domains, and averaged by delimiter token id (few occurrences pull a weight less far from
 the domain's mean); a weight is in standard deviations of its domain's scores. So a look-up is all that remains at run
-time. `candidate_score` on the text at hand is the online form, and the reference.
+time. `segment_online` is the other form: each candidate of the text at hand has a score of its own.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from semkv_deploy.methods.calibration import Settings
-from semkv_deploy.model.blocks import UNIT, DomainWeights
+from semkv_deploy.model.blocks import UNIT, BlockRule, DomainWeights, segment
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -129,6 +129,74 @@ def candidate_scores(
             total += (retained - regions.alpha * discarded).mean(1)
             heads += 1
     return total / max(heads, 1)
+
+
+def online_scores(text: DomainText, regions: Regions, *, every: int = 1) -> NDArray[np.float64]:
+    """`[n]` scores of a text's candidates, from the queries of a prompt; NaN of what is none.
+
+    Args:
+        every: of how many queries behind a candidate one is taken, from the first on.
+
+    At the ends of the text regions are cut off; a candidate behind which there is nothing has no score.
+    """
+    size = len(text.tokens)
+    scores = np.full(size, np.nan)
+    for i in np.flatnonzero(text.candidate):
+        queries = np.arange(i + 1, min(i + 1 + regions.future, size), every)
+        if len(queries):
+            scores[i] = np.mean([_of_queries(layer, int(i), queries, regions) for layer in text.layers])
+    return scores
+
+
+def _of_queries(layer: LayerAttention, i: int, queries: NDArray[np.int64], regions: Regions) -> float:
+    """What some queries pay to the retained region less alpha times the discarded one, mean over heads and queries."""
+    group = len(layer.query) // len(layer.key)
+    first = max(i + 1 - regions.retained, 0)
+    last = int(queries[-1]) + 1
+    keys = np.repeat(layer.key[:, :last], group, 0)
+    logits = np.einsum("hqd,hkd->hqk", layer.query[:, queries], keys)
+    logits = logits * np.float32(layer.scale or 1 / math.sqrt(keys.shape[-1]))
+    if layer.softcap:
+        logits = layer.softcap * np.tanh(logits / layer.softcap)
+    logits = np.where(np.arange(last) <= queries[:, None], logits, -np.inf)
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    return float((weights[..., first : i + 1].sum(-1) - regions.alpha * weights[..., :first].sum(-1)).mean())
+
+
+def segment_online(text: DomainText, rule: BlockRule, regions: Regions, *, every: int = 1) -> list[int]:
+    """Lengths of a prompt's closed blocks, where each candidate weighs what it scores in this very text.
+
+    The reference of what a table stands for; no target has it: scores are known a window behind, and need the queries
+    of several layers on the host, for `candidates x future / every x n` products a head.
+
+    Args:
+        rule: its base, search and nearness count; weights are standard deviations of the text's scores.
+        every: see `online_scores`.
+    """
+    scores = online_scores(text, regions, every=every)
+    found = np.flatnonzero(~np.isnan(scores))
+    values = scores[found]
+    spread = float(values.std()) if len(values) else 0.0
+    apart = np.clip((values - values.mean()) / spread, -MOST, MOST) if spread > 0 else np.zeros(len(found))
+    # Each candidate is a delimiter of its own.
+    ids = np.full(len(text.tokens), len(found))
+    ids[found] = np.arange(len(found))
+    own = DomainWeights(
+        name="online",
+        weights=(*np.rint(UNIT * apart).astype(int).tolist(), 0),
+        log_shares=(0,) * (len(found) + 1),
+    )
+    alone = BlockRule(
+        base=rule.base,
+        search=rule.search,
+        nearness=rule.nearness,
+        token_ids=tuple(range(len(found))),
+        domains=(own,) if len(found) else (),
+    )
+    if not len(found):
+        alone = BlockRule(base=rule.base, search=rule.search)
+    return segment(alone, ids.tolist(), np.zeros(len(found) + 1, bool))
 
 
 def delimiter_table(texts: Sequence[DomainText], regions: Regions, vocab_size: int) -> DelimiterTable:

@@ -10,28 +10,18 @@ Prompts attend to everything. What is ours of it is said in `SemanticBlockMap` a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
 from semkv_deploy.methods.base import State
 from semkv_deploy.methods.behaviours import BlockTables
-from semkv_deploy.methods.layout import Binding, Buffer, CacheLayout, Program, Scope
-from semkv_deploy.methods.representatives import (
-    BLOCK_END,
-    BLOCKS,
-    CLOSED,
-    MAP_BLOCKS,
-    REPRESENTATIVES,
-    Kind,
-    map_reference,
-    require_uniform,
-    table_size,
-)
+from semkv_deploy.methods.block_tables import Tables
+from semkv_deploy.methods.layout import Binding, CacheLayout, Program, Scope
+from semkv_deploy.methods.representatives import BLOCK_END, BLOCKS, CLOSED, MAP_BLOCKS, Kind, require_uniform
 from semkv_deploy.methods.semantic_blocks import DynSplitSettings, SemanticBlocks
 
 if TYPE_CHECKING:
-    import onnx
     import onnx_ir as ir
 
     from semkv_deploy.budget import BudgetProfile
@@ -71,60 +61,35 @@ class DynSplitSelect(SemanticBlocks):
         """M: blocks that one run closes at most."""
         return -(-profile.prefill_chunk // (self.block - self.radius)) + 1
 
+    @property
+    def tables(self) -> Tables:
+        """How blocks are tabled and chosen."""
+        return Tables(self.attend, self.representatives, self.longest, self.recent_blocks)
+
     def table_elements(self, head_dim: int, group: CacheGroup) -> int:
-        vectors, size = table_size(self.representatives, head_dim)
-        return len(group.heads) * self.most_blocks((group,)) * vectors * size
+        return self.tables.elements(head_dim, group, self.most_blocks((group,)))
 
     def read_elements(self, head_dim: int, group: CacheGroup) -> int:
-        rows = 2 * len(group.heads) * min(self.attend, group.capacity) * head_dim
-        return rows + self.table_elements(head_dim, group)
+        return self.tables.read_elements(head_dim, group, self.most_blocks((group,)))
 
     def symbols(self, profile: BudgetProfile) -> dict[str, int]:
         return {BLOCKS: self.most_blocks(profile.groups), CLOSED: self.most_closed(profile)}
 
     def layout(self, model: ModelFacts, groups: Sequence[CacheGroup]) -> CacheLayout:
         layout = super().layout(model, groups)
-        most = self.most_blocks(layout.groups)
-        vectors, size = table_size(self.representatives, model.head_dim)
-        table = Buffer(name=REPRESENTATIVES, shape=f"B,Hkv,{most},{vectors},{size}", dtype="T")
-        ends = Buffer(name=BLOCK_END, shape=f"B,{most}", dtype="int64")
-        return layout.model_copy(update={"buffers": (*layout.buffers, table), "step_inputs": (ends,)})
+        return self.tables.extended(layout, model.head_dim, self.most_blocks(layout.groups))
 
     def rewrite_decoder(self, decoder: ir.Model, layout: CacheLayout) -> None:
-        from semkv_deploy.methods.select_blocks import select_blocks
-
-        select_blocks(
-            decoder,
-            longest=self.longest,
-            width=self.attend,
-            kind=self.representatives,
-            first=1,
-            recent=self.recent_blocks,
-        )
+        self.tables.rewrite(decoder)
 
     def bindings(self, program: str, layout: CacheLayout) -> tuple[Scope, dict[str, Binding]]:
-        if program != MAP_BLOCKS:
-            return super().bindings(program, layout)
-        return "group", {
-            "key": Binding(input="key_cache", output=None),
-            REPRESENTATIVES: Binding(input=REPRESENTATIVES, output=f"{REPRESENTATIVES}_out"),
-        }
+        return self.tables.bindings() if program == MAP_BLOCKS else super().bindings(program, layout)
 
     def programs(self, model: ModelFacts, layout: CacheLayout) -> list[Program]:
-        from semkv_deploy.methods.select_blocks import map_program
-
-        def graph(heads: int) -> onnx.ModelProto:
-            of_heads = model.model_copy(update={"kv_heads": heads})
-            return map_program(of_heads, longest=self.longest, kind=self.representatives)
-
-        in_place = {REPRESENTATIVES: f"{REPRESENTATIVES}_out"}
-        return [Program(MAP_BLOCKS, graph(heads), "group", numbers, in_place) for heads, numbers in layout.by_heads()]
+        return self.tables.programs(model, layout)
 
     def reference(self, program: str) -> Callable[..., State]:
-        def map_blocks(model: ModelFacts, state: State, **blocks: Any) -> State:
-            return map_reference(self.representatives, self.longest, state, **blocks)
-
-        return {MAP_BLOCKS: map_blocks}[program]
+        return {MAP_BLOCKS: self.tables.reference()}[program]
 
     def calibrate(self, model: ModelFacts, text: CalibrationText) -> DynSplitSettings:
         return DynSplitSettings(table=self.table(model, text), scores=None)

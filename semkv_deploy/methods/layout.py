@@ -82,7 +82,7 @@ class CacheLayout(BaseModel):
         buffers: memory of every group, on the device.
         slot_columns: int64 for every slot, kept by the host; they move with the slots through every program.
         step_inputs: decoder inputs beyond ids, positions, logits_index and length: int64 of one dimension, or of B rows
-            of one, 0 in every run for which no behaviour says otherwise; a graph for prompts alone may lack one.
+            of one or two, 0 in every run for which no behaviour says otherwise; a graph for prompts alone may lack one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -65,19 +65,19 @@ def scoring_query(edit: GraphEditor, query: ir.Value, kind: Kind) -> ir.Value:
 
 
 def map_text(kind: Kind, longest: int) -> str:
-    """ONNX text: `updates` `[B,H,M,R,E]`, vectors of the blocks that `block_start` and `block_length` `[B,M]` name."""
+    """ONNX text: `updates` `[B,H,M,R,E]`, vectors of the blocks that `starts` and `lengths` `[B,M]` name in `keys`."""
     vectors = table_size(kind, 1)[0]
     block_map = f"{DOMAIN}.SemanticBlockMap <vectors: int = {vectors}, max_block_length: int = {longest}>"
     if kind != "mean_radius":
-        return f"updates, slots = {block_map} (key_cache, block_start, block_length)"
+        return f"updates, slots = {block_map} (keys, starts, lengths)"
     return f"""
-        mean, slots = {block_map} (key_cache, block_start, block_length)
+        mean, slots = {block_map} (keys, starts, lengths)
         nothing = Constant <value = int64 {{0}}> ()
         heads_axis = Constant <value = int64[1] {{1}}> ()
         last_axis = Constant <value = int64[1] {{-1}}> ()
         outer_axes = Constant <value = int64[2] {{1, 4}}> ()
         slots_axis = Constant <value = int64[1] {{3}}> ()
-        heads = Shape <start = 1, end = 2> (key_cache)
+        heads = Shape <start = 1, end = 2> (keys)
         row_shape = Shape <start = 0, end = 1> (slots)
         table_shape = Shape <start = 1, end = 3> (slots)
         index_shape = Concat <axis = 0> (row_shape, heads, table_shape)
@@ -85,8 +85,8 @@ def map_text(kind: Kind, longest: int) -> str:
         read_by_head = Unsqueeze (read, heads_axis)
         index = Expand (read_by_head, index_shape)
         index_column = Unsqueeze (index, last_axis)
-        keys = GatherND <batch_dims = 2> (key_cache, index_column)
-        keys_f = Cast <to = 1> (keys)
+        key_rows = GatherND <batch_dims = 2> (keys, index_column)
+        keys_f = Cast <to = 1> (key_rows)
         mean_f = Cast <to = 1> (mean)
         away = Sub (keys_f, mean_f)
         parts_shape = Constant <value = int64[6] {{0, 0, 0, 0, {PARTS}, -1}}> ()
@@ -140,13 +140,19 @@ def bound(kind: Kind, query: Tensor, table: Tensor) -> Tensor:
 
 
 def map_reference(kind: Kind, longest: int, state: dict[str, Any], **blocks: Tensor) -> dict[str, Any]:
-    """The program "map_blocks": what is written of each block, at its number; of equal numbers the last counts."""
+    """The program "map_blocks": what is written of each block, at its number; of equal numbers the last counts.
+
+    Args:
+        blocks: `block_start`, `block_length` and `block_number`, `[B,M]`, or `[B,H,M]` where heads have their own.
+    """
     table = state["representatives"].clone()
     start, length, number = (blocks[name] for name in ("block_start", "block_length", "block_number"))
-    updates = reference(kind, state["key_cache"], start, length, longest)
-    for b in range(len(number)):
-        for place, n in enumerate(number[b].tolist()):
-            table[b, :, n] = updates[b, :, place]
+    for h in range(table.shape[1]):
+        starts, lengths, numbers = (each[:, h] if each.dim() == 3 else each for each in (start, length, number))
+        updates = reference(kind, state["key_cache"][:, h : h + 1], starts, lengths, longest)
+        for b in range(len(numbers)):
+            for place, n in enumerate(numbers[b].tolist()):
+                table[b, h, n] = updates[b, 0, place]
     return {**state, "representatives": table}
 
 

@@ -23,6 +23,9 @@ DECODER_INPUT = {
 }
 """Patterns of a buffer's decoder input; a buffer that is not here has the pattern `<buffer>.{group}`."""
 
+FOLDED_ROWS = "cache_rows_"
+"""Begins the symbol of a first axis that has a group's KV heads in it, batch x heads; their number follows."""
+
 SLOT_ATTENTION = "slot_attention"
 """What a decoder that records attention raises: `slot_attention.NN` in, `slot_attention_out.NN` out."""
 

@@ -161,8 +161,11 @@ def register_torch() -> None:
 # matrix product over the block's R vectors, as the mean's score is; q, its negative and its positive part are rows 0, 1
 # and 2 of one tensor, of which R chooses row 0 or rows 1 and 2. TopK puts the lower of two equal elements first, by its
 # definition; where pinned blocks, which it only has to put before the others, come among themselves follows from sums
-# over their numbers. Slots that are not taken get places of their own behind the last one, which are cut off: TensorRT
-# refuses a scatter of more elements than there are places.
+# over their numbers. Queries are summed before they are multiplied, unless the largest counts: sums and rows are one
+# tensor, of which reduce_max chooses. A place in the list belongs to the block that began last there: a mark where each
+# begins, and a running sum; so that what is scattered is blocks, which are few, and not their slots. What is not taken
+# gets places of its own behind the last one, which are cut off: TensorRT refuses a scatter of more elements than there
+# are places.
 _BODY = """
   zero = Constant <value_int = 0> ()
   one = Constant <value_int = 1> ()
@@ -192,18 +195,23 @@ _BODY = """
   first = Sub (vectors, one)
   end = Add (first, vectors)
   query_chosen = Slice (query_parts, first, end, three)
+  two = Constant <value_ints = [2]> ()
+  query_sum = ReduceSum <keepdims = 1> (query_chosen, two)
+  query_sum_and_rows = Concat <axis = 2> (query_sum, query_chosen)
+  reduce_max_given = Constant <value_int: int = @reduce_max> ()
+  reduce_max_on = Min (reduce_max_given, one)
+  scored_first = Reshape (reduce_max_on, single)
+  many = Constant <value_ints = [1073741824]> ()
+  scored_more = Mul (scored_first, many)
+  scored_end = Add (scored_more, single)
+  query_scored = Slice (query_sum_and_rows, scored_first, scored_end, two)
   flat_shape = Constant <value_ints = [0, 0, 0, -1]> ()
-  query_flat = Reshape (query_chosen, flat_shape)
+  query_flat = Reshape (query_scored, flat_shape)
   representatives_f = Cast <to = 1> (representatives)
   block_flat = Reshape (representatives_f, flat_shape)
   block_columns = Transpose <perm = [0, 1, 3, 2]> (block_flat)
   products = MatMul (query_flat, block_columns)
-  two = Constant <value_ints = [2]> ()
-  score_sum = ReduceSum <keepdims = 0> (products, two)
-  score_max = ReduceMax <keepdims = 0> (products, two)
-  reduce_max_given = Constant <value_int: int = @reduce_max> ()
-  reduce_max_on = Greater (reduce_max_given, zero)
-  score = Where (reduce_max_on, score_max, score_sum)
+  score = ReduceMax <keepdims = 0> (products, two)
 
   is_slot = GreaterOrEqual (block_slots, zero)
   is_slot_number = Cast <to = 7> (is_slot)
@@ -254,33 +262,59 @@ _BODY = """
 
   taken_end = CumSum (taken, none)
   taken_start = Sub (taken_end, taken)
-  taken_column = Unsqueeze (taken, rest)
-  taken_start_column = Unsqueeze (taken_start, rest)
-  step = Range (zero, longest_scalar, one)
-  is_taken = Less (step, taken_column)
-  place_taken = Add (taken_start_column, step)
-  table_size = Mul (blocks, longest)
-  table_size_scalar = Squeeze (table_size)
-  places = Add (table_size_scalar, width_given)
-  place_behind_list = Range (width_given, places, one)
-  table_shape = Concat <axis = 0> (blocks, longest)
-  place_behind = Reshape (place_behind_list, table_shape)
-  place = Where (is_taken, place_taken, place_behind)
-  list_shape = Constant <value_ints = [0, 0, -1]> ()
-  place_list = Reshape (place, list_shape)
-  slots_row = Unsqueeze (block_slots, single)
-  place_shape = Shape (place)
-  slots = Expand (slots_row, place_shape)
-  slots_list = Reshape (slots, list_shape)
+  is_taken = Greater (taken, zero)
+  row_shape = Shape <start = 0, end = 2> (taken)
+  taken_shape = Shape (taken)
   width = Reshape (width_given, single)
-  place_count = Reshape (places, single)
-  empty_shape = Concat <axis = 0> (batch, kv_heads, place_count)
-  empty = Expand (none, empty_shape)
-  filled = ScatterElements <axis = -1> (empty, place_list, slots_list)
-  slot_index = Slice (filled, keep, width, rest)
+
+  behind_width = Add (width_given, blocks_scalar)
+  place_behind = Range (width_given, behind_width, one)
+  place = Where (is_taken, taken_start, place_behind)
+  mark = Expand (one, taken_shape)
+  mark_count = Add (width, blocks)
+  mark_shape = Concat <axis = 0> (row_shape, mark_count)
+  no_mark = Expand (zero, mark_shape)
+  marked = ScatterElements <axis = -1> (no_mark, place, mark)
+  marks = Slice (marked, keep, width, rest)
+  begun = CumSum (marks, none)
+  last_begun = Sub (begun, one)
+  ordinal = Max (last_begun, zero)
+
+  taken_number = Cast <to = 7> (is_taken)
+  taken_so_far = CumSum (taken_number, none)
+  taken_ordinal = Sub (taken_so_far, one)
+  twice = Add (blocks, blocks)
+  twice_scalar = Squeeze (twice)
+  ordinal_behind = Range (blocks_scalar, twice_scalar, one)
+  list_place = Where (is_taken, taken_ordinal, ordinal_behind)
+  list_shape = Concat <axis = 0> (row_shape, twice)
+  no_block = Expand (zero, list_shape)
+  block_number = Expand (block, taken_shape)
+  block_list = ScatterElements <axis = -1> (no_block, list_place, block_number)
+
+  ordinal_column = Unsqueeze (ordinal, rest)
+  block_at = GatherND <batch_dims = 2> (block_list, ordinal_column)
+  block_at_column = Unsqueeze (block_at, rest)
+  start_at = GatherND <batch_dims = 2> (taken_start, block_at_column)
+  step = Range (zero, width_given, one)
+  step_inside = Sub (step, start_at)
+  last_step = Sub (longest_scalar, one)
+  step_clipped = Min (step_inside, last_step)
+  table_start = Mul (block_at, longest)
+  table_place = Add (table_start, step_clipped)
+  rows_flat = Constant <value_ints = [0, -1]> ()
+  rows_column = Constant <value_ints = [0, -1, 1]> ()
+  table_place_column = Reshape (table_place, rows_column)
+  table_flat = Reshape (block_slots, rows_flat)
+  slot_flat = GatherND <batch_dims = 1> (table_flat, table_place_column)
+  place_shape = Shape (table_place)
+  slot = Reshape (slot_flat, place_shape)
+  taken_total = ReduceSum <keepdims = 1> (taken, rest)
+  is_used = Less (step, taken_total)
+  slot_index = Where (is_used, slot, none)
 """
 
 
 def function_proto() -> onnx.FunctionProto:
-    """The operator's body in standard operators: one matrix product, one TopK over the blocks, one scatter of slots."""
+    """The operator's body in standard operators: one matrix product, one TopK over the blocks, scatters of blocks."""
     return parse_function(OP, _BODY)

@@ -46,6 +46,12 @@ def branch_attention(model: ir.Model, *, bias: BiasMode) -> int:
     return len(nodes)
 
 
+def attends_in_branches(node: ir.Node) -> bool:
+    """Whether an `If` is what `branch_attention` makes of an attention."""
+    branches = [each.as_graph() for each in node.attributes.values()]
+    return all(any(inner.op_type == "Attention" for inner in branch) for branch in branches)
+
+
 def _branch(node: ir.Node, edit: GraphEditor, masks: dict[object, ir.Value]) -> None:
     query, key, value, key_cache, value_cache, _, length, index = node.inputs
     choice = sole(index, "If")

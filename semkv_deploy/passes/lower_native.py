@@ -36,8 +36,7 @@ from semkv_deploy.model import names
 from semkv_deploy.ops import DOMAIN
 from semkv_deploy.passes.selection import gather_rows, mask_of_a_step, require_no_bias, slots_of_a_step
 
-FOLDED_ROWS = "cache_rows_"
-"""Begins the symbol of a folded cache's first axis; the number of KV heads follows."""
+FOLDED_ROWS = names.FOLDED_ROWS
 
 MASK_FLOOR = {ir.DataType.FLOAT: -1e30, ir.DataType.FLOAT16: -60000.0, ir.DataType.BFLOAT16: -1e30}
 """What stands for -inf in a mask: finite, because a tile in which all is masked must not become NaN.

@@ -66,7 +66,13 @@ def convert_floats(model: ir.Model, dtype: DType) -> None:
     conversions = _Conversions(graph, element)
     for node in list(graph):
         if node.domain not in ("", DOMAIN):
-            raise SemkvError("an operator of a foreign domain has no precision rule", where=node.name, got=node.domain)
+            raise SemkvError(
+                "an operator of a foreign domain has no precision rule",
+                where=node.name,
+                expected="standard operators",
+                got=f"{node.domain}::{node.op_type}",
+                fix="build for onnxruntime-cpu, or with --dtype float32 where TensorRT has the operator",
+            )
         wanted = ir.DataType.FLOAT if node in wide else element
         for index, source in enumerate(node.inputs):
             if source is None or source.dtype not in (ir.DataType.FLOAT, element) or _stays(node, index):

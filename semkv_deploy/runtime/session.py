@@ -48,6 +48,8 @@ class Session(Turns):
         self.engine, self.contract = engine, engine.contract
         self.slots = Slots(self.contract, engine.batch, engine.opened.is_delimiter)
         self.behaviours = [interpreter(behaviour, engine, self.slots) for behaviour in self.contract.behaviours]
+        for each in self.behaviours:
+            each.others = [other for other in self.behaviours if other is not each]
         self._capacity = np.array([group.capacity for group in self.contract.cache.groups])[:, None]
         self._broken = np.zeros(engine.batch, bool)
         self._every_row = np.ones(engine.batch, bool)

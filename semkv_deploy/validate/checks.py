@@ -146,10 +146,12 @@ def _onnxruntime(in_place: Graphs, portable: Path, target: str, record: OnnxRunt
         found += [Check(target, "in place", tolerance, in_place), Check(target, "copying", tolerance, copying)]
     else:
         try:
+            shipped: Path | None = None
             if record.weights == "kept":
+                # Both round activations as the file they came in does: by scales of its own, not only by the last bit.
                 reference = weights.with_float32_activations(portable, folder, "reference.onnx")
             else:
-                reference = weights.with_target_weights(portable, decoder, folder)
+                reference = shipped = weights.with_target_weights(portable, decoder, folder)
         except SemkvError as error:
             return [*found, Check(target, "weights", failed=str(error))]
         exact = in_place.with_decoder(weights.with_float32_activations(decoder, folder, "float32_activations.onnx"))
@@ -158,8 +160,8 @@ def _onnxruntime(in_place: Graphs, portable: Path, target: str, record: OnnxRunt
         found += [
             Check(target, "weights", passed=_of_weights(record)),
             Check(target, "float32 activations", STRICT, exact, reference),
-            Check(target, "in place", INT8, in_place, reference),
-            Check(target, "copying", INT8, copying, reference),
+            Check(target, "in place", INT8, in_place, shipped),
+            Check(target, "copying", INT8, copying, shipped),
         ]
     return [*found, Check(target, "in place = copying", "same arithmetic", pair=("in place", "copying"))]
 

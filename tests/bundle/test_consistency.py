@@ -174,7 +174,7 @@ TABLES = f"{CONTRACT}.behaviours.0"
         (f"{TABLES}.base", 8, "blocks or more|search is at most a quarter"),
         (f"{TABLES}.turn_ids", [512], "turn_ids contradicts .*ids below 512"),
         (f"{CONTRACT}.cache.buffers.3.shape", "B,Hkv,14,2,D", "the graph has another|14|13 rows, one a block"),
-        (f"{CONTRACT}.cache.step_inputs.0.shape", "B,13,2", "int64 of one dimension, or of B rows of one"),
+        (f"{CONTRACT}.cache.step_inputs.0.shape", "B,13,2,2", "int64 of one dimension, or of B rows of one"),
         (f"{CONTRACT}.programs.map_blocks.buffers.key.input", "x", "a value of key_cache"),
     ],
 )

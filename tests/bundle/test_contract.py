@@ -17,6 +17,7 @@ from semkv_deploy.compiler.pipeline import build_bundle
 from semkv_deploy.methods import Full, Method, SemantiCache, Sonic, StreamingLLM
 from semkv_deploy.methods.behaviours import NO_MERGE
 from semkv_deploy.model.cache_groups import GroupShare, by_layer, one_a_head
+from semkv_deploy.runtime.behaviours.slot_tables import SlotTabulator
 from semkv_deploy.runtime.session import Session
 from semkv_deploy.targets.onnxruntime.engine import OnnxRuntimeEngine
 from semkv_deploy.targets.onnxruntime.native import LIBRARY
@@ -189,6 +190,8 @@ def same(host: Host, session: Session, atol: float) -> None:
                 mine, other = (each[group][row, :, :live] for each in (host.columns[name], theirs))
                 np.testing.assert_array_equal(mine, other)
             for name in host.buffers:
+                if name == "representatives" and isinstance(session.behaviours[-1], SlotTabulator):
+                    continue
                 # Of blocks that are closed; what others have was written by none.
                 last = host.closed[row] if name == "representatives" else live
                 mine, other = host.buffers[name][group][row, :, :last], session.engine.read(name, group)[row, :, :last]
@@ -196,6 +199,24 @@ def same(host: Host, session: Session, atol: float) -> None:
             # The dead slot rule.
             for name in {"slot_bias", "slot_attention"} & set(host.buffers):
                 assert not host.buffers[name][group][row, :, live:].any()
+    for behaviour in host.contract["behaviours"]:
+        if behaviour["kind"] == "slot_tables":
+            same_tables(host, session, behaviour, atol)
+
+
+def same_tables(host: Host, session: Session, behaviour: dict[str, Any], atol: float) -> None:
+    """Ends of each head's blocks, and representatives of all but its last."""
+    tabulator = session.behaviours[-1]
+    assert isinstance(tabulator, SlotTabulator)
+    ends = host.slot_tables(behaviour)
+    np.testing.assert_array_equal(ends, tabulator.ends)
+    first = 0
+    for group, mine in enumerate(host.buffers["representatives"]):
+        theirs = session.engine.read("representatives", group)
+        for row, head in np.ndindex(mine.shape[:2]):
+            closed = max(int((ends[row, first + head] > 0).sum()) - 1, 0)
+            np.testing.assert_allclose(mine[row, head, :closed], theirs[row, head, :closed], atol=atol, rtol=0)
+        first += mine.shape[1]
 
 
 def test_a_bias_in_a_dead_slot_stays_with_what_is_appended_there(tiny_export: Path, tmp_path: Path):

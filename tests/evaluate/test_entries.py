@@ -50,6 +50,7 @@ def test_commas_inside_a_value_stay():
         ("semanticache:hold=some", "expected hold=budget or all, got some"),
         ("semanticache:native=on", "does not take native"),
         ("semanticache:cache_dtype=int4", "expected cache_dtype=float32, float16, bfloat16, int8, got int4"),
+        ("dynsplit-select:attend=64", "attends to what the budget allows.*got attend.*Leave it out"),
         ("semanticache:calibration_text=/nowhere.txt", "calibration_text=/nowhere.txt: no such file"),
     ],
 )

@@ -88,6 +88,16 @@ def test_caches_of_another_type_are_counted_in_their_own_bytes(
         assert mine["kl"] != other["kl"] and mine["kl"] == pytest.approx(other["kl"], rel=0.02)
 
 
+def test_a_budget_is_what_steps_attend_to_where_everything_stays(plan_at: PlanAt, tmp_path: Path):
+    """Prompts attend to all either way, so what is followed goes in steps: else nothing would be lost."""
+    chooses = Entry("dynsplit-select:blocks=delimiters", "dynsplit-select", {"blocks": "delimiters"})
+    *_, most, half = list(evaluate(plan_at(tmp_path, [chooses], ("prose",), budgets=[1.0, 0.5])))
+    for all_of_it, part in zip(most["rows"], half["rows"], strict=True):
+        assert all_of_it["kept_share"] == 1 and 0.5 <= part["kept_share"] <= 0.51
+        assert 0 <= all_of_it["kl"] < part["kl"] and part["kl"] > 1e-4
+        assert part["kept_bytes"] <= part["allowed_bytes"]
+
+
 def test_a_calibration_text_of_ones_own(plan_at: PlanAt, tmp_path: Path, corpus: Path):
     def calibrated(text: str) -> Any:
         entry = Entry("importance", "importance", {"queries": "predicted", "calibration_text": text})

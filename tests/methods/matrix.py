@@ -37,6 +37,7 @@ FORMS: dict[str, Method] = {
     "sonic, at turns, with a window": Sonic(kept=0.4, compress_at="turn", nexus_share=0.5, sinks=2),
     "dynsplit": DynSplit(),
     "dynsplit, predicted, at turns": DynSplit(queries="predicted", compress_at="turn", pool="max", block=32),
+    "dynsplit, chosen of what stays": DynSplit(attend=48, recent_blocks=2),
     "dynsplit-select": DynSplitSelect(attend=64),
     "full": Full(),
 }

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from semkv_deploy.methods import DynSplitSelect
+from semkv_deploy.methods.map_blocks import map_program
 from semkv_deploy.methods.representatives import MAP_BLOCKS, Kind, bound, reference, table_size
-from semkv_deploy.methods.select_blocks import map_program
 
 from .test_compressors import DIM, HEADS, facts
 

@@ -13,7 +13,7 @@ from contract_host import Host
 from semkv_deploy import open_bundle, open_session
 from semkv_deploy.compiler.pipeline import build_bundle
 from semkv_deploy.errors import SemkvError
-from semkv_deploy.methods import DynSplitSelect, Full, Method
+from semkv_deploy.methods import DynSplit, DynSplitSelect, Full, Method
 from semkv_deploy.methods.representatives import reference
 from semkv_deploy.model.cache_groups import by_layer
 from semkv_deploy.ops import semantic_block_select
@@ -95,6 +95,24 @@ def test_representatives_are_those_of_the_blocks(bundles: dict[str, Path], name:
             found = session.engine.read("representatives", group)[row, :, :closed]
             where = (torch.from_numpy(each[None]) for each in (starts, ends - starts))
             np.testing.assert_allclose(found, reference(kind, keys, *where, 40)[0].numpy(), atol=2e-6)
+
+
+@pytest.mark.parametrize("fit", ["bias", "all"])
+def test_chosen_slots_that_stayed_have_their_biases(fit: Any, tiny_export: Path, tmp_path: Path):
+    """Fitted to what was evicted: with as many slots as there are a step is that of attention to all that stayed."""
+    decoder, steps, options = tiny_export / "decoder.onnx", [], {"blocks": "delimiters", "fit": fit}
+    build: dict[str, Any] = {"budgets": [0.25], "weights": "fp32"}
+    for attend in (512, None):
+        method = DynSplit(attend=attend, **options)
+        built = build_bundle(decoder, tmp_path / str(attend), method=method, native="on", **build)
+        session = open_session(built, budget=0.25)
+        session.prefill(text(1, 230))
+        steps.append(np.stack([session.step([token + 20]).copy() for token in range(20)]))
+        assert np.abs(session.engine.read("slot_bias", 0)).max() > 0.1
+    np.testing.assert_allclose(*steps, atol=1e-3)
+    assert validate(tmp_path / "512", tokens=250).passed
+    with pytest.raises(SemkvError, match=r"--native off: .*no biases without native operators.*fit=none"):
+        build_bundle(decoder, tmp_path / "b", method=DynSplit(attend=512, **options), native="off", **build)
 
 
 def test_in_place_and_copying_give_the_same(bundles: dict[str, Path]):

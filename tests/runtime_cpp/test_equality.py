@@ -28,6 +28,7 @@ CASES = [
     ("sonic, at turns, with a window", 1),
     ("dynsplit", 4),
     ("dynsplit, predicted, at turns", 1),
+    ("dynsplit, chosen of what stays", 4),
     ("dynsplit-select", 4),
     ("full", 1),
 ]

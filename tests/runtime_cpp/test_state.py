@@ -20,7 +20,15 @@ from ..bundle.test_contract import words
 from .driver import CppError, Driver
 from .test_equality import converse, same_state
 
-NAMES = ["semanticache, by head, at turns", "importance", "sonic", "dynsplit", "dynsplit-select", "full"]
+NAMES = [
+    "semanticache, by head, at turns",
+    "importance",
+    "sonic",
+    "dynsplit",
+    "dynsplit, chosen of what stays",
+    "dynsplit-select",
+    "full",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)

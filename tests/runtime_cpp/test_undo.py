@@ -29,6 +29,7 @@ def counted(program: Path, bundle: Path) -> tuple[int, int]:
         ("importance, at turns", False),
         ("sonic", True),
         ("dynsplit", True),
+        ("dynsplit, chosen of what stays", True),
         ("dynsplit-select", False),
         ("full", False),
     ],

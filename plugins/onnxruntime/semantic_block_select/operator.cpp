@@ -155,19 +155,22 @@ public:
         Call const call{kvHeads, sizes["Hq"] / kvHeads, sizes["S"], blocks, sizes["R"], longest, sizes["D"], mWidth,
             mLargest, query.as<float>(), representatives.as<float>(), slots.as<int64_t>(), count.as<int64_t>(),
             pinned.as<int64_t>(), index};
+        std::vector<std::vector<int64_t>> lengths(static_cast<size_t>(batch));
         for (int64_t b = 0; b < batch; ++b)
         {
             // Slots of a block come first, then -1.
-            std::vector<int64_t> lengths(static_cast<size_t>(call.count[b]));
             for (int64_t n = 0; n < call.count[b]; ++n)
             {
                 int64_t const* first = call.slots + (b * blocks + n) * longest;
-                lengths[static_cast<size_t>(n)]
-                    = std::partition_point(first, first + longest, [](int64_t slot) { return slot >= 0; }) - first;
+                lengths[static_cast<size_t>(b)].push_back(
+                    std::partition_point(first, first + longest, [](int64_t slot) { return slot >= 0; }) - first);
             }
-            run.parallel()(static_cast<size_t>(kvHeads),
-                [&](size_t h) { select(call, lengths, b, static_cast<int64_t>(h)); });
         }
+        // Where heads have blocks of their own, each is a batch row with one head.
+        run.parallel()(static_cast<size_t>(batch * kvHeads), [&](size_t i) {
+            int64_t const head = static_cast<int64_t>(i);
+            select(call, lengths[static_cast<size_t>(head / kvHeads)], head / kvHeads, head % kvHeads);
+        });
     }
 
 private:

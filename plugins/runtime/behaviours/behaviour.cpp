@@ -4,6 +4,7 @@
 #include "behaviours/make_room.h"
 #include "behaviours/nexus_turns.h"
 #include "behaviours/read_again.h"
+#include "behaviours/slot_tables.h"
 
 #include <algorithm>
 #include <chrono>
@@ -113,6 +114,10 @@ std::unique_ptr<Behaviour> interpreter(BehaviourSpec const& spec, Engine& engine
     if (auto const* turns = std::get_if<NexusTurns>(&spec))
     {
         return std::make_unique<TurnKeeper>(*turns, engine, slots);
+    }
+    if (auto const* tables = std::get_if<SlotTables>(&spec))
+    {
+        return std::make_unique<SlotTabulator>(*tables, engine, slots);
     }
     auto const& rule = std::get<BlockRule>(spec);
     if (rule.program.empty())

@@ -95,6 +95,7 @@ public:
     CompressionStats stats;
     int64_t changes = 0;   // how often it began to change what cannot be changed back
     bool changing = false; // whether it has begun and not ended
+    std::vector<Behaviour const*> others; // the session's other ones
 
 protected:
     // Runs a program on groups, and takes over the lengths and slot columns that come out.

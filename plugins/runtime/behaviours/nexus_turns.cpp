@@ -200,7 +200,7 @@ void TurnKeeper::append(int64_t row, int64_t nexus)
         Feeds feeds;
         for (StepInput const& input : mContract.stepInputs)
         {
-            feeds[input.name] = Array(Type::kInt64, input.byRow ? Shape{1, input.count} : Shape{input.count});
+            feeds[input.name] = Array(Type::kInt64, input.shape(1));
         }
         feeds["input_ids"] = Array::of({1, tokens}, ids);
         feeds["position_ids"] = Array::of({1, tokens}, positions);

@@ -137,13 +137,17 @@ void Rereader::run(int64_t row, int64_t const* ids, size_t count, int64_t number
     Feeds feeds;
     for (StepInput const& input : mContract.stepInputs)
     {
-        feeds[input.name] = Array(Type::kInt64, input.byRow ? Shape{1, input.count} : Shape{input.count});
+        feeds[input.name] = Array(Type::kInt64, input.shape(1));
     }
     feeds["input_ids"] = Array::of({1, tokens}, Ids(ids, ids + count));
     feeds["position_ids"] = Array::of({1, tokens}, positions);
     feeds["logits_index"] = Array::of({1, 1}, {0});
     feeds["length"] = mSlots.lengthsOf(row);
     feeds[mSpec.input] = Array::of({2}, {number, runs});
+    for (Behaviour const* other : others)
+    {
+        other->stepInputs(row, feeds);
+    }
     mEngine.run(mSpec.program, feeds, row);
 }
 } // namespace semkv::runtime

@@ -35,7 +35,17 @@ struct StepInput
 {
     std::string name;
     bool byRow;
+    int64_t heads; // of all groups, each with numbers of its own; 0: a row has one list
     int64_t count;
+
+    Shape shape(int64_t rows) const
+    {
+        if (!byRow)
+        {
+            return {count};
+        }
+        return heads > 0 ? Shape{rows, heads, count} : Shape{rows, count};
+    }
 };
 
 struct TensorSpec
@@ -147,7 +157,14 @@ struct BlockRule
     }
 };
 
-using BehaviourSpec = std::variant<MakeRoom, ReadAgain, NexusTurns, BlockRule>;
+// Where blocks end in each head's slots, of which some were evicted.
+struct SlotTables
+{
+    std::string program, input, column;
+    int64_t join, most, closed;
+};
+
+using BehaviourSpec = std::variant<MakeRoom, ReadAgain, NexusTurns, BlockRule, SlotTables>;
 
 struct Contract
 {

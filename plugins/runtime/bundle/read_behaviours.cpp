@@ -219,12 +219,47 @@ BlockRule readBlocks(Field const& field, Contract const& contract, bool tables)
     checkInputs(field, contract, rule.program, {"block_start", "block_length", "block_number"}, {});
     return rule;
 }
+SlotTables readSlotTables(Field const& field, Contract const& contract)
+{
+    field.only({"kind", "program", "input", "column", "join", "most", "closed"});
+    SlotTables tables;
+    tables.program = programOf(field, contract, "program", true);
+    tables.input = field.at("input").text();
+    tables.column = field.at("column").text();
+    tables.join = field.at("join").integer(1, 4096);
+    tables.most = field.at("most").integer(2 * (contract.capacity() / (tables.join + 1)) + 3, 1 << 20);
+    tables.closed = field.at("closed").integer(1, 1 << 20);
+    int64_t heads = 0;
+    for (CacheGroup const& group : contract.groups)
+    {
+        heads += group.heads;
+    }
+    StepInput const* input = contract.stepInput(tables.input);
+    if (input == nullptr || !input->byRow || input->heads != heads || input->count != tables.most)
+    {
+        field.at("input").contradicts(
+            "one of cache.step_inputs, B," + std::to_string(heads) + "," + std::to_string(tables.most), tables.input);
+    }
+    bool const numbered = std::any_of(contract.behaviours.begin(), contract.behaviours.end(),
+        [&](BehaviourSpec const& spec) {
+            auto const* blocks = std::get_if<BlockRule>(&spec);
+            return blocks != nullptr && !tables.column.empty() && blocks->column == tables.column;
+        });
+    bool const byHead = std::any_of(contract.columns.begin(), contract.columns.end(),
+        [&](Buffer const& column) { return column.name == tables.column && column.dims[1] == "Hkv"; });
+    if (!numbered || !byHead)
+    {
+        field.at("column").contradicts("that of a behaviour blocks before it, by head", tables.column);
+    }
+    checkInputs(field, contract, tables.program, {"block_start", "block_length", "block_number"}, {});
+    return tables;
+}
 } // namespace
 
 BehaviourSpec readBehaviour(Field const& field, Contract const& contract)
 {
     std::string const kind
-        = field.at("kind").text({"make_room", "read_again", "nexus_turns", "blocks", "block_tables"});
+        = field.at("kind").text({"make_room", "read_again", "nexus_turns", "blocks", "block_tables", "slot_tables"});
     if (kind == "make_room")
     {
         return readMakeRoom(field, contract);
@@ -236,6 +271,10 @@ BehaviourSpec readBehaviour(Field const& field, Contract const& contract)
     if (kind == "nexus_turns")
     {
         return readNexusTurns(field, contract);
+    }
+    if (kind == "slot_tables")
+    {
+        return readSlotTables(field, contract);
     }
     return readBlocks(field, contract, kind == "block_tables");
 }

@@ -48,14 +48,15 @@ StepInput readStepInput(Field const& field)
 {
     field.only({"name", "shape", "dtype"});
     std::vector<std::string> const dims = dimensions(field.at("shape"));
-    bool const byRow = dims.size() == 2 && dims.front() == "B";
-    std::string const& count = dims.back();
-    if ((dims.size() != 1 && !byRow) || count.find_first_not_of("0123456789") != std::string::npos)
+    bool const byRow = dims.size() > 1 && dims.size() < 4 && dims.front() == "B";
+    auto const isNumber
+        = [](std::string const& dim) { return dim.find_first_not_of("0123456789") == std::string::npos; };
+    if ((dims.size() != 1 && !byRow) || !std::all_of(dims.begin() + (byRow ? 1 : 0), dims.end(), isNumber))
     {
-        field.contradicts("int64 of one dimension, or of B rows of one", field.at("shape").text());
+        field.contradicts("int64 of one dimension, or of B rows of one or two", field.at("shape").text());
     }
     field.at("dtype").text({"int64"});
-    return {field.at("name").text(), byRow, std::stoll(count)};
+    return {field.at("name").text(), byRow, dims.size() == 3 ? std::stoll(dims[1]) : 0, std::stoll(dims.back())};
 }
 
 } // namespace

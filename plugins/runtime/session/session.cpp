@@ -27,6 +27,16 @@ Session::Session(std::shared_ptr<Bundle const> bundle, std::unique_ptr<Engine> e
     {
         mBehaviours.push_back(interpreter(spec, *mEngine, mSlots));
     }
+    for (auto const& each : mBehaviours)
+    {
+        for (auto const& other : mBehaviours)
+        {
+            if (other != each)
+            {
+                each->others.push_back(other.get());
+            }
+        }
+    }
 }
 
 float const* Session::prefill(std::vector<Ids> const& rows)
@@ -174,7 +184,7 @@ float const* Session::run(int64_t row, int64_t const* ids, int64_t count, int64_
     feeds["length"] = mSlots.lengthsOf(row);
     for (StepInput const& input : mContract.stepInputs)
     {
-        feeds[input.name] = Array(Type::kInt64, input.byRow ? Shape{rows, input.count} : Shape{input.count});
+        feeds[input.name] = Array(Type::kInt64, input.shape(rows));
     }
     for (auto const& behaviour : mBehaviours)
     {

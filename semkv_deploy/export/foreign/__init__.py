@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from semkv_deploy.model.config import ModelFacts
 
+_WIDENED = "widened.onnx"
+"""A float16 graph in float32, for as long as it is compared."""
+
 
 def is_foreign(path: Path) -> bool:
     """Whether an ONNX file is a decoder that `import_decoder` is for: no operators of ours, and no export's files.
@@ -30,14 +33,16 @@ def import_decoder(
     path: Path,
     out: Path,
     *,
+    beside: Path | None = None,
     proof: bool = True,
     progress: Callable[[str, float | None], None] = lambda what, share: None,
 ) -> ModelFacts:
     """Writes an export of a stranger's decoder: `decoder.onnx`, `tokenizer/`, `model.json`, `delimiters.json`.
 
     Args:
-        path: the graph; its weights, configuration and tokenizer lie beside it.
+        path: the graph; its weights lie beside it.
         out: an existing empty directory.
+        beside: folder of configuration and tokenizer; None: the graph's.
         proof: compare the import with the original in ONNX Runtime.
 
     Raises:
@@ -48,18 +53,25 @@ def import_decoder(
     from semkv_deploy.export.config import turn_end_ids
     from semkv_deploy.export.delimiters import find_delimiters
     from semkv_deploy.export.foreign.facts import Known, head_size, model_facts, read_configs
+    from semkv_deploy.export.foreign.float16 import is_float16, widen
     from semkv_deploy.export.foreign.interface import find_interface
     from semkv_deploy.export.foreign.original import names_of
     from semkv_deploy.export.foreign.portable import to_portable
-    from semkv_deploy.export.foreign.proof import check_import
+    from semkv_deploy.export.foreign.proof import check_import, check_widened
     from semkv_deploy.graph.files import write_model
     from semkv_deploy.model.exported import DECODER, DELIMITERS, FACTS, TOKENIZER, check_weights
     from semkv_deploy.model.tokenizer import read_tokenizer
 
     progress("reading the graph", None)
     check_weights(path)
-    folder = path.resolve().parent
+    folder = path.resolve().parent if beside is None else beside.resolve()
     model = ir.load(path)
+    read = path
+    if narrow := is_float16(model):
+        progress("float16 weights are read as float32: twice the bytes, where --weights does not quantise them", None)
+        widen(model, path.name)
+        read = out / _WIDENED
+        write_model(model, read)
     roles = find_interface(model, path.name)
     known = Known(read_configs(folder), folder)
     tokenizer = read_tokenizer(folder)
@@ -75,27 +87,38 @@ def import_decoder(
     find_delimiters(tokenizer).write(out / DELIMITERS)
     facts.write(out / FACTS)
     if proof:
+        if narrow:
+            progress("comparing the graph in float32 with that in float16", None)
+            apart = check_widened(path, read, facts, names)
+            progress(f"float32 and float16 are apart by {apart:.1e} of a logit", None)
         progress("comparing the import with the original", None)
-        difference = check_import(path, out / DECODER, facts, names)
+        difference = check_import(read, out / DECODER, facts, names)
         progress(f"imported {facts.layers} x {kind}; largest difference {difference:.1e} of a logit", None)
+    if narrow:
+        for file in out.glob(f"{_WIDENED}*"):
+            file.unlink()
     return facts
 
 
 def recognised(path: Path) -> str | None:
-    """What `import_decoder` would make of a stranger's decoder, in a sentence; None: its inputs are no caches.
+    """What `import_decoder` would make of a stranger's decoder, in a sentence; None: it takes no tokens.
 
     Raises:
         SemkvError: naming what of its attention is not recognised.
     """
     import onnx_ir as ir
 
-    from semkv_deploy.export.foreign.decomposed import grown_caches
-    from semkv_deploy.export.foreign.interface import find_interface, reads_cache
+    from semkv_deploy.export.foreign.float16 import is_float16, widen
+    from semkv_deploy.export.foreign.interface import find_interface
 
     if not is_foreign(path):
         return None
     model = ir.load(path)
-    if not grown_caches(model.graph) and not any(reads_cache(node) for node in model.graph):
+    types = ""
+    if is_float16(model):
+        widen(model, path.name)
+        types = "; float16, read as float32"
+    if not any(value.name == "input_ids" for value in model.graph.inputs):
         return None
     roles = find_interface(model, path.name)
     windows = sorted({layer.window for layer in roles.layers if layer.window})
@@ -105,15 +128,17 @@ def recognised(path: Path) -> str | None:
         positions = f"by {roles.positions.name}"
     if any(layer.turned_by for layer in roles.layers):
         positions = "in the node"
-    return f"{len(roles.layers)} x {roles.layers[0].kind}{window}; positions: {positions}"
+    return f"{len(roles.layers)} x {roles.layers[0].kind}{window}; positions: {positions}{types}"
 
 
-def keeps_weights(decoder: Path) -> bool:
-    """Whether a portable decoder's weights came quantised, so that they stay as they are."""
+def keeps_weights(decoder: Path) -> str | None:
+    """The operator by which a portable decoder reads weights that came quantised, so that they stay; None: they are
+    floats."""
     import onnx
 
-    graph = onnx.load(decoder, load_external_data=False).graph
-    return any(node.op_type == "MatMulNBits" for node in graph.node)
+    from semkv_deploy.graph.products import reads_quantised_weights
+
+    return reads_quantised_weights(onnx.load(decoder, load_external_data=False).graph)
 
 
 __all__ = ["import_decoder", "is_foreign", "keeps_weights", "recognised"]

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
-import onnx_ir.passes.common as common
 
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.export.foreign.evaluate import Evaluator
 from semkv_deploy.export.foreign.masks import LENGTHS, feeds
+from semkv_deploy.graph.inference import infer_types
 
 if TYPE_CHECKING:
     from semkv_deploy.export.foreign.interface import Interface
@@ -37,7 +37,7 @@ def counted_positions(model: ir.Model, roles: Interface) -> tuple[Counted, ...]:
 
     Those of one axis alone are left: in them rows of a batch cannot differ.
     """
-    common.ShapeInferencePass()(model)
+    infer_types(model)
     found = [_counted(model, roles, value) for value in _of_sizes(model.graph, roles.mask)]
     return tuple(each for each in found if each is not None)
 

@@ -73,6 +73,10 @@ class Decomposed(Layer):
 
     kind = "attention of MatMul and Softmax"
 
+    @property
+    def new_key(self) -> ir.Value | None:
+        return self.key.new
+
     def _is_flat(self, rows: ir.Value) -> bool:
         """Whether the node has a value's heads side by side, `[B,S,heads*D]`."""
         return False

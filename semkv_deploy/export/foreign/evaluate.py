@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
-import onnx_ir.passes.common as common
 
 from semkv_deploy.errors import SemkvError
 
@@ -34,17 +33,20 @@ class Evaluator:
         import onnxruntime
 
         self._name = name
-        part = ir.from_proto(ir.to_proto(model))
-        graph = part.graph
-        value = next(output for node in graph for output in node.outputs if output.name == name)
+        graph = ir.convenience.extract(model.graph, list(model.graph.inputs), [name])
+        part = ir.Model(graph, ir_version=model.ir_version)
+        (value,) = graph.outputs
         cast = ir.node("Cast", [value], attributes={"to": int(ir.DataType.FLOAT)})
         graph.append(cast)
         cast.outputs[0].name, cast.outputs[0].type = "evaluated", ir.TensorType(ir.DataType.FLOAT)
         graph.outputs.clear()
         graph.outputs.append(cast.outputs[0])
-        common.RemoveUnusedNodesPass()(part)
         for unused in [given for given in graph.inputs if not given.uses()]:
             graph.inputs.remove(unused)
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if isinstance(tensor, ir.ExternalTensor):  # a part is a model without a place on disk
+                value.const_value = ir.Tensor(tensor.numpy(), name=value.name)
         self.inputs = {str(given.name): given for given in graph.inputs}
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1

@@ -27,7 +27,7 @@ def read_configs(folder: Path) -> dict[str, dict[str, Any]]:
     """The configurations that lie in a folder, by file name.
 
     Raises:
-        SemkvError: when one is no JSON mapping.
+        SemkvError: when one is no JSON mapping, or there is none.
     """
     found: dict[str, dict[str, Any]] = {}
     for name in _CONFIGS:
@@ -40,6 +40,13 @@ def read_configs(folder: Path) -> dict[str, dict[str, Any]]:
         if not isinstance(config, dict):
             raise SemkvError("not a configuration", where=folder / name, expected="a mapping")
         found[name] = config
+    if not found:
+        raise SemkvError(
+            "no configuration of the model",
+            where=folder,
+            expected=" or ".join(_CONFIGS[:2]),
+            fix="name the folder of configuration and tokenizer: --config-from",
+        )
     return found
 
 
@@ -74,7 +81,7 @@ class Known:
                 f"nothing says what {config} is",
                 where=self._folder,
                 expected=f"{config} in config.json, or {genai} in genai_config.json",
-                fix="put the model's config.json beside the graph",
+                fix="put the model's config.json beside the graph, or name its folder: --config-from",
             )
         return value
 
@@ -86,7 +93,7 @@ class Known:
                 "nothing says of what family the model is",
                 where=self._folder,
                 expected="model_type in config.json, or type in genai_config.json",
-                fix="put the model's config.json beside the graph",
+                fix="put the model's config.json beside the graph, or name its folder: --config-from",
             )
         return name
 

@@ -42,6 +42,10 @@ class GroupQuery(Layer):
     def turned_by(self) -> tuple[ir.Value | None, ir.Value | None] | None:
         return (self.node.inputs[7], self.node.inputs[8]) if attribute(self.node, "do_rotary", 0) else None
 
+    @property
+    def new_key(self) -> ir.Value | None:
+        return self.node.inputs[1]
+
     def replace(self, edit: GraphEditor, tables: Tables, head_dim: int, bias: ir.Value, length: ir.Value) -> ir.Node:
         return _replaced(self.node, edit, tables, head_dim, bias, length)
 

@@ -1,8 +1,9 @@
 """Rule for caches of constant size: `TensorScatter` writes rows in place, `Attention` (opset 24) reads all of them.
 
 What mobius writes with a static cache. Its host counts: an input says where rows are written, another how many slots
-are live then; both become our `length`. The causal mask is the node's own, aligned with the last live slot. Caches have
-a dimension of heads, or all heads side by side.
+are live then; both become our `length`. The causal mask is the node's own, aligned with the last live slot; one beside
+it, or in its place, is judged as those of grown caches are. Caches have a dimension of heads, or all heads side by
+side.
 """
 
 from __future__ import annotations
@@ -40,11 +41,15 @@ class InPlace(Decomposed):
         return self.flat
 
     @property
+    def slots(self) -> object:
+        """Slots of the caches as the graph states them: a number, or a symbol."""
+        shape = self.past[0].shape
+        return None if shape is None else shape[1 if self.flat else 2]
+
+    @property
     def capacity(self) -> int | None:
         """Slots of the caches; None: the host chooses."""
-        shape = self.past[0].shape
-        size = None if shape is None else shape[1 if self.flat else 2]
-        return size if isinstance(size, int) else None
+        return self.slots if isinstance(self.slots, int) else None
 
 
 def find_in_place(graph: ir.Graph) -> Iterator[InPlace]:
@@ -74,10 +79,13 @@ def _layer(node: ir.Node) -> InPlace:
     if query is None or rank not in (3, 4):
         raise differs("caches of three or four dimensions", None if cache is None else cache.shape)
     flat = rank == 3
+    masks = [Mask(None, added=True)] if attribute(node, "is_causal", 0) else []
     if (mask := given(_MASK)) is not None:
-        raise differs("no mask but the node's own", mask.name)
-    if not attribute(node, "is_causal", 0):
-        raise differs("is_causal 1", 0)
+        if mask.dtype is None:
+            raise differs("a mask whose type the graph states", mask.name)
+        masks.append(Mask(mask, added=mask.dtype != ir.DataType.BOOL))
+    if not masks:
+        raise differs("is_causal 1, or a mask", "neither")
     if (past := given(_PAST)) is not None:
         raise differs("no past beside the cache", past.name)
     if len(node.outputs) > _PRODUCTS and node.outputs[_PRODUCTS].uses():
@@ -107,7 +115,7 @@ def _layer(node: ir.Node) -> InPlace:
         query=query,
         key=key,
         value=value,
-        masks=(Mask(None, added=True),),
+        masks=tuple(masks),
         scale=float(attribute(node, "scale", 0.0)),
         softcap=float(attribute(node, "softcap", 0.0)),
         written_at=written_at,

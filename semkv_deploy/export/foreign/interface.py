@@ -10,7 +10,8 @@ import onnx_ir.passes.common as common
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.export.foreign.cache_names import check_names
 from semkv_deploy.export.foreign.counted import Counted, counted_positions
-from semkv_deploy.export.foreign.decomposed import find_decomposed, grown_caches
+from semkv_deploy.export.foreign.decomposed import find_decomposed
+from semkv_deploy.export.foreign.eight_bits import float_attention
 from semkv_deploy.export.foreign.gqa import GroupQuery, check_node, group_query, is_group_query
 from semkv_deploy.export.foreign.in_place import InPlace, find_in_place
 from semkv_deploy.export.foreign.layers import Layer
@@ -18,20 +19,9 @@ from semkv_deploy.export.foreign.masks import with_windows
 from semkv_deploy.export.foreign.multi_head import find_multi_heads
 from semkv_deploy.export.foreign.operator import find_operators
 from semkv_deploy.export.foreign.opsets import raise_opset
-
-CONTRIB = "com.microsoft"
-KNOWN_DOMAINS = ("", CONTRIB)
-
-_STATE_OPERATORS = {"CausalConvWithState", "LinearAttention", "MambaScan", "SelectiveScan"}
-
-
-_PASTS = {
-    (CONTRIB, "GroupQueryAttention"): 3,
-    (CONTRIB, "MultiHeadAttention"): 6,
-    ("", "Attention"): 4,
-    ("", "TensorScatter"): 0,
-}
-"""Of operators that append to a cache, the place of the cache among their inputs."""
+from semkv_deploy.export.foreign.refusals import check_operators, no_attention, other_input
+from semkv_deploy.export.foreign.rotary_node import expand_rotary
+from semkv_deploy.graph.inference import infer_types
 
 
 @dataclass(frozen=True)
@@ -42,6 +32,7 @@ class Interface:
         counts: what a host says of caches in place: where rows are written, how many slots are live.
         positions: None where the graph counts them itself.
         counted: what the graph counts as positions.
+        pieces: whether it takes several tokens after others, and not prompts and single tokens alone.
     """
 
     ids: ir.Value
@@ -51,23 +42,37 @@ class Interface:
     logits: ir.Value
     layers: tuple[Layer, ...]
     counted: tuple[Counted, ...] = ()
+    pieces: bool = True
+
+    @property
+    def mask_of_slots(self) -> bool:
+        """Whether the mask is as wide as caches in place are, and not as what is live."""
+        first = self.layers[0]
+        if self.mask is None or self.mask.shape is None or not isinstance(first, InPlace):
+            return False
+        width, slots = self.mask.shape[-1], first.slots
+        return isinstance(width, int) or width == slots
 
 
 def find_interface(model: ir.Model, where: str) -> Interface:
     """Finds the roles of every input and output of a graph, and checks that its attention is what rules take.
 
-    The model's nodes are sorted, and its opset is raised where it is an old one.
+    The model's nodes are sorted, its opset is raised where it is an old one; rotary nodes
+    become standard operators, and attention's products floats.
 
     Raises:
         SemkvError: naming the input, output or node that has no role here.
     """
-    _check_domains(model.graph, where)
+    check_operators(model.graph, where)
     raise_opset(model, where)
     graph = model.graph
     try:
         common.TopologicalSortPass()(model)
     except ValueError as error:
         raise SemkvError("nodes that feed each other in a circle", where=where, got=error) from None
+    infer_types(model)
+    expand_rotary(graph)
+    float_attention(graph)
     layers: tuple[Layer, ...] = tuple(group_query(node) for node in graph if is_group_query(node))
     layers = layers or (
         *find_in_place(graph),
@@ -76,13 +81,7 @@ def find_interface(model: ir.Model, where: str) -> Interface:
         *find_multi_heads(graph),
     )
     if not layers:
-        raise SemkvError(
-            "no attention that an importer knows",
-            where=where,
-            expected="GroupQueryAttention, MultiHeadAttention, Attention, or caches grown by Concat with Softmax",
-            got=_nearest(graph),
-            fix="export the checkpoint it was made from: semkv-deploy export <checkpoint> -o <dir>",
-        )
+        raise no_attention(graph, where)
     caches = [value for layer in layers for value in layer.past]
     if len(set(caches)) < len(caches):
         shared = next(value for value in caches if caches.count(value) > 1)
@@ -105,7 +104,7 @@ def find_interface(model: ir.Model, where: str) -> Interface:
         elif value.name == "position_ids":
             positions = value
         else:
-            raise _other_input(value, graph)
+            raise other_input(value, graph)
     given = {output for layer in layers for output in layer.present}
     rest = [value for value in graph.outputs if value not in given]
     if ids is None or len(rest) != 1:
@@ -121,52 +120,5 @@ def find_interface(model: ir.Model, where: str) -> Interface:
     roles = Interface(ids, counts, mask, positions, rest[0], layers)
     if positions is None and not counts:
         roles = replace(roles, counted=counted_positions(model, roles))
-    return replace(roles, layers=with_windows(model, roles))
-
-
-def reads_cache(node: ir.Node) -> bool:
-    """Whether a node appends to an input of the graph."""
-    place = _PASTS.get((node.domain, node.op_type))
-    past = node.inputs[place] if place is not None and place < len(node.inputs) else None
-    return past is not None and past.is_graph_input()
-
-
-def _check_domains(graph: ir.Graph, where: str) -> None:
-    for node in graph:
-        if node.domain not in KNOWN_DOMAINS:
-            raise SemkvError(
-                "an operator of a custom domain", where=f"{where}: {node.name}", got=f"{node.domain}::{node.op_type}"
-            )
-        if node.op_type in _STATE_OPERATORS:
-            raise SemkvError(
-                "a state-space or linear attention state is no KV cache",
-                where=f"{where}: {node.name}",
-                got=node.op_type,
-            )
-
-
-def _nearest(graph: ir.Graph) -> str:
-    """What of an attention there is, for the refusal."""
-    kinds = {node.op_type for node in graph}
-    for kind in ("TensorScatter", "Attention", "Softmax"):
-        if kind in kinds:
-            node = next(node for node in graph if node.op_type == kind)
-            return f"{kind} at {node.name}, which is not imported yet"
-    return "no attention at all"
-
-
-def _other_input(value: ir.Value, graph: ir.Graph) -> SemkvError:
-    name = value.name or ""
-    if any(grown.past is value for grown in grown_caches(graph)):
-        return SemkvError(
-            "a cache whose attention is not recognised",
-            where=name,
-            expected="MatMul with queries, mask, Softmax, MatMul with values",
-            got=sorted({use.node.op_type for grown in grown_caches(graph) for use in grown.present.uses()}),
-        )
-    what = "an input that has no role in a decoder of tokens"
-    if "encoder" in name or "cross" in name:
-        what = "an encoder-decoder: cross attention's inputs are no cache of a decoder"
-    elif "conv" in name or "ssm" in name or "recurrent" in name:
-        what = "a state-space or linear attention state is no KV cache"
-    return SemkvError(what, where=name, expected="input_ids, attention_mask, position_ids and caches of attention")
+    layers, pieces = with_windows(model, roles)
+    return replace(roles, layers=layers, pieces=pieces)

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from semkv_deploy.export.foreign.positions import Tables
     from semkv_deploy.graph.editing import GraphEditor
 
+CONTRIB = "com.microsoft"
+"""Domain of ONNX Runtime's own operators."""
+
 Pair = tuple[ir.Value, ir.Value]
 """Of keys, of values."""
 
@@ -49,6 +52,11 @@ class Layer(ABC):
     def turned_by(self) -> tuple[ir.Value | None, ir.Value | None] | None:
         """Cosine and sine tables by which the node turns queries and keys itself; None: it does not."""
         return None
+
+    @property
+    @abstractmethod
+    def new_key(self) -> ir.Value | None:
+        """What is appended to the keys, of whatever layout; None: it is packed with other things."""
 
     @abstractmethod
     def replace(self, edit: GraphEditor, tables: Tables, head_dim: int, bias: ir.Value, length: ir.Value) -> ir.Node:

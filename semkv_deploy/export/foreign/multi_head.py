@@ -85,7 +85,14 @@ def _layer(node: ir.Node, caches: dict[ir.Value, Grown]) -> MultiHead:
     if len(node.outputs) > _PRODUCTS and node.outputs[_PRODUCTS].uses():
         raise differs("no use of its products", node.outputs[_PRODUCTS].name)
     if query is None or key is None or value is None:
-        raise differs("queries, keys and values in tensors of their own", "packed into one another")
+        packed = query if key is None else key
+        raise SemkvError(
+            f"MultiHeadAttention with {'QKV' if key is None else 'KV'} packed into one tensor",
+            where=node.name,
+            expected="queries, keys and values in tensors of their own",
+            got=None if packed is None else f"{packed.name} {packed.shape or ''}",
+            fix="ONNX Runtime's CPU does not run it, so that nothing could be proved: export for its CPU",
+        )
     if query.shape is not None and len(query.shape) != 3:
         raise differs("queries [batch, rows, heads x size]", query.shape)
     heads = attribute(node, "num_heads", 0)

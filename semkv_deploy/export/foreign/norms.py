@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from semkv_deploy.errors import SemkvError
-from semkv_deploy.export.foreign.interface import CONTRIB
+from semkv_deploy.export.foreign.layers import CONTRIB
 from semkv_deploy.graph.editing import GraphEditor, attribute
 
 _PLAIN, _SKIP = "SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from semkv_deploy.errors import SemkvError
-from semkv_deploy.graph.products import use_float32_activations
+from semkv_deploy.graph.products import FLOAT32_BLOCKS, use_float32_activations
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from semkv_deploy.export.foreign.interface import Interface
 
 Caches = dict[str, "NDArray[Any]"]
-"""By the names of the original's inputs, `[B,Hkv,slots,D]`, live slots only."""
+"""By the names of the original's inputs, float32 `[B,Hkv,slots,D]`, live slots only."""
+
+_TYPES: dict[str, Any] = {"tensor(float16)": np.float16}
+"""Types of caches that are none of ours; they are converted at the door."""
 
 
 class Names(NamedTuple):
@@ -28,6 +31,8 @@ class Names(NamedTuple):
         written_at, live: inputs of caches in place (`in_place.InPlace`); None: caches grow.
         flat: caches in place are `[B,C,Hkv*D]`.
         capacity: their slots; None: as many as one likes.
+        mask_of_slots: the attention mask is as wide as caches in place.
+        pieces: the graph takes several tokens after others; else they are run one by one.
     """
 
     pasts: tuple[tuple[str, str, str, str], ...]
@@ -35,6 +40,8 @@ class Names(NamedTuple):
     live: str | None = None
     flat: bool = False
     capacity: int | None = None
+    pieces: bool = True
+    mask_of_slots: bool = False
 
     @property
     def inputs(self) -> list[str]:
@@ -52,8 +59,16 @@ def names_of(roles: Interface) -> Names:
     )
     first = roles.layers[0]
     if not isinstance(first, InPlace):
-        return Names(pasts)
-    return Names(pasts, str(first.written_at.name), str(first.live.name), first.flat, first.capacity)
+        return Names(pasts, pieces=roles.pieces)
+    return Names(
+        pasts,
+        str(first.written_at.name),
+        str(first.live.name),
+        first.flat,
+        first.capacity,
+        roles.pieces,
+        roles.mask_of_slots,
+    )
 
 
 class Original:
@@ -69,16 +84,22 @@ class Original:
 
     def __init__(self, path: Path, names: Names, room: int) -> None:
         self.session, self.names = open_session(path), names
+        self._types = {value.name: _TYPES.get(value.type, np.float32) for value in self.session.get_inputs()}
         self.room = names.capacity or room
 
     def run(self, caches: Caches, tokens: NDArray[Any], position: int) -> NDArray[Any]:
-        """Logits `[B,S,V]` of tokens `[B,S]` after `position` slots."""
+        """Logits `[B,S,V]`, float32, of tokens `[B,S]` after `position` slots."""
         batch, count = tokens.shape
-        wanted = {value.name for value in self.session.get_inputs()}
+        if position and count > 1 and not self.names.pieces:
+            columns = [self.run(caches, tokens[:, at : at + 1], position + at) for at in range(count)]
+            return np.concatenate(columns, axis=1)
+        wanted = self._types
         kept = self._in_place(caches) if self.names.live else caches
-        feeds: dict[str, Any] = {"input_ids": tokens, **kept}
+        feeds: dict[str, Any] = {"input_ids": tokens}
+        feeds |= {name: cache.astype(wanted[name], copy=False) for name, cache in kept.items()}
         if "attention_mask" in wanted:
-            feeds["attention_mask"] = np.ones((batch, position + count), np.int64)
+            width = self.room if self.names.mask_of_slots else position + count
+            feeds["attention_mask"] = np.tile(np.arange(width) < position + count, (batch, 1)).astype(np.int64)
         if "position_ids" in wanted:
             feeds["position_ids"] = np.tile(np.arange(position, position + count), (batch, 1))
         if self.names.live and self.names.written_at:
@@ -91,8 +112,9 @@ class Original:
             heads = caches[name].shape[1]
             if self.names.flat:
                 value = value.reshape(batch, value.shape[1], heads, -1).transpose(0, 2, 1, 3)
-            caches[name] = value[:, :, : position + count] if self.names.live else value
-        return found
+            live = value[:, :, : position + count] if self.names.live else value
+            caches[name] = live.astype(np.float32, copy=False)
+        return found.astype(np.float32, copy=False)
 
     def _in_place(self, caches: Caches) -> Caches:
         """Whole buffers, with numbers that are anything but 0 where no slot is live."""
@@ -119,7 +141,11 @@ def open_session(path: Path) -> onnxruntime.InferenceSession:
 
     graph = onnx.load(path, load_external_data=False)
     use_float32_activations(graph)
+    # Buffers are shared by what is stated to be of one size, and onnxruntime-genai's builder (0.18) states wrong sizes
+    # of repeated heads in float16. ONNX Runtime infers its own.
+    del graph.graph.value_info[:]
     options = onnxruntime.SessionOptions()
+    options.add_session_config_entry(*FLOAT32_BLOCKS)
     options.intra_op_num_threads = 1
     options.log_severity_level = 4  # whoever asks gets one sentence
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))

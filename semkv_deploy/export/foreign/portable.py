@@ -9,12 +9,15 @@ from onnxscript import version_converter
 
 from semkv_deploy import ops
 from semkv_deploy.errors import SemkvError
+from semkv_deploy.export.foreign.eight_bits import unsigned_activations
 from semkv_deploy.export.foreign.in_place import InPlace
-from semkv_deploy.export.foreign.interface import CONTRIB, Interface
+from semkv_deploy.export.foreign.interface import Interface
+from semkv_deploy.export.foreign.layers import CONTRIB
 from semkv_deploy.export.foreign.norms import expand_norms
 from semkv_deploy.export.foreign.positions import Tables
 from semkv_deploy.graph.editing import GraphEditor, attribute, sole, static
 from semkv_deploy.graph.files import INLINE_LIMIT
+from semkv_deploy.graph.inference import infer_types
 from semkv_deploy.model.names import INPUT_IDS, LENGTH, LOGITS, LOGITS_INDEX, POSITION_IDS, cache_names, present_names
 from semkv_deploy.ops import nexus_attention as nexus
 
@@ -30,6 +33,7 @@ def to_portable(model: ir.Model, roles: Interface, head_dim: int) -> None:
     """
     graph = model.graph
     expand_norms(graph)
+    unsigned_activations(graph)
     version_converter.convert_version(model, ops.OPSET)
     _replace_attention(graph, roles, head_dim)
     _wanted_rows(graph, roles)
@@ -96,8 +100,11 @@ def _wanted_rows(graph: ir.Graph, roles: Interface) -> None:
     axis = edit.constant([-1], np.int64)
     vocabulary = logits.shape[-1] if logits.shape is not None else None
     if head is not None:
-        places = edit.node(head, "Unsqueeze", [index, axis])[0]
-        head.replace_input_with(0, edit.node(head, "GatherND", [head.inputs[0], places], batch_dims=1)[0])
+        reader = head
+        while earlier := sole(reader.inputs[0], "DequantizeLinear") or sole(reader.inputs[0], "QuantizeLinear"):
+            reader = earlier  # what rounds the head's rows stays beside it: runtimes take all of it as one product
+        places = edit.node(reader, "Unsqueeze", [index, axis])[0]
+        reader.replace_input_with(0, edit.node(reader, "GatherND", [reader.inputs[0], places], batch_dims=1)[0])
         last = logits
     else:
         places = edit.node(None, "Unsqueeze", [index, axis])[0]
@@ -180,7 +187,7 @@ def _finish(model: ir.Model) -> None:
     graph.opset_imports.clear()
     graph.opset_imports.update({"": ops.OPSET, ops.DOMAIN: ops.VERSION} | ({CONTRIB: 1} if contrib else {}))
     model.ir_version = 10
-    common.ShapeInferencePass()(model)
+    infer_types(model)
     for node in graph:
         if node.domain == ops.DOMAIN:
             query = node.inputs[0]

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from semkv_deploy.errors import SemkvError
-from semkv_deploy.export.foreign.decomposed import Decomposed
 from semkv_deploy.export.foreign.evaluate import Evaluator
 from semkv_deploy.export.foreign.masks import feeds
 from semkv_deploy.graph.editing import sole
@@ -28,10 +27,12 @@ def rotary_of(cos: NDArray[Any], sin: NDArray[Any]) -> Rotary | None:
     if min(cos.shape) < 1 or len(cos) < 2:
         return None
     scaling = float(np.hypot(cos[0], sin[0])[0])
-    frequencies = np.arctan2(sin[1], cos[1])
+    frequencies = _frequencies(cos, sin)
     angles = np.arange(len(cos))[:, None] * frequencies
     # Angles were computed in float32, so that late positions are off by a part of their size.
     near = 1e-5 + 4e-7 * np.abs(angles)
+    if all((table == table.astype(np.float16)).all() for table in (cos, sin)):
+        near += 1e-3  # and rounded to float16, by up to 2.4e-4, as were those that frequencies are read off
     right = all(
         (np.abs(table - scaling * function(angles)) <= scaling * near).all()
         for table, function in ((cos, np.cos), (sin, np.sin))
@@ -43,6 +44,16 @@ def rotary_of(cos: NDArray[Any], sin: NDArray[Any]) -> Rotary | None:
     )
 
 
+def _frequencies(cos: NDArray[Any], sin: NDArray[Any]) -> NDArray[Any]:
+    """Angles of a position's step; the later the position that tells, the less its rounding means."""
+    found = np.arctan2(sin[1], cos[1])
+    last = len(cos) - 1
+    for position in (*(2**power for power in range(1, last.bit_length()) if 2**power < last), last):
+        off = np.arctan2(sin[position], cos[position]) - position * found
+        found = found + ((off + np.pi) % (2 * np.pi) - np.pi) / position
+    return np.asarray(found)
+
+
 def tables_in_graph(model: ir.Model, roles: Interface, rows: int) -> tuple[NDArray[Any], NDArray[Any]] | None:
     """Cosines and sines `[P,D/2]` by which a graph turns the keys of all layers alike; None: it does not, or otherwise.
 
@@ -50,7 +61,7 @@ def tables_in_graph(model: ir.Model, roles: Interface, rows: int) -> tuple[NDArr
     """
     found = set()
     for layer in roles.layers:
-        pair = _cos_and_sin(layer.key.new) if isinstance(layer, Decomposed) else None
+        pair = None if layer.new_key is None else _cos_and_sin(layer.new_key)
         if pair is None:
             return None
         found.add(tuple(_before_layout(value) for value in pair))
@@ -72,7 +83,7 @@ def tables_in_graph(model: ir.Model, roles: Interface, rows: int) -> tuple[NDArr
 
 
 def _cos_and_sin(key: ir.Value) -> tuple[ir.Value, ir.Value] | None:
-    total = sole(key, "Add")
+    total = sole(_without_layout(key), "Add")
     products = [sole(value, "Mul") for value in total.inputs] if total else []
     if len(products) != 2 or None in products:
         return None
@@ -91,6 +102,13 @@ def _cos_and_sin(key: ir.Value) -> tuple[ir.Value, ir.Value] | None:
 def _is_half_turned(value: ir.Value | None) -> bool:
     joined = sole(value, "Concat")
     return joined is not None and len(joined.inputs) == 2 and sole(joined.inputs[0], "Neg") is not None
+
+
+def _without_layout(value: ir.Value) -> ir.Value:
+    """The value that a layer's heads were laid out of."""
+    while (node := sole(value, "Reshape") or sole(value, "Transpose")) and node.inputs[0] is not None:
+        value = node.inputs[0]
+    return value
 
 
 def _before_layout(value: ir.Value) -> ir.Value:

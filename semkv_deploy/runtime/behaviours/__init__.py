@@ -11,6 +11,7 @@ from semkv_deploy.runtime.behaviours.blocks import BlockKeeper
 from semkv_deploy.runtime.behaviours.make_room import RoomMaker
 from semkv_deploy.runtime.behaviours.nexus_turns import TurnKeeper
 from semkv_deploy.runtime.behaviours.read_again import Rereader
+from semkv_deploy.runtime.behaviours.slot_tables import SlotTabulator
 
 if TYPE_CHECKING:
     from semkv_deploy.methods.behaviours import Behaviour
@@ -23,6 +24,7 @@ _BY_KIND: dict[str, Callable[[Any, Engine, Slots], Interpreter]] = {
     "nexus_turns": TurnKeeper,
     "blocks": BlockKeeper,
     "block_tables": BlockTabulator,
+    "slot_tables": SlotTabulator,
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
@@ -41,6 +42,7 @@ class Interpreter:
         stats: of what it did since the conversation began.
         changes: how often it began to change what cannot be changed back.
         changing: whether it has begun and not ended.
+        others: the session's other interpreters.
     """
 
     makes_room: ClassVar[bool] = False
@@ -49,6 +51,7 @@ class Interpreter:
     def __init__(self) -> None:
         self.stats = CompressionStats()
         self.changes, self.changing = 0, False
+        self.others: Sequence[Interpreter] = ()
 
     def step_inputs(self, rows: slice, tokens: int) -> Feeds:
         """Decoder inputs of the behaviour's own, for a run of so many tokens in each of these rows."""

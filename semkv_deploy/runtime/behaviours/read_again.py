@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,11 +97,13 @@ class Rereader(Interpreter):
         slots = self._slots
         # Positions stay within the conversation's, which the model is known to take.
         position = min(int(slots.position[row]), self._engine.contract.max_context - self.behaviour.piece)
-        feeds = {
+        feeds: dict[str, NDArray[Any]] = {
             "input_ids": ids[None],
             "position_ids": position + np.arange(len(ids))[None],
             "logits_index": np.zeros((1, 1), np.int64),
             "length": slots.length[:, row : row + 1],
             self.behaviour.input: np.array(recorded, np.int64),
         }
+        for other in self.others:
+            feeds.update(other.step_inputs(slice(row, row + 1), len(ids)))
         self._engine.run(self.behaviour.program, feeds, row=row)

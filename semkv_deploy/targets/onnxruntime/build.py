@@ -60,7 +60,7 @@ def lower_decoder(
     from onnxscript.optimizer import optimize
 
     from semkv_deploy.passes.branch_adapters import branch_adapters
-    from semkv_deploy.passes.branch_attention import branch_attention
+    from semkv_deploy.passes.branch_attention import attends_in_branches, branch_attention
     from semkv_deploy.passes.fuse import fuse_for_onnxruntime
     from semkv_deploy.passes.keep_native import keep_as_native
     from semkv_deploy.passes.lower_gqa import lower_to_gqa
@@ -76,7 +76,8 @@ def lower_decoder(
     else:
         kind, lowered = "NexusAttention", keep_as_native(model, bias=bias, cache_dtype=native, kept=NATIVE_DECODER)
     optimize(model)
-    found = sum(node.op_type.split("_")[0] == kind for node in model.graph)
+    of_kind = [node for node in model.graph if node.op_type.split("_")[0] == kind]
+    found = sum(kind != "If" or attends_in_branches(node) for node in of_kind)
     if not lowered == found == groups:
         raise SemkvError("attention was lost while lowering", where=portable.name, expected=groups, got=found)
     branch_adapters(model)

@@ -13,6 +13,7 @@ import numpy as np
 from semkv_deploy.bundle.files import let_go
 from semkv_deploy.bundle.graphs import LoadedGraph
 from semkv_deploy.errors import SemkvError
+from semkv_deploy.graph.products import FLOAT32_BLOCKS
 from semkv_deploy.methods.layout import DECODE
 from semkv_deploy.targets.engine import NUMPY_TYPES, Array, Feeds, graph_for, run_sizes, shape_of
 from semkv_deploy.targets.onnxruntime.native import required_library
@@ -67,6 +68,7 @@ def inference_session(
     """
     ort = onnxruntime()
     options = ort.SessionOptions()
+    options.add_session_config_entry(*FLOAT32_BLOCKS)
     options.log_severity_level = 3
     options.intra_op_num_threads = threads or usable_cpus()
     if native is not None:

@@ -18,20 +18,23 @@ from tests.tiny import tiny_tokenizer
 from ..conftest import FAMILIES
 
 TorchExported = Callable[..., Path]
+GenaiExported = Callable[..., Path]
 
 
 @pytest.fixture(scope="session")
 def torch_exported(
     build_model: Callable[..., PreTrainedModel], tmp_path_factory: pytest.TempPathFactory
 ) -> TorchExported:
-    """`torch_exported(model_type, opset=20, positions=True, **config)`: when first asked for; with `Attention` from
-    opset 23, and by TorchScript below 18."""
+    """`torch_exported(model_type, opset=20, positions=True, half=False, **config)`: when first asked for; with
+    `Attention` from opset 23, and by TorchScript below 18."""
 
     @functools.cache
-    def export(name: str, opset: int = 20, positions: bool = True, **overrides: Any) -> Path:
+    def export(name: str, opset: int = 20, positions: bool = True, half: bool = False, **overrides: Any) -> Path:
         of_family = FAMILIES[name].config if name in FAMILIES else {}
         settings = {"vocab_size": 512, "num_hidden_layers": 1, **of_family, **overrides}
         model = build_model(name, **settings)
+        if half:
+            model = model.half()
         if opset >= 23:
             model.set_attn_implementation("sdpa")
         folder = tmp_path_factory.mktemp(name)
@@ -41,14 +44,15 @@ def torch_exported(
 
 
 @pytest.fixture(scope="session")
-def genai_exported(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """`genai_exported(precision)`: the tiny checkpoint by onnxruntime-genai's builder, when first asked for."""
+def genai_exported(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> GenaiExported:
+    """`genai_exported(precision, provider="cpu")`: the tiny checkpoint by onnxruntime-genai's builder, when first asked
+    for."""
 
     @functools.cache
-    def export(precision: str) -> Path:
-        out = tmp_path_factory.mktemp(f"genai-{precision}")
+    def export(precision: str, provider: str = "cpu") -> Path:
+        out = tmp_path_factory.mktemp(f"genai-{precision}-{provider}")
         command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(tiny_checkpoint), "-o", str(out)]
-        command += ["-p", precision, "-e", "cpu", "-c", str(out / "cache")]
+        command += ["-p", precision, "-e", provider, "-c", str(out / "cache")]
         subprocess.run(command, check=True, capture_output=True)
         return out
 

@@ -110,7 +110,7 @@ def no_past(graph: onnx.GraphProto) -> None:
         (all_seen, "a mask that .*that of a causal decoder"),
         (of_another_domain, "an operator of a custom domain"),
         (one_cache, "no attention that an importer knows|a cache of its own|cache whose attention"),
-        (no_past, "no attention that an importer knows"),
+        (no_past, "a decoder without a past: it has no cache to compress"),
     ],
 )
 def test_what_is_not_known_is_refused(change: Change, said: str, torch_exported: TorchExported, tmp_path: Path):

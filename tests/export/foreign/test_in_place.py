@@ -120,9 +120,102 @@ def circular(model: onnx.ModelProto) -> None:
             node.attribute.append(helper.make_attribute("mode", "circular"))
 
 
-def with_a_mask(model: onnx.ModelProto) -> None:
-    node = scattered(model, flat=False)
-    node.input[3] = constant(model.graph, "all", np.ones((1, 1, 1, 1), bool))
+def masked(mask: Callable[[onnx.GraphProto, onnx.NodeProto], str], *, capacity: int | str = "slots", **settings: int):
+    """A change: a mask beside the node's own, or in its place."""
+
+    def change(model: onnx.ModelProto) -> None:
+        node = scattered(model, flat=False, capacity=capacity)
+        node.input[3] = mask(model.graph, node)
+        for name, value in settings.items():
+            node.attribute.remove(next(each for each in node.attribute if each.name == name))
+            node.attribute.append(helper.make_attribute(name, value))
+
+    return change
+
+
+def places(graph: onnx.GraphProto, before: onnx.NodeProto) -> tuple[str, str]:
+    """Of slots `[C]`, and of rows `[B,1,S,1]`."""
+    for name, value in (("zero", 0), ("one", 1)):
+        constant(graph, name, np.array(value))
+    constant(graph, "apart", np.array([1, 3]))
+    size = add(graph, before, "Shape", ["past_key_values.0.key"], "sizes", start=2, end=3)
+    only = add(graph, before, "Squeeze", [size], "size")
+    return (
+        add(graph, before, "Range", ["zero", only, "one"], "slot"),
+        add(graph, before, "Unsqueeze", ["position_ids", "apart"], "row"),
+    )
+
+
+def causal_mask(graph: onnx.GraphProto, node: onnx.NodeProto) -> str:
+    """Causality once more, as a condition; slots that are not written come later than any row."""
+    slot, row = places(graph, node)
+    return add(graph, node, "LessOrEqual", [slot, row], "seen")
+
+
+def causal_added(graph: onnx.GraphProto, node: onnx.NodeProto) -> str:
+    """The same, added to the logits."""
+    seen = causal_mask(graph, node)
+    constant(graph, "hidden", np.float32(-1e9))
+    constant(graph, "shown", np.float32(0))
+    return add(graph, node, "Where", [seen, "shown", "hidden"], "added")
+
+
+def live_mask(graph: onnx.GraphProto, node: onnx.NodeProto) -> str:
+    """What is written, by the host's count."""
+    slot, row = places(graph, node)
+    constant(graph, "rows_of_batch", np.array([1, 2, 3]))
+    count = add(graph, node, "Unsqueeze", ["nonpad_kv_seqlen", "rows_of_batch"], "count")
+    return of_all_rows(graph, node, add(graph, node, "Less", [slot, count], "live"), row)
+
+
+def of_all_rows(graph: onnx.GraphProto, before: onnx.NodeProto, condition: str, row: str) -> str:
+    """`[B,1,S,C]` of `[B,1,1,C]`: ONNX Runtime takes no other."""
+    ever = add(graph, before, "GreaterOrEqual", [row, "zero"], "ever")
+    return add(graph, before, "And", [condition, ever], "of_all_rows")
+
+
+def padding_mask(graph: onnx.GraphProto, node: onnx.NodeProto) -> str:
+    """The host's own mask, as wide as the caches."""
+    graph.input.append(helper.make_tensor_value_info("attention_mask", TensorProto.INT64, ["batch", "slots"]))
+    constant(graph, "of_heads", np.array([1, 2]))
+    _, row = places(graph, node)
+    wide = add(graph, node, "Unsqueeze", ["attention_mask", "of_heads"], "wide")
+    return of_all_rows(graph, node, add(graph, node, "Cast", [wide], "padding", to=int(TensorProto.BOOL)), row)
+
+
+def window_mask(graph: onnx.GraphProto, node: onnx.NodeProto) -> str:
+    slot, row = places(graph, node)
+    constant(graph, "seven", np.array(7))
+    back = add(graph, node, "Sub", [row, slot], "back")
+    return add(graph, node, "Less", [back, "seven"], "near")
+
+
+def first_hidden(graph: onnx.GraphProto, node: onnx.NodeProto) -> str:
+    """The first slot is never seen."""
+    slot, row = places(graph, node)
+    near = add(graph, node, "LessOrEqual", [slot, row], "seen")
+    late = add(graph, node, "Greater", [slot, "zero"], "late")
+    return add(graph, node, "And", [near, late], "but_the_first")
+
+
+@pytest.mark.parametrize(
+    ("change", "window"),
+    [
+        (masked(causal_mask), 0),
+        (masked(causal_mask, is_causal=0), 0),
+        (masked(causal_added, capacity=100), 0),
+        (masked(live_mask), 0),
+        (masked(padding_mask), 0),
+        (masked(window_mask), 7),
+        (masked(window_mask, capacity=100), 7),
+    ],
+)
+def test_a_mask_that_says_no_more_is_taken(change: Change, window: int, source: Path, tmp_path: Path):
+    graph = imported(source, tmp_path, change)
+    (node,) = [node for node in graph.node if node.op_type == "NexusAttention"]
+    assert helper.get_node_attr_value(node, "window") == window
+    left = {"write_indices", "nonpad_kv_seqlen", "attention_mask"} & {each.name for each in graph.input}
+    assert not left
 
 
 def without_lengths(model: onnx.ModelProto) -> None:
@@ -149,9 +242,11 @@ def counted(model: onnx.ModelProto) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (attribute("is_causal", 0), "expected is_causal 1, got 0"),
+        (attribute("is_causal", 0), "expected is_causal 1, or a mask, got neither"),
         (circular, "from the front to the end, got mode .*circular"),
-        (with_a_mask, "no mask but the node's own, got all"),
+        (masked(first_hidden), "a mask that is not causal .*got but_the_first"),
+        (masked(live_mask, is_causal=0), "a mask that is not causal"),
+        (masked(window_mask, is_causal=0), "a mask that (is not causal|shows slots that nothing was written to)"),
         (without_lengths, "nonpad_kv_seqlen, an input of the graph"),
         (other_places, "write_indices, one input of the graph"),
         (counted, "counts positions by the length of its cache .*got write_indices"),

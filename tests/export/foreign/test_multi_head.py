@@ -129,9 +129,24 @@ def padding_alone(node: onnx.NodeProto, graph: Graph) -> None:
     made.attribute.remove(next(each for each in made.attribute if each.name == "unidirectional"))
 
 
-def packed(node: onnx.NodeProto, graph: Graph) -> None:
+def side_by_side(graph: Graph, before: onnx.NodeProto, tensors: list[str]) -> str:
+    """`[B,S,H,n,D]` of n tensors `[B,S,H*D]`."""
+    if not any(tensor.name == "heads_last" for tensor in graph.initializer):
+        constant(graph, "heads_last", np.array([0, 0, HEADS, 1, SIZE]))
+    split = [add(graph, before, "Reshape", [name, "heads_last"], f"{name}.{len(tensors)}.apart") for name in tensors]
+    return add(graph, before, "Concat", split, f"packed.{len(tensors)}", axis=3)
+
+
+def packed_qkv(node: onnx.NodeProto, graph: Graph) -> None:
     made = multi_head(node, graph)
+    made.input[0] = side_by_side(graph, made, list(made.input[:3]))
     made.input[1] = made.input[2] = ""
+
+
+def packed_kv(node: onnx.NodeProto, graph: Graph) -> None:
+    made = multi_head(node, graph)
+    made.input[1] = side_by_side(graph, made, list(made.input[1:3]))
+    made.input[2] = ""
 
 
 def shared_buffers(node: onnx.NodeProto, graph: Graph) -> None:
@@ -152,7 +167,8 @@ def one_cache(node: onnx.NodeProto, graph: Graph) -> None:
     [
         (without_mask, "expected a mask, got none"),
         (padding_alone, "a mask that is not causal"),
-        (packed, "in tensors of their own, got packed into one another"),
+        (packed_qkv, r"mha: MultiHeadAttention with QKV packed into one tensor .*got packed.3"),
+        (packed_kv, r"mha: MultiHeadAttention with KV packed into one tensor .*got packed.2"),
         (shared_buffers, "of buffers that are shared by steps or beams"),
         (weak_mask, "a mask_filter_value of -10000 or less"),
         (one_cache, "a cache that nothing else reads|a cache of its own"),

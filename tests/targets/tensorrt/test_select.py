@@ -11,7 +11,7 @@ import pytest
 
 from semkv_deploy.bundle import Bundle, TensorRTRecord
 from semkv_deploy.compiler.pipeline import build_bundle
-from semkv_deploy.methods import DynSplitSelect
+from semkv_deploy.methods import DynSplit, DynSplitSelect
 from semkv_deploy.targets.tensorrt import plugins as plugin_choice
 from semkv_deploy.targets.tensorrt.api import missing
 from semkv_deploy.targets.tensorrt.build import TensorRTOptions
@@ -21,11 +21,13 @@ from semkv_deploy.validate.run import validate
 RTX = pytest.mark.skipif(missing("tensorrt-rtx") is not None, reason="TensorRT-RTX is not installed")
 
 
-def built(export: Path, out: Path, method: DynSplitSelect, **options: Any) -> TensorRTRecord:
+def built(
+    export: Path, out: Path, method: DynSplit | DynSplitSelect, *, budget: float = 1.0, **options: Any
+) -> TensorRTRecord:
     build_bundle(
         str(export / "decoder.onnx"),
         out,
-        budgets=[1.0],
+        budgets=[budget],
         method=method,
         target="tensorrt-rtx",
         tensorrt=TensorRTOptions(**{"layout": "split", "compute_capabilities": "86", **options}),
@@ -94,3 +96,15 @@ def test_any_of_its_operators_are_plugins(asked: str, tiny_export: Path, tmp_pat
             assert given["indexed"] == 1 and not node.overload and len(node.input) == 8
     report = validate(tmp_path / "b", tokens=250)
     assert report.passed and any("bodies of" in result.detail for result in report.results)
+
+
+@RTX
+def test_engines_choose_of_what_an_evicted_cache_kept(tiny_export: Path, tmp_path: Path):
+    """A table for each head: steps choose fused and in place as before, and two programs stand beside."""
+    method = DynSplit(queries="predicted", blocks="delimiters", attend=48)
+    record = built(tiny_export, tmp_path / "b", method, dtype="float16", batch=2, budget=0.25)
+    prefill, decode, *programs = record.budgets[0].engines
+    assert prefill.layers == {"ATTENTION_INPUT": 2, "KV_CACHE_UPDATE": 4}
+    assert decode.layers == {"ATTENTION_INPUT": 2, "KV_CACHE_UPDATE": 4, "TOPK": 2}
+    assert len(programs) == 2 and all(engine.bytes for engine in (prefill, decode, *programs))
+    assert validate(tmp_path / "b", tokens=250).passed
