@@ -1,20 +1,22 @@
 #!/usr/bin/env bash
-# Builds plugins/runtime/: libsemkv, which runs bundles from C and C++ without Python, and its CMake package.
+# Builds plugins/runtime/: libsemkv, which runs bundles from C and C++ without Python, libsemkv_text, which makes ids of
+# texts for it, and their CMake package. It uses plugins/runtime/CMakePresets.json: release, asan, tsan.
 #
 #   scripts/build_runtime.sh [--prefix DIR] [--out DIR] [--sanitize LIST] [--driver] [--triton] [--jobs N]
 #                            [--no-werror] [--print-headers]
 #
-#   --prefix DIR     install there: lib/libsemkv.so, include/semkv/, and the CMake package (default: build/semkv)
+#   --prefix DIR     install there: lib/libsemkv.so, lib/libsemkv_text.so, include/semkv/, and the CMake package
+#                    (default: build/semkv)
 #   --out DIR        build there (default: build/runtime)
 #   --sanitize LIST  sanitizers, e.g. address,undefined or thread; builds semkv_driver as well, and installs nothing
-#   --driver         build semkv_driver and semkv_undo, which the tests run
+#   --driver         build semkv_driver, semkv_undo and semkv_texts, which the tests run
 #   --triton         build and install backends/semkv/libtriton_semkv.so as well, Triton's backend; it needs no headers
 #                    and no library of Triton's
 #   --jobs N         parallel compilations (default 1)
 #   --no-werror      warnings of a compiler nobody has tried do not stop the build
 #   --print-headers  print the folders of both sets of headers and build nothing
 #
-# Needs a C++17 compiler and cmake. ONNX Runtime's headers, first match: $ONNXRUNTIME_ROOT/include (or its subfolder
+# Needs a C++17 compiler and cmake 3.21. ONNX Runtime's headers, first match: $ONNXRUNTIME_ROOT/include (or its subfolder
 # onnxruntime); /usr/include/onnxruntime; the npm package com.github.asus4.onnxruntime (MIT). nlohmann-json's (MIT),
 # first match: $NLOHMANN_JSON_ROOT/include; /usr/include (Debian: nlohmann-json3-dev); the PyPI wheel nlohmann-json, by
 # $PYTHON -m pip (default python3). Packages are downloaded once, into the cache folder
@@ -83,14 +85,14 @@ out="${out:-$root/build/runtime}"
 prefix="${prefix:-$root/build/semkv}"
 # cmake would take a relative one from its own folder.
 case "$prefix" in /*) ;; *) prefix="$PWD/$prefix" ;; esac
-[ -z "$sanitize" ] || driver=ON
-options=("-DCMAKE_INSTALL_PREFIX=$prefix" -DCMAKE_INSTALL_LIBDIR=lib "-DSEMKV_WERROR=$werror" "-DSEMKV_SANITIZE=$sanitize"
+preset=release
+case "$sanitize" in "") ;; thread) preset=tsan driver=ON ;; *) preset=asan driver=ON ;; esac
+options=("-DCMAKE_INSTALL_PREFIX=$prefix" "-DSEMKV_WERROR=$werror" "-DSEMKV_SANITIZE=$sanitize"
   "-DSEMKV_DRIVER=$driver" "-DSEMKV_TRITON=$triton" "-DSEMKV_ONNXRUNTIME_INCLUDE=$onnxruntime" "-DSEMKV_JSON_INCLUDE=$json")
-[ -n "$sanitize" ] || options+=(-DCMAKE_BUILD_TYPE=Release)
 command -v ninja >/dev/null && options+=(-G Ninja)
 mkdir -p "$out"
 echo '*' >"$out/.gitignore"
-cmake -S "$root/plugins/runtime" -B "$out" "${options[@]}" >"$out/configure.log" 2>&1 || {
+cmake -S "$root/plugins/runtime" --preset "$preset" -B "$out" "${options[@]}" >"$out/configure.log" 2>&1 || {
   cat "$out/configure.log" >&2; exit 1; }
 cmake --build "$out" -j "$jobs" >"$out/build.log" 2>&1 || { cat "$out/build.log" >&2; exit 1; }
 if [ -n "$sanitize" ]; then

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -79,3 +80,35 @@ def test_without_a_compiler_it_says_so(bare: dict[str, str], tmp_path: Path):  #
 def test_options_that_are_not(bare: dict[str, str]):  # noqa: F811
     assert "unknown option '--fast'" in run(bare, "--fast").stderr
     assert "option --prefix: expected a value" in run(bare, "--prefix").stderr
+
+
+@pytest.mark.skipif(shutil.which("cmake") is None, reason="no cmake")
+@pytest.mark.parametrize(("preset", "sanitizers"), [("release", ""), ("asan", "address,undefined"), ("tsan", "thread")])
+def test_presets_are_what_the_script_builds(preset: str, sanitizers: str, tmp_path: Path):
+    """For those who call cmake themselves, with headers named by the same variables."""
+    (tmp_path / "ort" / "include").mkdir(parents=True)
+    (tmp_path / "ort" / "include" / "onnxruntime_c_api.h").touch()
+    roots = {"ONNXRUNTIME_ROOT": str(tmp_path / "ort"), "NLOHMANN_JSON_ROOT": json_at(tmp_path / "json")}
+    command = ["cmake", "--preset", preset, "-B", str(tmp_path / "out")]
+    source = SCRIPT.parents[1] / "plugins" / "runtime"
+    done = subprocess.run(command, cwd=source, capture_output=True, text=True, env={**os.environ, **roots})
+    assert done.returncode == 0, done.stderr
+    cache = (tmp_path / "out" / "CMakeCache.txt").read_text(encoding="utf-8")
+    for line in (
+        f"SEMKV_SANITIZE:STRING={sanitizers}",
+        f"SEMKV_DRIVER:BOOL={'ON' if sanitizers else 'OFF'}",
+        f"SEMKV_JSON_INCLUDE:PATH={tmp_path / 'json' / 'include'}",
+        *([] if sanitizers else ["CMAKE_BUILD_TYPE:STRING=Release"]),
+    ):
+        assert line in cache.splitlines()
+
+
+@pytest.mark.skipif(shutil.which("cmake") is None, reason="no cmake")
+def test_a_preset_without_headers_says_so(tmp_path: Path):
+    command = ["cmake", "--preset", "release", "-B", str(tmp_path)]
+    environment = {name: value for name, value in os.environ.items() if name != "ONNXRUNTIME_ROOT"}
+    source = SCRIPT.parents[1] / "plugins" / "runtime"
+    done = subprocess.run(command, cwd=source, capture_output=True, text=True, env=environment)
+    said = " ".join(done.stderr.split())
+    assert done.returncode != 0 and "No ONNX Runtime headers: expected onnxruntime_c_api.h" in said
+    assert "Run scripts/build_runtime.sh, or set ONNXRUNTIME_ROOT" in said

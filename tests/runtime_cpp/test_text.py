@@ -9,6 +9,7 @@ import os
 import random
 import shutil
 import subprocess
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,12 @@ from typing import Any
 import pytest
 
 from semkv_deploy import load_tokenizer
+from semkv_deploy.compiler.calibrate import calibration_text
 from semkv_deploy.model.template import ChatTemplate
 from semkv_deploy.runtime.conversation import ChatFormat, Conversation
 from semkv_deploy.runtime.reply import Reply
 from semkv_deploy.runtime.tokens import TextStream
+from tests.tiny import CHAT_TEMPLATE
 
 from .driver import CppError, Driver, onnxruntime_library
 
@@ -39,10 +42,47 @@ TEXTS = [
 ]
 PARTS = ["a", " ", "  ", "\n", "é", "漢", "👍", "1", "'s", "<|im_end|>", "Z_", "-", "\u0301", "…", "🇩🇪"]
 
+# What splits a text before byte-level BPE, in tokenizer.json of Qwen 2 and 3, Llama 3 and GPT-4o.
+WORDS, ENDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)", r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+BEFORE, UPPER, LOWER = r"[^\r\n\p{L}\p{N}]?", r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+SPLITS = {
+    "qwen": rf"{WORDS}|{BEFORE}\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*{ENDS}",
+    "llama3": rf"{WORDS}|{BEFORE}\p{{L}}+|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*{ENDS}",
+    "gpt-4o": rf"{BEFORE}{UPPER}*{LOWER}+{WORDS}?|{BEFORE}{UPPER}+{LOWER}*{WORDS}?|\p{{N}}{{1,3}}"
+    rf"| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*{ENDS}",
+}
+
+
+def trained(split: str, out: Path) -> Path:
+    """A small tokenizer with a family's steps, saved: Qwen's normalizes, Llama's would begin a text with a token."""
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    special, before = ["<|im_start|>", "<|im_end|>"], pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    made = Tokenizer(models.BPE(ignore_merges=split == "llama3"))
+    made.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(SPLITS[split]), "isolated"), before])
+    made.decoder = decoders.ByteLevel()
+    if split == "qwen":
+        made.normalizer = normalizers.NFC()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=600, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    made.train_from_iterator([calibration_text()], trainer)
+    if split == "llama3":
+        start = [(special[0], 0)]
+        made.post_processor = processors.TemplateProcessing(single=f"{special[0]} $A", special_tokens=start)
+    fast = PreTrainedTokenizerFast(tokenizer_object=made, bos_token=special[0], eos_token=special[1])
+    fast.chat_template = CHAT_TEMPLATE
+    fast.save_pretrained(out)
+    return out
+
 
 def texts() -> list[str]:
     draw = random.Random(1)
-    return TEXTS + ["".join(draw.choices(PARTS, k=draw.randint(1, 30))) for _ in range(100)]
+    return [calibration_text()[:5000], *TEXTS] + [
+        "".join(draw.choices(PARTS, k=draw.randint(1, 30))) for _ in range(100)
+    ]
 
 
 def libraries() -> dict[str, str]:
@@ -75,10 +115,15 @@ class Side:
         self.cpp, self.bundle, self.tokenizer = cpp, bundle, load_tokenizer(bundle)
         cpp("open", bundle=str(bundle), **libraries())
 
+    def texts(self) -> list[str]:
+        """Those that are taken: a tokenizer that normalizes wants them normalized."""
+        joins = self.tokenizer.backend_tokenizer.normalizer is not None
+        return [text for text in texts() if not joins or "\u0301" not in text]
+
     def sequences(self) -> list[list[int]]:
         """Ids of texts, every id alone, and ids at random: characters cut anywhere, and bytes that are none."""
         draw, every = random.Random(2), len(self.tokenizer)
-        known = [self.tokenizer.encode(text, add_special_tokens=False) for text in texts()]
+        known = [self.tokenizer.encode(text, add_special_tokens=False) for text in self.texts()]
         alone = [[token] for token in range(min(every, 2000))]
         return known + alone + [[draw.randrange(every) for _ in range(60)] for _ in range(100)]
 
@@ -94,16 +139,22 @@ def smollm2_bundle(smollm2_gguf: Path, tiny_bundle: Path, tmp_path_factory: pyte
     return with_tokenizer(tiny_bundle, folder / "tokenizer", folder / "bundle")
 
 
-@pytest.fixture(scope="module", params=["tiny", "smollm2"])
-def side(request: pytest.FixtureRequest, driver: Path) -> Iterator[Side]:
-    bundle = request.getfixturevalue(f"{request.param}_bundle")
+@pytest.fixture(scope="module", params=["tiny", "smollm2", *SPLITS])
+def side(
+    request: pytest.FixtureRequest, driver: Path, tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Side]:
+    if request.param in SPLITS:
+        folder = tmp_path_factory.mktemp(request.param)
+        bundle = with_tokenizer(tiny_bundle, trained(request.param, folder / "tokenizer"), folder / "bundle")
+    else:
+        bundle = request.getfixturevalue(f"{request.param}_bundle")
     with Driver(driver.parent / "semkv_texts") as cpp:
         yield Side(cpp, bundle)
 
 
 def test_ids_of_texts(side: Side):
-    wanted = [side.tokenizer.encode(text, add_special_tokens=False) for text in texts()]
-    assert side.cpp("encode", texts=texts()) == wanted and sum(map(len, wanted)) > 1000
+    wanted = [side.tokenizer.encode(text, add_special_tokens=False) for text in side.texts()]
+    assert side.cpp("encode", texts=side.texts()) == wanted and sum(map(len, wanted)) > 1000
 
 
 def test_texts_of_ids(side: Side):
@@ -157,7 +208,7 @@ def test_ids_that_end_a_reply(side: Side):
 
 
 def test_threads_share_a_tokenizer(side: Side):
-    text = texts()[5]
+    text = TEXTS[4]
     assert side.cpp("together", text=text) == [side.tokenizer.encode(text, add_special_tokens=False)] * 4
 
 
@@ -203,11 +254,23 @@ def test_what_is_not_there_is_a_sentence(driver: Path, tiny_bundle: Path, tmp_pa
         assert cpp("decode", ids=[[0]]) == [""]
 
 
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+DIGITS = {"type": "Digits", "individual_digits": True}
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"decoder": {"type": "Metaspace"}}, r"expected byte-level BPE \(decoder ByteLevel\), got decoder Metaspace\)"),
-        ({"decoder": None}, "got decoder none"),
+        (
+            {"decoder": {"type": "Metaspace"}},
+            r"decoder: .*expected byte-level BPE \(ByteLevel\), got .*Metaspace",
+        ),
+        ({"decoder": None}, r"expected byte-level BPE .*got null\)\. Give ids, which Python's tokenizer makes"),
+        ({"normalizer": {"type": "Lowercase"}}, r"json: normalizer: onnxruntime-genai was not compared .*Lowercase"),
+        ({"pre_tokenizer": {**BYTE_LEVEL, "add_prefix_space": True}}, r"pre_tokenizer: .*\"add_prefix_space\":true"),
+        ({"pre_tokenizer": {"type": "Sequence", "pretokenizers": [DIGITS, BYTE_LEVEL]}}, "pre_tokenizer: .*Digits"),
+        ({"pre_tokenizer": None}, "pre_tokenizer: .*got null"),
+        ({"added_tokens": [{"id": 0, "content": "x", "special": True, "lstrip": True}]}, "added_tokens: .*lstrip"),
         ({"model": {"type": "BPE", "vocab": {"a": "b"}}}, "tokenizer/tokenizer.json: not a tokenizer's file"),
         ({"model": {"type": "BPE", "vocab": {"a": -1}}}, "no id of a token .got -1"),
     ],
@@ -221,6 +284,34 @@ def test_a_tokenizer_of_another_kind(
     bundle = with_tokenizer(tiny_bundle, tokenizer, tmp_path / "bundle")
     with Driver(driver.parent / "semkv_texts") as cpp, pytest.raises(CppError, match=expected):
         cpp("open", bundle=str(bundle), **libraries())
+
+
+def test_texts_are_normalized_where_the_tokenizer_would(driver: Path, tiny_bundle: Path, tmp_path: Path):
+    """The library does not: what is taken is normalized already."""
+    bundle = with_tokenizer(tiny_bundle, trained("qwen", tmp_path / "tokenizer"), tmp_path / "bundle")
+    every = [chr(code) for code in range(1, 0x30000) if not 0xD800 <= code < 0xE000]
+    draw = random.Random(3)
+    marks = [one for one in every if unicodedata.combining(one)]
+    pairs = ["a" + draw.choice(marks) + draw.choice(marks) for _ in range(2000)]
+    with Driver(driver.parent / "semkv_texts") as cpp:
+        cpp("open", bundle=str(bundle), **libraries())
+        taken = cpp("taken", texts=every + pairs)
+        normal = [unicodedata.is_normalized("NFC", text) for text in every + pairs]
+        assert not any(one and not other for one, other in zip(taken, normal, strict=True))
+        refused = [text for text, one, other in zip(every, taken, normal, strict=False) if other and not one]
+        assert len(refused) < 150 and any(taken[len(every) :])  # marks alone, which may join a letter
+        with pytest.raises(CppError, match=r"text: not surely in Unicode's form NFC, .* Normalize it"):
+            cpp("encode", texts=["e\u0301"])
+
+
+def test_the_table_of_unicode_is_as_its_script_writes_it(capsys: pytest.CaptureFixture[str]):
+    import nfc_ranges
+
+    table = (Path(__file__).resolve().parents[2] / "plugins" / "runtime" / "text" / "nfc_ranges.inc").read_text()
+    if f"Unicode {unicodedata.unidata_version}," not in table:
+        pytest.skip(f"Python has Unicode {unicodedata.unidata_version}, the table another")
+    nfc_ranges.main()
+    assert capsys.readouterr().out == table
 
 
 def test_a_model_without_a_chat_template(driver: Path, tiny_bundle: Path, tmp_path: Path):

@@ -73,6 +73,23 @@ json done(semkv::Text const& text, json const& line)
         }
         return all;
     }
+    if (what == "taken")
+    {
+        for (json const& each : line.at("texts"))
+        {
+            bool taken = true;
+            try
+            {
+                text.encode(each);
+            }
+            catch (semkv::Error const&)
+            {
+                taken = false;
+            }
+            all.push_back(taken);
+        }
+        return all;
+    }
     if (what == "decode" || what == "stream")
     {
         for (json const& each : line.at("ids"))

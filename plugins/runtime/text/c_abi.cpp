@@ -181,8 +181,9 @@ semkv_error* semkv_text_open(semkv_bundle const* bundle, semkv_text_options cons
         Detokenizer detokenizer(file.data(), file.size(), "tokenizer/tokenizer.json");
         Genai const& genai
             = Genai::load(semkv::runtime::text(options.genai), semkv::runtime::text(options.onnxruntime));
+        Kind const kind = detokenizer.kind();
         auto parts = std::shared_ptr<Parts>(
-            new Parts{Tokenizer(genai, files, "tokenizer"), std::move(detokenizer), stopsOf(manifest)});
+            new Parts{Tokenizer(genai, kind, files, "tokenizer"), std::move(detokenizer), stopsOf(manifest)});
         for (int32_t const id : endIds(parts->tokenizer, parts->detokenizer))
         {
             if (std::find(parts->stops.begin(), parts->stops.end(), id) == parts->stops.end())

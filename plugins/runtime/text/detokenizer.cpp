@@ -59,16 +59,7 @@ Detokenizer::Detokenizer(char const* data, size_t bytes, std::string const& wher
     try
     {
         json const read = json::parse(data, data + bytes);
-        json const& decoder = read.at("decoder");
-        std::string const kind = decoder.is_null() ? "none" : decoder.at("type").get<std::string>();
-        if (kind != "ByteLevel" || read.at("model").at("type") != "BPE")
-        {
-            throw Error(SEMKV_NO_TARGET, "another kind of tokenizer than this library's texts are made with")
-                .where(where)
-                .expected("byte-level BPE (decoder ByteLevel)")
-                .got("decoder " + kind)
-                .fix("give ids, which Python's tokenizer makes");
-        }
+        mKind = kindOf(read, where);
         auto const place = [&](int64_t id) -> std::string& {
             if (id < 0 || id >= static_cast<int64_t>(kMostIds))
             {

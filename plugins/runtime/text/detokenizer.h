@@ -2,6 +2,8 @@
 // is no UTF-8, or is 0: a model's reply must not.
 #pragma once
 
+#include "text/kind.h"
+
 #include <cstdint>
 #include <string>
 #include <unordered_map>
@@ -12,11 +14,16 @@ namespace semkv::text
 class Detokenizer
 {
 public:
-    // Reads tokenizer.json. Throws SEMKV_NO_TARGET for a tokenizer that is not of byte-level BPE.
+    // Reads tokenizer.json. Throws SEMKV_NO_TARGET for a tokenizer of another kind than those in kind.h.
     Detokenizer(char const* data, size_t bytes, std::string const& where);
 
     // Nothing for special tokens, and for ids that the tokenizer has not: a model's vocabulary may be wider.
     std::string const& bytes(int32_t id) const;
+
+    Kind kind() const
+    {
+        return mKind;
+    }
 
     // Whether a token is no word of a text but markup: special, or added and written as such (<|user|>).
     bool isMarkup(int32_t id) const;
@@ -28,6 +35,7 @@ private:
         bool special;
     };
 
+    Kind mKind{};
     std::vector<std::string> mBytes;
     std::unordered_map<int32_t, Added> mAdded;
 };

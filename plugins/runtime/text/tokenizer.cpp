@@ -1,6 +1,7 @@
 #include "text/tokenizer.h"
 
 #include "common/error.h"
+#include "text/nfc.h"
 #include "text/utf8.h"
 
 #include <nlohmann/json.hpp>
@@ -83,8 +84,10 @@ bool hasTemplate(std::map<std::string, std::string> const& files)
 }
 } // namespace
 
-Tokenizer::Tokenizer(Genai const& genai, std::map<std::string, std::string> const& files, std::string const& where)
+Tokenizer::Tokenizer(
+    Genai const& genai, Kind kind, std::map<std::string, std::string> const& files, std::string const& where)
     : mGenai(genai)
+    , mKind(kind)
     , mTokenizer(nullptr, genai.destroyTokenizer)
     , mHasTemplate(hasTemplate(files))
 {
@@ -107,6 +110,13 @@ Tokenizer::Tokenizer(Genai const& genai, std::map<std::string, std::string> cons
 Ids Tokenizer::encode(std::string const& text) const
 {
     requireUtf8(text, "text");
+    if (mKind.nfc && !isSurelyNfc(text))
+    {
+        throw Error(SEMKV_BAD_ARGUMENT, "not surely in Unicode's form NFC, to which this tokenizer brings texts first")
+            .where("text")
+            .expected("a text without combining marks that may join a letter")
+            .fix("normalize it, and leave out marks that no letter of Unicode's has");
+    }
     std::lock_guard<std::mutex> const guard(mLock);
     OgaSequences* made = nullptr;
     mGenai.check(mGenai.createSequences(&made), "onnxruntime-genai fails", "text", SEMKV_RUNTIME);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "text/genai.h"
+#include "text/kind.h"
 
 #include <cstdint>
 #include <map>
@@ -24,9 +25,11 @@ class Tokenizer
 public:
     // Args: verified files of the bundle's tokenizer/, by their names there. They are written to a temporary folder
     // beside a genai_config.json, without which the library reads none, and removed once they are read.
-    Tokenizer(Genai const& genai, std::map<std::string, std::string> const& files, std::string const& where);
+    Tokenizer(
+        Genai const& genai, Kind kind, std::map<std::string, std::string> const& files, std::string const& where);
 
-    // Adds no special tokens of its own.
+    // Adds no special tokens of its own. Throws SEMKV_BAD_ARGUMENT for a text that is no UTF-8, or not in the form that
+    // the tokenizer would bring it to.
     Ids encode(std::string const& text) const;
 
     // Throws SEMKV_BAD_ARGUMENT where there is no template, or it refuses the conversation.
@@ -34,6 +37,7 @@ public:
 
 private:
     Genai const& mGenai;
+    Kind mKind;
     std::unique_ptr<OgaTokenizer, void (*)(OgaTokenizer*)> mTokenizer;
     bool mHasTemplate;
     mutable std::mutex mLock; // the library does not say that threads may share a tokenizer

@@ -30,13 +30,14 @@ typedef struct semkv_text_options
 } semkv_text_options;
 
 /* Opens a bundle's tokenizer: files that are verified as they are read. `options` may be null. The bundle may be closed
- * afterwards. SEMKV_NO_TARGET where the library is not there, or the tokenizer is none of byte-level BPE. */
+ * afterwards. SEMKV_NO_TARGET where the library is not there, or was not compared with Python's on such a tokenizer. */
 SEMKV_API semkv_error* semkv_text_open(
     semkv_bundle const* bundle, semkv_text_options const* options, semkv_text** out);
 SEMKV_API void semkv_text_close(semkv_text* text); /* its streams go on; null is taken */
 SEMKV_API void semkv_text_free(void* memory);      /* null is taken */
 
-/* Ids of a text that begins anew, or that follows another; markup such as "<|im_end|>" becomes its token. */
+/* Ids of a text, without a token of the tokenizer's own before or behind; markup such as "<|im_end|>" becomes its token.
+ * SEMKV_BAD_ARGUMENT for what is no UTF-8, or would have to be normalized first. */
 SEMKV_API semkv_error* semkv_text_encode(semkv_text const* text, char const* from, int32_t** ids, size_t* count);
 
 /* The text of ids, without special tokens; what is no UTF-8 is U+FFFD. `*to` ends with a 0, and may have others. */
