@@ -4,9 +4,9 @@
  * success, structs begin with their size, strings are UTF-8.
  *
  * Tokenizer and chat template are onnxruntime-genai's (0.18 or newer), whose library is loaded by the first call of
- * semkv_text_open and by nothing else. That call sets ORT_DISABLE_TELEMETRY to 1 in the environment where it is not set,
- * so that the library sends nothing: no other thread should use the environment meanwhile. A chat template is a program
- * that comes with the bundle; it runs in this process, without limits.
+ * semkv_text_open and by nothing else. That call sets ORT_DISABLE_TELEMETRY to 1 in the environment where it is not
+ * set, so that the library sends nothing: no other thread should use the environment meanwhile. A chat template is a
+ * program that comes with the bundle; it runs in this process, without limits.
  *
  * What a call gives is the caller's, and is freed with semkv_text_free, but for what a stream gives. Threads: a
  * semkv_text may be used by several at once, a stream by one at a time. */
@@ -36,8 +36,8 @@ SEMKV_API semkv_error* semkv_text_open(
 SEMKV_API void semkv_text_close(semkv_text* text); /* its streams go on; null is taken */
 SEMKV_API void semkv_text_free(void* memory);      /* null is taken */
 
-/* Ids of a text, without a token of the tokenizer's own before or behind; markup such as "<|im_end|>" becomes its token.
- * SEMKV_BAD_ARGUMENT for what is no UTF-8, or would have to be normalized first. */
+/* Ids of a text, without a token of the tokenizer's own before or behind; markup such as "<|im_end|>" becomes its
+ * token. SEMKV_BAD_ARGUMENT for what is no UTF-8, or would have to be normalized first. */
 SEMKV_API semkv_error* semkv_text_encode(semkv_text const* text, char const* from, int32_t** ids, size_t* count);
 
 /* The text of ids, without special tokens; what is no UTF-8 is U+FFFD. `*to` ends with a 0, and may have others. */
