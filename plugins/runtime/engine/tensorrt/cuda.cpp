@@ -1,9 +1,9 @@
 #include "engine/tensorrt/cuda.h"
 
 #include "common/error.h"
+#include "common/load_first.h"
 
 #include <algorithm>
-#include <cstdlib>
 #include <new>
 #include <utility>
 #include <vector>
@@ -26,23 +26,12 @@ Error missing(std::string const& target, std::string const& what)
 
 void* opened(std::string const& given, std::string const& target)
 {
-    char const* const named = std::getenv("SEMKV_CUDART");
-    std::string const path = !given.empty() ? given : named != nullptr ? named : "";
-    // Streams and memory are the driver's, so any runtime does, whichever TensorRT was built with.
-    std::vector<std::string> names{"libcudart.so.13", "libcudart.so.12", "libcudart.so"};
-    if (!path.empty())
-    {
-        names = {path}; // where one was asked for, no other is taken
-    }
     std::string errors;
-    for (std::string const& name : names)
+    // Streams and memory are the driver's, so any runtime does, whichever TensorRT was built with.
+    if (void* const handle
+        = loadFirst(given, "SEMKV_CUDART", {"libcudart.so.13", "libcudart.so.12", "libcudart.so"}, errors))
     {
-        if (void* const handle = ::dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL))
-        {
-            return handle;
-        }
-        char const* const error = ::dlerror();
-        errors += errors.empty() && error != nullptr ? error : "";
+        return handle;
     }
     throw missing(target, "CUDA's runtime library does not load")
         .got(errors)

@@ -1,6 +1,7 @@
 #include "engine/tensorrt/library.h"
 
-#include <cstdlib>
+#include "common/load_first.h"
+
 #include <map>
 #include <mutex>
 #include <vector>
@@ -26,24 +27,13 @@ Error missing(std::string const& target, std::string const& what)
 
 void* opened(std::string const& target, std::string const& given, std::string const& builtBy)
 {
-    char const* const named = std::getenv("SEMKV_TENSORRT");
-    std::string const path = !given.empty() ? given : named != nullptr ? named : "";
     std::string const plain = isRtx(target) ? "libtensorrt_rtx.so" : "libnvinfer.so";
-    // Engines are opened by the version that built them, so its library is asked for first.
-    std::vector<std::string> names{plain + "." + builtBy.substr(0, builtBy.find('.')), plain};
-    if (!path.empty())
-    {
-        names = {path}; // where one was asked for, no other is taken
-    }
     std::string errors;
-    for (std::string const& name : names)
+    // Engines are opened by the version that built them, so its library is asked for first.
+    if (void* const handle
+        = loadFirst(given, "SEMKV_TENSORRT", {plain + "." + builtBy.substr(0, builtBy.find('.')), plain}, errors))
     {
-        if (void* const handle = ::dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL))
-        {
-            return handle;
-        }
-        char const* const error = ::dlerror();
-        errors += errors.empty() && error != nullptr ? error : "";
+        return handle;
     }
     throw missing(target, titleOf(target) + "'s library does not load").got(errors);
 }
