@@ -17,7 +17,7 @@ from .driver import CppError, Driver
 from .test_equality import converse, same_state, session_of
 
 BAD_ARGUMENT = 1
-CALLS: dict[str, str] = {"undo": "undo_turn", "pin": "pin"}
+CALLS: dict[str, str] = {"undo": "undo_turn", "pin": "pin", "keep": "keep_of_turns", "trim": "trim_turns"}
 
 
 def same_refusal(session: Any, cpp: Driver, do: str, **arguments: Any) -> str:
@@ -103,6 +103,86 @@ def test_too_much_is_pinned(driver: Path, bundle_of: Callable[..., Path], tmp_pa
             message = same_refusal(session, cpp, "pin")
             assert ("capacity is too small" in message) == (name != "semanticache")
             same_state(session, cpp, tmp_path)
+
+
+def test_what_is_kept_of_turns(driver: Path, bundle_of: Callable[..., Path], tmp_path: Path):
+    """Of those that are finished later, by number and by share; and what finished ones lose afterwards."""
+    bundle = bundle_of("sonic")
+    session = session_of(bundle, 2)
+    lengths = []
+    with Driver(driver) as cpp:
+        cpp.open(bundle, 2)
+        for number, kept in enumerate([{}, {"tokens": 2}, {"share": 0.1}, {"tokens": 1}]):
+            if kept:
+                session.keep_of_turns(**kept)
+                cpp("keep", **kept)
+            prompts = [words(10 * number + row, 40) for row in range(2)]
+            np.testing.assert_array_equal(cpp.prefill(prompts), session.prefill(prompts))
+            session.end_turn()
+            cpp("end_turn")
+            session.compress()
+            cpp("compress")
+            same_state(session, cpp, tmp_path)
+            lengths.append(int(session.length[0, 0]))
+        grown = np.diff([0, *lengths]).tolist()
+        assert len(set(grown)) == 4, grown
+        session.trim_turns(1, 1)
+        cpp("trim", tokens=1, row=1)
+        same_state(session, cpp, tmp_path)
+        assert session.length[0, 1] < session.length[0, 0] == lengths[-1]
+        session.trim_turns(1)
+        cpp("trim", tokens=1)
+        converse(session, cpp, 4, tmp_path, turns=2)
+        most = session._keeper().behaviour.most
+        assert "one of both is given" in same_refusal(session, cpp, "keep", share=0.5, tokens=3)
+        assert "fewer Nexus rows" in same_refusal(session, cpp, "keep", tokens=100 * most)
+        for wrong in ({"share": 1.5}, {"tokens": -1}, {}, {"share": -0.5}):
+            with pytest.raises(CppError, match="keep_of_turns: one of both is given"):
+                cpp("keep", **wrong)
+        same_refusal(session, cpp, "trim", tokens=0)
+        same_state(session, cpp, tmp_path)
+        assert cpp("info")["keeps_turns"] == 1
+    other = bundle_of("semanticache")
+    with Driver(driver) as cpp:
+        cpp.open(other, 2)
+        assert cpp("info")["keeps_turns"] == 0
+        assert "makes nothing of turns" in same_refusal(session_of(other, 2), cpp, "keep", share=0.5)
+        assert "makes nothing of turns" in same_refusal(session_of(other, 2), cpp, "trim", tokens=3)
+
+
+@pytest.mark.parametrize("name", ["semanticache", "sonic", "full"])
+def test_whether_more_tokens_fit(name: str, driver: Path, bundle_of: Callable[..., Path], tmp_path: Path):
+    """Asked beforehand: the same sentence as Python's, and as a prompt of so many would get."""
+    bundle = bundle_of(name)
+    session = session_of(bundle, 2)
+    with Driver(driver) as cpp:
+        cpp.open(bundle, 2)
+        prompts = [words(1, 150), words(2, 9)]
+        np.testing.assert_array_equal(cpp.prefill(prompts), session.prefill(prompts))
+        session.end_turn()
+        cpp("end_turn")
+        for row in range(2):
+            left = next(count for count in range(600, 0, -1) if fits(session, row, count))
+            cpp("check", row=row, count=left)
+            cpp("check", row=row, count=0)
+            with pytest.raises(SemkvError) as theirs:
+                session.check_append(row, left + 1)
+            with pytest.raises(CppError) as ours:
+                cpp("check", row=row, count=left + 1)
+            assert str(ours.value) == str(theirs.value) and ours.value.code in (5, 6)
+        same_state(session, cpp, tmp_path)
+        with pytest.raises(CppError, match=r"row: a wrong argument \(expected 0 to 1, got 2\)"):
+            cpp("check", row=2, count=1)
+        with pytest.raises(CppError, match="count: a wrong argument"):
+            cpp("check", row=0, count=-1)
+
+
+def fits(session: Any, row: int, count: int) -> bool:
+    try:
+        session.check_append(row, count)
+    except SemkvError:
+        return False
+    return True
 
 
 def test_more_slots_than_the_budget(driver: Path, bundle_of: Callable[..., Path], tmp_path: Path):

@@ -2,6 +2,7 @@
 #include "behaviours/nexus_turns.h"
 
 #include <algorithm>
+#include <map>
 #include <numeric>
 #include <set>
 
@@ -16,6 +17,27 @@ int64_t count(std::vector<uint8_t> const& stays)
     return std::accumulate(stays.begin(), stays.end(), int64_t{0});
 }
 } // namespace
+
+void TurnKeeper::trim(int64_t most, Rows const& rows)
+{
+    std::vector<Kept> keep;
+    for (size_t group = 0; group < mSlots.groups; ++group)
+    {
+        Kept stays = live(group);
+        for (size_t row = 0; row < rows.size(); ++row)
+        {
+            int64_t const* const turn = mSlots.column("slot_turn")[group].slots(static_cast<int64_t>(row), 0);
+            std::map<int64_t, int64_t> seen; // Nexus rows so far, by turn
+            for (size_t slot = 0; rows[row] && slot < stays[row].size(); ++slot)
+            {
+                bool const nexus = stays[row][slot] && turn[slot] > 0 && turn[slot] % 2 == 1;
+                stays[row][slot] = stays[row][slot] && (!nexus || ++seen[turn[slot]] <= most);
+            }
+        }
+        keep.push_back(std::move(stays));
+    }
+    drop(keep);
+}
 
 // Drops finished turns, the oldest first, and then the oldest slots of the open one.
 void TurnKeeper::makeRoom(Ids const& appended)

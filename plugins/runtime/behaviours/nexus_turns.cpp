@@ -16,6 +16,8 @@ bool any(Rows const& rows)
 TurnKeeper::TurnKeeper(NexusTurns const& spec, Engine& engine, Slots& slots)
     : Behaviour(engine, slots)
     , mSpec(spec)
+    , mKept(spec.kept)
+    , mTokens(spec.tokens)
     , mBegun(static_cast<size_t>(slots.batch), 0)
     , mEnded(static_cast<size_t>(slots.batch), 0)
 {
@@ -77,6 +79,27 @@ void TurnKeeper::compress(Rows const& rows)
     beginTurn(rows);
 }
 
+void TurnKeeper::keep(double share, int64_t tokens)
+{
+    if ((share != 0) == (tokens != 0) || !(share >= 0 && share <= 1) || tokens < 0)
+    {
+        throw Error(SEMKV_BAD_ARGUMENT, "one of both is given")
+            .where("keep_of_turns")
+            .expected("a share up to 1, or 1 token or more")
+            .got("share " + shortest(share) + ", tokens " + std::to_string(tokens));
+    }
+    if (std::ceil(mSpec.nexusShare * static_cast<double>(tokens)) > static_cast<double>(mSpec.most))
+    {
+        throw Error(SEMKV_BAD_ARGUMENT, "the bundle's adapter has fewer Nexus rows than are asked for")
+            .where("keep_of_turns")
+            .expected("at most " + std::to_string(mSpec.most))
+            .got(std::to_string(tokens))
+            .fix("ask for fewer, or build with another adapter");
+    }
+    mKept = share != 0 ? share : mKept;
+    mTokens = tokens;
+}
+
 void TurnKeeper::reset(Rows const& rows)
 {
     Behaviour::reset(rows);
@@ -120,7 +143,7 @@ std::pair<int64_t, int64_t> TurnKeeper::sizes(int64_t row) const
 {
     int64_t const length = mSlots.at(row) - std::max(mBegun[static_cast<size_t>(row)], mSpec.sinks);
     int64_t const slots
-        = mSpec.tokens != 0 ? mSpec.tokens : static_cast<int64_t>(std::ceil(mSpec.kept * static_cast<double>(length)));
+        = mTokens != 0 ? mTokens : static_cast<int64_t>(std::ceil(mKept * static_cast<double>(length)));
     int64_t const share = static_cast<int64_t>(std::ceil(mSpec.nexusShare * static_cast<double>(slots)));
     if (slots >= length)
     {

@@ -34,6 +34,12 @@ public:
     Feeds state(int64_t first, int64_t last) const override; // turn, begun, ended: [n] each
     void restore(Feeds const& state, int64_t first) override;
 
+    // Slots that a turn keeps from now on; see Session::keepOfTurns.
+    void keep(double share, int64_t tokens);
+
+    // Drops the Nexus rows of finished turns behind each turn's first `most`: as if it had never had more.
+    void trim(int64_t most, Rows const& rows);
+
 private:
     using Kept = std::vector<std::vector<uint8_t>>; // by row, by slot, whether it stays
 
@@ -48,6 +54,8 @@ private:
     void drop(std::vector<Kept> const& keep);
 
     NexusTurns const& mSpec;
+    double mKept;
+    int64_t mTokens;
     Ids mBegun;
     Rows mEnded;
 };

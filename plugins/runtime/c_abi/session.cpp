@@ -22,6 +22,14 @@ std::vector<Ids> listsOf(semkv_ids const* rows, size_t count)
     }
     return lists;
 }
+
+void checkRow(Session const& session, int32_t row)
+{
+    if (row < 0 || row >= session.batch())
+    {
+        reject("row", "0 to " + std::to_string(session.batch() - 1), std::to_string(row));
+    }
+}
 } // namespace
 
 extern "C" {
@@ -70,6 +78,7 @@ semkv_error* semkv_session_get_info(semkv_session const* session, semkv_session_
         result.cache_bytes = session->session.engine().cacheBytes();
         result.stop_ids = contract.stopIds.data();
         result.stop_count = contract.stopIds.size();
+        result.keeps_turns = session->session.keepsTurns();
         give(result, info, "info");
     });
 }
@@ -78,10 +87,7 @@ semkv_error* semkv_session_get_stats(semkv_session const* session, int32_t row, 
 {
     return guarded([&] {
         notNull(session, "session");
-        if (row < 0 || row >= session->session.batch())
-        {
-            reject("row", "0 to " + std::to_string(session->session.batch() - 1), std::to_string(row));
-        }
+        checkRow(session->session, row);
         CompressionStats const of = session->session.stats();
         Slots const& slots = session->session.slots();
         semkv_stats result = {};
@@ -103,6 +109,19 @@ semkv_error* semkv_session_prefill(semkv_session* session, semkv_ids const* rows
         {
             *logits = result;
         }
+    });
+}
+
+semkv_error* semkv_session_check_append(semkv_session const* session, int32_t row, int32_t count)
+{
+    return guarded([&] {
+        notNull(session, "session");
+        checkRow(session->session, row);
+        if (count < 0)
+        {
+            reject("count", "0 or more", std::to_string(count));
+        }
+        session->session.checkAppend(row, Ids(static_cast<size_t>(count), 0));
     });
 }
 
@@ -150,6 +169,22 @@ semkv_error* semkv_session_pin(semkv_session* session, int32_t row)
     return guarded([&] {
         notNull(session, "session");
         session->session.pin(row);
+    });
+}
+
+semkv_error* semkv_session_keep_of_turns(semkv_session* session, double share, int32_t tokens)
+{
+    return guarded([&] {
+        notNull(session, "session");
+        session->session.keepOfTurns(share, tokens);
+    });
+}
+
+semkv_error* semkv_session_trim_turns(semkv_session* session, int32_t tokens, int32_t row)
+{
+    return guarded([&] {
+        notNull(session, "session");
+        session->session.trimTurns(tokens, row);
     });
 }
 

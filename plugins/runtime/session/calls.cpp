@@ -172,12 +172,16 @@ void Session::compress(int64_t row)
             behaviour->compress(rows);
         }
     });
-    bool const turns = std::any_of(mContract.behaviours.begin(), mContract.behaviours.end(),
-        [](BehaviourSpec const& spec) { return std::holds_alternative<NexusTurns>(spec); });
-    for (size_t r = 0; turns && r < rows.size(); ++r)
+    for (size_t r = 0; keepsTurns() && r < rows.size(); ++r)
     {
         mOpen[r] = mOpen[r] && !rows[r];
     }
+}
+
+bool Session::keepsTurns() const
+{
+    return std::any_of(mContract.behaviours.begin(), mContract.behaviours.end(),
+        [](BehaviourSpec const& spec) { return std::holds_alternative<NexusTurns>(spec); });
 }
 
 void Session::reset(int64_t row)

@@ -18,6 +18,8 @@
 
 namespace semkv::runtime
 {
+class TurnKeeper;
+
 // Called with a row and a token as it is chosen; true ends the row's reply behind it.
 using OnToken = std::function<bool(int64_t row, int64_t token)>;
 
@@ -71,6 +73,17 @@ public:
     // too small.
     void pin(int64_t row);
 
+    // Whether the method makes something of turns as such: then `pin`, `keepOfTurns` and `trimTurns` may be called.
+    bool keepsTurns() const;
+
+    // Slots that a turn keeps, for turns that are finished from now on: as a share of its tokens, or whatever its
+    // length; the other is 0. Throws SEMKV_BAD_ARGUMENT where the method keeps no turns, or has fewer Nexus rows.
+    void keepOfTurns(double share, int64_t tokens);
+
+    // Drops the Nexus rows of finished turns behind each turn's first `tokens`, in one row or in all. Throws
+    // SEMKV_BAD_ARGUMENT where the method keeps no turns, or for less than 1.
+    void trimTurns(int64_t tokens, int64_t row);
+
     // Throws as `prefill` does where a row does not take these tokens, in whatever pieces they come.
     void checkAppend(int64_t row, Ids const& ids) const
     {
@@ -100,6 +113,7 @@ public:
 
     // See session/state.cpp.
     void save(std::string const& path, int64_t row, std::string const& note) const;
+    std::string readNote(std::string const& path) const;
     void load(std::string const& path, int64_t row);
 
 private:
@@ -136,11 +150,15 @@ private:
     void prefillRow(int64_t row, Ids const& ids);
     float const* stepRows(Ids const& ids, Rows const& active);
     float const* run(int64_t row, int64_t const* ids, int64_t count, int64_t logitsIndex);
+    float const* runRows(int64_t first, int64_t rows, int64_t const* ids);
+    Feeds feedsOf(int64_t row, int64_t const* ids, int64_t count, int64_t logitsIndex) const;
+    TurnKeeper& keeper() const;
     void appended(int64_t row, int64_t const* ids, size_t count);
 
     // session/state.cpp
     Feeds tensors(int64_t first, int64_t last, bool content) const;
     std::map<std::string, std::string> identity() const;
+    void checkIdentity(std::map<std::string, std::string> const& metadata, std::string const& path) const;
     void checkSaved(SavedTensors const& saved, std::string const& path, int64_t first, int64_t count) const;
 
     std::shared_ptr<Bundle const> mBundle;

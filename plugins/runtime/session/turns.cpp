@@ -1,6 +1,8 @@
 // What a session lets a caller do with turns: take one back, and pin what must stay. As semkv_deploy/runtime/turns.py.
 #include "session/session.h"
 
+#include "behaviours/nexus_turns.h"
+
 #include <algorithm>
 
 namespace semkv::runtime
@@ -114,5 +116,39 @@ void Session::pin(int64_t row)
         .where("session")
         .expected("method importance with queries=repeat, or sonic, and a budget below 1")
         .fix("build with --method importance");
+}
+
+TurnKeeper& Session::keeper() const
+{
+    for (auto const& behaviour : mBehaviours)
+    {
+        if (auto* const keeper = dynamic_cast<TurnKeeper*>(behaviour.get()))
+        {
+            return *keeper;
+        }
+    }
+    throw Error(SEMKV_BAD_ARGUMENT, "the bundle's method makes nothing of turns")
+        .where("session")
+        .expected("method sonic, a budget below 1")
+        .fix("build with --method sonic");
+}
+
+void Session::keepOfTurns(double share, int64_t tokens)
+{
+    keeper().keep(share, tokens);
+}
+
+void Session::trimTurns(int64_t tokens, int64_t row)
+{
+    TurnKeeper& keeper = this->keeper();
+    Rows const rows = mask(row);
+    if (tokens < 1)
+    {
+        throw Error(SEMKV_BAD_ARGUMENT, "out of range")
+            .where("trim_turns")
+            .expected("1 or more")
+            .got(std::to_string(tokens));
+    }
+    undoneIfFailed([&] { keeper.trim(tokens, rows); });
 }
 } // namespace semkv::runtime

@@ -72,7 +72,7 @@ json done(semkv::Session& session, json const& line)
         auto const info = session.info();
         return {{"batch", info.batch}, {"vocab_size", info.vocab_size}, {"max_context", info.max_context},
             {"prefill_chunk", info.prefill_chunk}, {"capacity", info.capacity}, {"budget", info.budget},
-            {"cache_bytes", info.cache_bytes},
+            {"cache_bytes", info.cache_bytes}, {"keeps_turns", info.keeps_turns},
             {"stop_ids", std::vector<int32_t>(info.stop_ids, info.stop_ids + info.stop_count)}};
     }
     what == "end_turn"       ? session.endTurn(row)
@@ -80,6 +80,9 @@ json done(semkv::Session& session, json const& line)
         : what == "reset"    ? session.reset(row)
         : what == "undo"     ? session.undoTurn(row)
         : what == "pin"      ? session.pin(row)
+        : what == "check"    ? session.checkAppend(row, line.at("count"))
+        : what == "keep"     ? session.keepOfTurns(line.value("share", 0.0), line.value("tokens", 0))
+        : what == "trim"     ? session.trimTurns(line.at("tokens"), row)
         : what == "save"     ? session.save(line.at("path"), row, line.value("note", ""))
         : what == "load"     ? session.load(line.at("path"), row)
                              : throw std::invalid_argument(what);

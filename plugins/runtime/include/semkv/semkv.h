@@ -95,6 +95,7 @@ typedef struct semkv_session_info
     int64_t cache_bytes;      /* of all buffers, spare ones included */
     int32_t const* stop_ids;  /* that end a reply; live as long as the session */
     size_t stop_count;
+    int32_t keeps_turns;      /* not 0: semkv_session_keep_of_turns and semkv_session_trim_turns are taken */
 } semkv_session_info;
 
 typedef struct semkv_stats
@@ -130,6 +131,10 @@ SEMKV_API semkv_error* semkv_session_get_stats(semkv_session const* session, int
 SEMKV_API semkv_error* semkv_session_prefill(
     semkv_session* session, semkv_ids const* rows, size_t count, float const** logits);
 
+/* Whether a row takes so many more tokens, in whatever pieces: null, or the error that semkv_session_prefill would give,
+ * SEMKV_CONTEXT_FULL or SEMKV_CACHE_FULL. Nothing is appended. */
+SEMKV_API semkv_error* semkv_session_check_append(semkv_session const* session, int32_t row, int32_t count);
+
 /* Appends a token to each row that is active ([batch], null: all); the other rows' logits mean nothing. */
 SEMKV_API semkv_error* semkv_session_step(
     semkv_session* session, int32_t const* ids, uint8_t const* active, float const** logits);
@@ -147,6 +152,14 @@ SEMKV_API semkv_error* semkv_session_undo_turn(semkv_session* session, int32_t r
 /* Never drops what the open turn of a row, or of all, has so far: a system prompt, a document. Refused where the
  * bundle's method cannot, or the capacity is too small for it. */
 SEMKV_API semkv_error* semkv_session_pin(semkv_session* session, int32_t row);
+
+/* What a method makes of turns as such (SONIC); refused (SEMKV_BAD_ARGUMENT) where the bundle's makes nothing of them.
+ * Slots that a turn keeps, for turns that are finished from now on: a share of its tokens (tokens 0), or a number
+ * whatever its length (share 0). */
+SEMKV_API semkv_error* semkv_session_keep_of_turns(semkv_session* session, double share, int32_t tokens);
+
+/* Drops the Nexus rows of finished turns behind each turn's first `tokens`, in a row or in all. */
+SEMKV_API semkv_error* semkv_session_trim_turns(semkv_session* session, int32_t tokens, int32_t row);
 
 /* A new conversation in a row, or in all. */
 SEMKV_API semkv_error* semkv_session_reset(semkv_session* session, int32_t row);

@@ -168,9 +168,26 @@ public:
         check(semkv_session_compress(get(), row));
     }
 
+    // Throws as prefill would where a row does not take so many more tokens.
+    void checkAppend(int32_t row, int32_t count) const
+    {
+        check(semkv_session_check_append(get(), row, count));
+    }
+
     void undoTurn(int32_t row = kEveryRow)
     {
         check(semkv_session_undo_turn(get(), row));
+    }
+
+    // Slots that a turn keeps from now on: a share of its tokens, or a number whatever its length; the other is 0.
+    void keepOfTurns(double share, int32_t tokens = 0)
+    {
+        check(semkv_session_keep_of_turns(get(), share, tokens));
+    }
+
+    void trimTurns(int32_t tokens, int32_t row = kEveryRow)
+    {
+        check(semkv_session_trim_turns(get(), tokens, row));
     }
 
     void pin(int32_t row = kEveryRow)
