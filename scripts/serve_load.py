@@ -1,8 +1,9 @@
-"""Loads the scheduler of `semkv-deploy serve`: `serve_load.py BUNDLE [--memory 1GiB] [--rows 1 4 16] [--soak 2000]`.
+"""Loads the scheduler of `semkv-deploy serve`: `serve_load.py BUNDLE [--memory 1GiB] [--rows 1 4 16] [--active 1]
+[--soak 2000]`.
 
 Three tables. Sessions whose caches fit a memory, by budget. Tokens a second when all rows of an engine generate at
-once, by rows: ratios of one run. And a soak: many turns of a few dozen sessions with random cancels, after which every
-turn must have ended, and memory must be what it was.
+once, by rows, and when some of the most rows do: ratios of one run. And a soak: many turns of a few dozen sessions with
+random cancels, after which every turn must have ended, and memory must be what it was.
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ def scheduler(root: Path, budget: float, options: ServingOptions) -> Scheduler:
     return Scheduler(session, load_tokenizer(root), wait_seconds=options.wait_seconds, on_full="forget")
 
 
-def tokens_a_second(server: Scheduler, prompt: int, tokens: int) -> float:
-    """New tokens of all rows a second, while every row generates."""
-    random, counts = np.random.default_rng(0), [0] * server.session.batch
+def tokens_a_second(server: Scheduler, prompt: int, tokens: int, active: int) -> float:
+    """New tokens of all rows a second, while so many rows generate."""
+    random, counts = np.random.default_rng(0), [0] * active
 
     def listener(row: int) -> Listener:
         def heard(event: Piece | Finished) -> None:
@@ -90,6 +91,7 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--memory", type=parse_size, default=1 << 30)
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--active", type=int, nargs="+", default=[], help="of the most rows, how many generate")
     parser.add_argument("--prompt", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=24)
     parser.add_argument("--threads", type=int)
@@ -102,11 +104,13 @@ def main() -> None:
         print(f"  budget {label(budget)}: {size(row)} a row, {arguments.memory // row} sessions")
     print(f"tokens a second, budget {budgets[0]:g}:")
     first = 0.0
-    for rows in arguments.rows:
+    most = max(arguments.rows)
+    for rows, active in [*((rows, rows) for rows in arguments.rows), *((most, active) for active in arguments.active)]:
         server = scheduler(arguments.bundle, budgets[0], ServingOptions(rows=rows, threads=arguments.threads))
-        rate = tokens_a_second(server, arguments.prompt, arguments.tokens)
+        rate = tokens_a_second(server, arguments.prompt, arguments.tokens, active)
         first = first or rate
-        print(f"  {rows} rows: {rate:.1f} ({rate / first:.2f} times)", flush=True)
+        some = "" if active == rows else f", {active} of them generating"
+        print(f"  {rows} rows{some}: {rate:.1f} ({rate / first:.2f} times)", flush=True)
     if arguments.soak:
         options = ServingOptions(rows=8, threads=arguments.threads, wait_seconds=9)
         server = scheduler(arguments.bundle, budgets[0], options)

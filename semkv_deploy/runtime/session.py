@@ -22,6 +22,7 @@ from semkv_deploy.runtime.sampling import Sampler
 from semkv_deploy.runtime.slots import Slots
 from semkv_deploy.runtime.turns import Turns
 from semkv_deploy.runtime.undo import Counters, counted, take_back
+from semkv_deploy.targets.engine import RunsSomeRows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -59,6 +60,9 @@ class Session(Turns):
             if each.shape.isdecimal()
         }
         self._first_rows = np.zeros((engine.batch, 1), np.int64)
+        self._runs_some = self.contract.batch is None and isinstance(engine, RunsSomeRows)
+        self._logits = np.zeros((engine.batch, self.contract.vocab_size), np.float32)
+        """Of a step of some rows; np.zeros maps pages on first touch."""
 
     @property
     def batch(self) -> int:
@@ -179,13 +183,24 @@ class Session(Turns):
         return logits
 
     def _step(self, ids: NDArray[np.int64], moving: NDArray[np.bool_], *, idle: bool) -> NDArray[np.float32]:
-        """Runs one token in every row, or where an idle row has no dead slot for its own, in the others one by one."""
-        if not idle or not (self.length[:, ~moving] >= self._capacity).any():
-            return self._run(ids, slice(None), None, self._first_rows)[:, 0]
+        """Runs one token in every row, or in those from the first to the last that moves, where the engine can do so.
+
+        Where an idle row among them has no dead slot for its own, the others are run one by one.
+        """
+        rows = slice(0, self.batch)
+        moved = np.flatnonzero(moving)
+        if idle and self._runs_some and len(moved):
+            rows = slice(int(moved[0]), int(moved[-1]) + 1)
+        if not idle or not (self.length[:, rows][:, ~moving[rows]] >= self._capacity).any():
+            logits = self._run(ids[rows], rows, None, self._first_rows[rows])[:, 0]
+            if len(logits) == self.batch:
+                return logits
+            self._logits[rows] = logits
+            return self._logits
         result = np.zeros((self.batch, self.contract.vocab_size), np.float32)
-        for row in map(int, np.flatnonzero(moving)):
-            rows = slice(row, row + 1)
-            result[row] = self._run(ids[rows], rows, row, np.zeros((1, 1), np.int64))[0, 0]
+        for row in map(int, moved):
+            one = slice(row, row + 1)
+            result[row] = self._run(ids[one], one, row, np.zeros((1, 1), np.int64))[0, 0]
         return result
 
     def end_turn(self, row: int | None = None) -> None:
@@ -393,6 +408,9 @@ class Session(Turns):
         }
         for behaviour in self.behaviours:
             feeds.update(behaviour.step_inputs(rows, count))
+        if row is None and len(ids) < self.batch:
+            assert isinstance(self.engine, RunsSomeRows)
+            return np.asarray(self.engine.run_rows(DECODE, feeds, rows.start)["logits"])
         logits: NDArray[np.float32] = self.engine.run(DECODE, feeds, row=row)["logits"]
         return logits
 

@@ -132,13 +132,15 @@ class SessionTable:
             return True
         if not self._free and not self._evict():
             return False
-        row = self._free[-1]
+        # The lowest: a step runs the rows from the first to the last that generates.
+        row = min(self._free)
         if entry.saved is None:
             self._session.reset(row)
         else:
             self._session.load(entry.saved, row)
             self._loaded(entry)
-        entry.row = self._free.pop()
+        entry.row = row
+        self._free.remove(row)
         return True
 
     def _loaded(self, entry: Entry) -> None:

@@ -7,7 +7,7 @@ program at a time. It knows no method and no behaviour; those are the session's.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,6 +68,22 @@ class Engine(Protocol):
 
     def cache_bytes(self) -> int:
         """Bytes of all buffers, spare ones included."""
+
+
+@runtime_checkable
+class RunsSomeRows(Protocol):
+    """An engine whose steps may leave rows at both ends of the batch out: of a contract without a fixed batch."""
+
+    def run_rows(self, program: str, feeds: Feeds, first: int) -> dict[str, Array]:
+        """Runs one token in each of n rows.
+
+        Args:
+            feeds: as `Engine.run`'s, of these rows.
+            first: the rows are `first` to `first + n - 1`.
+
+        Returns:
+            As `Engine.run`, of these rows.
+        """
 
 
 NUMPY_TYPES: dict[str, Any] = {"float32": np.float32, "float16": np.float16, "int64": np.int64}

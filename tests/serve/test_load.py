@@ -12,8 +12,8 @@ import pytest
 def run(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import serve_load
 
-    options = ["--memory", "1MiB", "--threads", "1", "--rows", "1", "2", "--tokens", "6", "--soak", "80"]
-    monkeypatch.setattr(sys, "argv", ["serve_load.py", str(bundle), *options])
+    options = ["--memory", "1MiB", "--threads", "1", "--rows", "1", "2", "--active", "1", "--tokens", "6"]
+    monkeypatch.setattr(sys, "argv", ["serve_load.py", str(bundle), *options, "--soak", "80"])
     serve_load.main()
 
 
@@ -23,6 +23,7 @@ def test_its_tables(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     sessions = re.findall(r"budget ([\d.]+) \(.*a row, (\d+) sessions", out)
     assert [budget for budget, _ in sessions] == ["0.25", "0.5", "1"] and int(sessions[0][1]) > int(sessions[2][1])
     assert len(re.findall(r"\d rows: [\d.]+ \([\d.]+ times\)", out)) == 2
+    assert re.search(r"  2 rows, 1 of them generating: [\d.]+ \([\d.]+ times\)", out)
     assert re.search(r"80 turns: 80 ended, \d+ cancelled, 0 refused; memory grew by", out)
 
 

@@ -28,6 +28,19 @@ public:
     // next call.
     virtual float const* run(std::string const& program, Feeds const& feeds, int64_t row) = 0;
 
+    // Whether steps may leave rows at both ends of the batch out: by runRows.
+    virtual bool runsSomeRows() const
+    {
+        return false;
+    }
+
+    // Runs one token in each of n rows, `first` and those behind it: as `run` of every row, of these rows.
+    virtual float const* runRows(std::string const& program, Feeds const& feeds, int64_t first)
+    {
+        (void) first;
+        return run(program, feeds, kEveryRow);
+    }
+
     // Runs a program of scope "group" for some groups, by number; others keep their buffers. Returns the outputs that
     // are no buffers.
     virtual std::map<size_t, Feeds> runGroups(std::string const& program, std::map<size_t, Feeds> const& feeds) = 0;

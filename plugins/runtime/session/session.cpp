@@ -132,26 +132,35 @@ float const* Session::stepRows(Ids const& given, Rows const& active)
         {
             behaviour->beforeAppend(moved);
         }
+        // All rows, or those from the first to the last that is active, where the engine can leave the others out.
+        size_t first = 0, last = ids.size();
+        if (mEngine->runsSomeRows() && anyOf(active))
+        {
+            for (; !active[first]; ++first) {}
+            for (; !active[last - 1]; --last) {}
+        }
         // An idle row's token lies in a dead slot; where one has none left, the others are run one by one.
         bool full = false;
-        for (size_t row = 0; row < ids.size(); ++row)
+        for (size_t row = first; row < last; ++row)
         {
             for (size_t group = 0; !active[row] && group < mSlots.groups; ++group)
             {
                 full = full || mSlots.length(group, static_cast<int64_t>(row)) >= mContract.groups[group].capacity;
             }
         }
+        int64_t const vocab = mContract.vocabSize;
         if (!full)
         {
             // Copied: a program that is run for what was appended may take the step's bindings away.
-            std::copy_n(run(kEveryRow, ids.data(), 1, 0), mLogits.size(), mLogits.data());
+            int64_t const from = static_cast<int64_t>(first), rows = static_cast<int64_t>(last - first);
+            std::copy_n(runRows(from, rows, ids.data() + first), rows * vocab, mLogits.data() + from * vocab);
         }
         for (size_t row = 0; row < ids.size(); ++row)
         {
             int64_t const r = static_cast<int64_t>(row);
             if (full && active[row])
             {
-                std::copy_n(run(r, &ids[row], 1, 0), mContract.vocabSize, mLogits.data() + r * mContract.vocabSize);
+                std::copy_n(run(r, &ids[row], 1, 0), vocab, mLogits.data() + r * vocab);
             }
         }
         for (size_t row = 0; row < ids.size(); ++row)
@@ -165,8 +174,49 @@ float const* Session::stepRows(Ids const& given, Rows const& active)
     return mLogits.data();
 }
 
-// Logits of `count` tokens of a row, or of one token of every row, at the rows' positions.
+// Logits of `count` tokens of a row, at its position.
 float const* Session::run(int64_t row, int64_t const* ids, int64_t count, int64_t logitsIndex)
+{
+    return mEngine->run(kDecode, feedsOf(row, ids, count, logitsIndex), row);
+}
+
+// Logits of one token in each of some rows.
+float const* Session::runRows(int64_t first, int64_t rows, int64_t const* ids)
+{
+    Ids every(static_cast<size_t>(batch()), 0);
+    std::copy_n(ids, rows, every.begin() + first);
+    Feeds feeds = feedsOf(kEveryRow, every.data(), 1, 0);
+    if (rows == batch())
+    {
+        return mEngine->run(kDecode, feeds, kEveryRow);
+    }
+    for (auto& [name, array] : feeds)
+    {
+        auto const input = std::find_if(mContract.stepInputs.begin(), mContract.stepInputs.end(),
+            [&, &of = name](StepInput const& each) { return each.name == of; });
+        if (input != mContract.stepInputs.end() && !input->byRow)
+        {
+            continue;
+        }
+        // Rows are the first axis; of the lengths, [groups, B], the second.
+        size_t const axis = name == "length" ? 1 : 0;
+        int64_t const outer = axis == 1 ? array.shape[0] : 1, whole = array.shape[axis];
+        Shape shape = array.shape;
+        shape[axis] = rows;
+        Array part(array.type, shape);
+        size_t const row = array.data.size() / static_cast<size_t>(outer * whole);
+        for (int64_t i = 0; i < outer; ++i)
+        {
+            std::memcpy(part.data.data() + static_cast<size_t>(i * rows) * row,
+                array.data.data() + static_cast<size_t>(i * whole + first) * row, static_cast<size_t>(rows) * row);
+        }
+        array = std::move(part);
+    }
+    return mEngine->runRows(kDecode, feeds, first);
+}
+
+// What a run of a row, or of every row (kEveryRow), is fed beside buffers.
+Feeds Session::feedsOf(int64_t row, int64_t const* ids, int64_t count, int64_t logitsIndex) const
 {
     int64_t const rows = row == kEveryRow ? batch() : 1;
     Ids positions;
@@ -190,7 +240,7 @@ float const* Session::run(int64_t row, int64_t const* ids, int64_t count, int64_
     {
         behaviour->stepInputs(row, feeds);
     }
-    return mEngine->run(kDecode, feeds, row);
+    return feeds;
 }
 
 void Session::appended(int64_t row, int64_t const* ids, size_t count)

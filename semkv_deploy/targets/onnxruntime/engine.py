@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 BFLOAT16 = 16
 """ONNX's number of the type."""
 
+MOST_STEPS = 4
+"""Bindings of steps that are held, by the rows that are run: rows change when a turn begins or ends."""
+
 GROUP_WORKERS = 2
 """Groups that a program runs for at the same time at most; each takes one set of spare buffers."""
 
@@ -149,7 +152,8 @@ class OnnxRuntimeEngine:
                 if not self._spare[kind]:
                     count = min(self._workers, self._kinds().count(kind))
                     self._spare[kind] = [self._new_set(group) for _ in range(count)]
-        self._step: _Binding | None = None
+        self._steps: dict[tuple[int, int], _Binding] = {}
+        """By their rows: the first, and how many."""
 
     @property
     def contract(self) -> Contract:
@@ -185,20 +189,27 @@ class OnnxRuntimeEngine:
                 array[slice(None) if row is None else row] = 0
 
     def run(self, program: str, feeds: Feeds, *, row: int | None = None) -> dict[str, Array]:
-        if row is None and self._step is not None and program == DECODE and self._step.fits(feeds):
-            return self._step.run(feeds)
         tokens = feeds["input_ids"].shape[1]
-        graph = graph_for(self.contract.programs[program].graphs, prompt=row is not None or tokens > 1)
         if program == DECODE and row is None and tokens == 1:
-            self._step = _Binding(self, program, graph, slice(None), feeds)
-            return self._step.run(feeds)
+            return self.run_rows(program, feeds, 0)
+        graph = graph_for(self.contract.programs[program].graphs, prompt=row is not None or tokens > 1)
         rows = slice(None) if row is None else slice(row, row + 1)
         return _Binding(self, program, graph, rows, feeds).run(feeds)
+
+    def run_rows(self, program: str, feeds: Feeds, first: int) -> dict[str, Array]:
+        count = len(feeds["input_ids"])
+        step = self._steps.get((first, count))
+        if step is None or not step.fits(feeds):
+            while len(self._steps) >= MOST_STEPS:
+                del self._steps[next(iter(self._steps))]
+            graph = graph_for(self.contract.programs[program].graphs, prompt=False)
+            step = self._steps[first, count] = _Binding(self, program, graph, slice(first, first + count), feeds)
+        return step.run(feeds)
 
     def run_groups(self, program: str, feeds: Mapping[int, Feeds]) -> dict[int, dict[str, Array]]:
         if not all(graph.aliases for graph in self.contract.programs[program].graphs):
             # Buffers are exchanged.
-            self._step = None
+            self._steps.clear()
         with ThreadPoolExecutor(self._workers) as pool:
             results = pool.map(lambda group: self._run_group(program, group, feeds[group]), feeds)
             return dict(zip(feeds, results, strict=True))

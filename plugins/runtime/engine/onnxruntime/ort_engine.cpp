@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
 #include <new>
 
 namespace semkv::runtime
@@ -15,11 +16,14 @@ namespace
 // many small operators: groups side by side on one thread each are faster than one after the other on all threads.
 constexpr int64_t kGroupWorkers = 2;
 
-View slice(View view, int64_t row)
+// Bindings of steps that are held: the rows that are run change when a turn begins or ends.
+constexpr size_t kMostSteps = 4;
+
+View slice(View view, int64_t first, int64_t rows)
 {
     size_t const bytes = view.bytes() / static_cast<size_t>(view.shape[0]);
-    view.shape[0] = 1;
-    view.data = static_cast<char*>(view.data) + static_cast<size_t>(row) * bytes;
+    view.shape[0] = rows;
+    view.data = static_cast<char*>(view.data) + static_cast<size_t>(first) * bytes;
     return view;
 }
 
@@ -116,7 +120,7 @@ bool OrtEngine::Bound::fits(Feeds const& feeds) const
 }
 
 std::unique_ptr<OrtEngine::Bound> OrtEngine::bind(
-    std::string const& program, Graph const& graph, Feeds const& feeds, int64_t row)
+    std::string const& program, Graph const& graph, Feeds const& feeds, int64_t first, int64_t count)
 {
     auto bound = std::make_unique<Bound>(Bound{OrtBinding(*mGraphs.at(graph.name)), {}, {}});
     std::map<std::string, bool> named; // names that buffers have taken
@@ -124,8 +128,7 @@ std::unique_ptr<OrtEngine::Bound> OrtEngine::bind(
     {
         for (size_t group = 0; group < mBuffers.size(); ++group)
         {
-            View const whole = mBuffers[group].at(name).view();
-            View const rows = row == kEveryRow ? whole : slice(whole, row);
+            View const rows = slice(mBuffers[group].at(name).view(), first, count);
             auto const source = binding.input ? Binding::named(*binding.input, group, mBuffers.size()) : "";
             auto const result = binding.output ? Binding::named(*binding.output, group, mBuffers.size()) : "";
             if (TensorSpec const* tensor = graph.input(source))
@@ -166,19 +169,46 @@ std::unique_ptr<OrtEngine::Bound> OrtEngine::bind(
 
 float const* OrtEngine::run(std::string const& program, Feeds const& feeds, int64_t row)
 {
-    bool const step = row == kEveryRow && program == kDecode && feeds.at("input_ids").shape[1] == 1;
-    std::unique_ptr<Bound>& held = step ? mStep : mPiece;
-    if (!step || !held || !held->fits(feeds))
+    if (row == kEveryRow && program == kDecode && feeds.at("input_ids").shape[1] == 1)
     {
-        held = nullptr;
-        held = bind(program, mContract->programs.at(program).ofPhase(row != kEveryRow), feeds, row);
+        return runRows(program, feeds, 0);
     }
-    for (auto& [name, array] : held->small)
+    int64_t const first = row == kEveryRow ? 0 : row, rows = row == kEveryRow ? mBatch : 1;
+    mPiece = nullptr;
+    mPiece = bind(program, mContract->programs.at(program).ofPhase(row != kEveryRow), feeds, first, rows);
+    return mPiece->run(feeds);
+}
+
+float const* OrtEngine::runRows(std::string const& program, Feeds const& feeds, int64_t first)
+{
+    std::pair<int64_t, int64_t> const key{first, feeds.at("input_ids").shape[0]};
+    auto found = std::find_if(mSteps.begin(), mSteps.end(), [&](auto const& each) { return each.first == key; });
+    if (found != mSteps.end() && !found->second->fits(feeds))
+    {
+        mSteps.erase(found);
+        found = mSteps.end();
+    }
+    if (found == mSteps.end())
+    {
+        if (mSteps.size() == kMostSteps)
+        {
+            mSteps.erase(mSteps.begin());
+        }
+        mSteps.emplace_back(
+            key, bind(program, mContract->programs.at(program).ofPhase(false), feeds, first, key.second));
+        found = std::prev(mSteps.end());
+    }
+    return found->second->run(feeds);
+}
+
+float const* OrtEngine::Bound::run(Feeds const& feeds)
+{
+    for (auto& [name, array] : small)
     {
         std::memcpy(array.data.data(), feeds.at(name).data.data(), array.data.size());
     }
-    held->binding.run();
-    return held->logits.as<float>();
+    binding.run();
+    return logits.as<float>();
 }
 
 Array OrtEngine::read(std::string const& buffer, size_t group) const
@@ -205,7 +235,7 @@ void OrtEngine::reset(int64_t row)
             if (buffer.isFloat32)
             {
                 View const whole = set.at(buffer.name).view();
-                View const view = row == kEveryRow ? whole : slice(whole, row);
+                View const view = row == kEveryRow ? whole : slice(whole, row, 1);
                 std::memset(view.data, 0, view.bytes());
             }
         }

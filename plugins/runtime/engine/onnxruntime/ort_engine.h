@@ -46,6 +46,13 @@ public:
     }
 
     float const* run(std::string const& program, Feeds const& feeds, int64_t row) override;
+
+    bool runsSomeRows() const override
+    {
+        return !mContract->batch;
+    }
+
+    float const* runRows(std::string const& program, Feeds const& feeds, int64_t first) override;
     std::map<size_t, Feeds> runGroups(std::string const& program, std::map<size_t, Feeds> const& feeds) override;
     Array read(std::string const& buffer, size_t group) const override;
     void write(std::string const& buffer, size_t group, Array const& array) override;
@@ -64,11 +71,13 @@ private:
         Array logits;
 
         bool fits(Feeds const& feeds) const;
+        float const* run(Feeds const& feeds);
     };
 
     Memory make(Buffer const& buffer, size_t group) const;
     Kind kind(size_t group) const;
-    std::unique_ptr<Bound> bind(std::string const& program, Graph const& graph, Feeds const& feeds, int64_t row);
+    std::unique_ptr<Bound> bind(
+        std::string const& program, Graph const& graph, Feeds const& feeds, int64_t first, int64_t rows);
     Feeds runGroup(std::string const& program, size_t group, Feeds const& feeds);
 
     std::shared_ptr<Bundle const> mBundle;
@@ -79,7 +88,9 @@ private:
     std::vector<Set> mBuffers;                                // by group
     std::map<Kind, std::vector<Set>> mSpare;
     std::mutex mSpareLock;
-    std::unique_ptr<Bound> mStep; // of a step of all rows, until buffers are exchanged
+    // Of steps, by their first row and number of rows, the one that was made last at the end; until buffers are
+    // exchanged.
+    std::vector<std::pair<std::pair<int64_t, int64_t>, std::unique_ptr<Bound>>> mSteps;
     std::unique_ptr<Bound> mPiece;
 };
 } // namespace semkv::runtime

@@ -13,7 +13,7 @@ std::map<size_t, Feeds> OrtEngine::runGroups(std::string const& program, std::ma
     std::vector<Graph> const& graphs = mContract->programs.at(program).graphs;
     if (!std::all_of(graphs.begin(), graphs.end(), [](Graph const& graph) { return !graph.aliases.empty(); }))
     {
-        mStep = nullptr; // buffers are exchanged
+        mSteps.clear(); // buffers are exchanged
     }
     std::vector<size_t> numbers;
     std::map<size_t, Feeds> results;
