@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     type=click.Choice(get_args(TritonBackend)),
     default="python",
     show_default=True,
-    help="Triton's Python backend, or libsemkv's C++ one, which takes tokens and no texts.",
+    help="Triton's Python backend, or libsemkv's C++ one, which needs no Python.",
 )
 @allow_plugins_option
 @force_option

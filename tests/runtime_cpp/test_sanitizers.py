@@ -17,6 +17,8 @@ from .driver import CppError, Driver, onnxruntime_library
 from .tensorrt.conftest import Fake, trt_bundle  # noqa: F401
 from .test_equality import converse
 from .test_scheduler import alone, conversation, schedule
+from .test_scheduler_text import CHAT, in_python
+from .test_text import libraries
 
 
 @pytest.mark.parametrize("name", ["semanticache", "importance", "sonic", "dynsplit", "dynsplit-select"])
@@ -64,12 +66,36 @@ def test_two_sessions_in_two_threads_and_a_third_that_cancels(thread_driver: Pat
 
 
 @pytest.mark.parametrize("sanitizer", ["address", "thread"])
-def test_callers_of_a_scheduler(sanitizer: str, bundle_of: Callable[..., Path], request: pytest.FixtureRequest):
-    """Each in a thread of its own, some of whom go; the scheduler's thread runs the model."""
+def test_callers_of_a_scheduler(
+    sanitizer: str, bundle_of: Callable[..., Path], request: pytest.FixtureRequest, tmp_path: Path
+):
+    """Each in a thread of its own, some of whom go, two in texts; sessions are saved where their row is wanted."""
     program = request.getfixturevalue(f"{sanitizer}_driver").parent / "semkv_schedule"
     bundle, callers = bundle_of("semanticache"), [conversation(number, 3, most=4) for number in range(4)]
     leaving: list[dict[str, Any]] = [{"ids": [5, 6, 7], "most": 40, "gone_after": number} for number in range(4)]
-    found = schedule(program, bundle, [*callers, leaving, [{"ids": [999]}] * 3], rows=2, wait_seconds=120)
+    chats = [[{**turn, "session": f"chat {number}"} for turn in CHAT[:2]] for number in range(2)]
+    for chat in chats:
+        chat[-1]["end"] = True
+    given = {"wait_seconds": 120, "save_sessions": str(tmp_path), "genai": libraries()["genai"]}
+    found = schedule(program, bundle, [*callers, leaving, [{"ids": [999]}] * 3, *chats], rows=2, **given)
     for turns, replies in zip(callers, found["callers"], strict=False):
         assert [each["ids"] for each in replies] == alone(bundle, turns)
     assert found["statistics"]["cancelled"] == 4 and found["statistics"]["rows_used"] == 0
+    texts = [[reply["pieces"] for reply in replies] for replies in found["callers"][-2:]]
+    assert texts[0] == texts[1] == [reply["pieces"] for reply in in_python(bundle, CHAT[:2])]
+
+
+@pytest.mark.parametrize("sanitizer", ["address", "thread"])
+def test_a_scheduler_that_shares_its_sessions(
+    sanitizer: str, bundle_of: Callable[..., Path], request: pytest.FixtureRequest, tmp_path: Path
+):
+    """Every turn is written, and read again by a later server."""
+    program = request.getfixturevalue(f"{sanitizer}_driver").parent / "semkv_schedule"
+    bundle, callers = bundle_of("semanticache"), [conversation(number, 4, most=4) for number in range(3)]
+    given: dict[str, Any] = {"rows": 2, "wait_seconds": 120, "save_sessions": str(tmp_path), "share_sessions": True}
+    halves = [[turns[half : half + 2] for turns in callers] for half in (0, 2)]
+    replies = [schedule(program, bundle, half, **given)["callers"] for half in halves]
+    for number, turns in enumerate(callers):
+        found = [each for half in replies for each in half[number]]
+        assert [each["error"] for each in found] == [""] * 4
+        assert [each["ids"] for each in found] == alone(bundle, turns)

@@ -49,6 +49,12 @@ public:
     // Verified bytes of an engine's file, or any other; one copy for all who ask.
     std::shared_ptr<PrivateCopy> plan(std::string const& name) const;
 
+    // Verified bytes of a file.
+    std::string read(std::string const& name) const
+    {
+        return mFiles->read(name);
+    }
+
     std::string path(std::string const& name) const
     {
         return mFiles->path(name);

@@ -1,31 +1,11 @@
-// Turns that have a row: their prompts are appended piece by piece, and one token to all of them in one run. What a
-// turn does to its session ends here too. As semkv_deploy/serve/running.py.
+// Turns that have a row: their prompts are appended piece by piece, and one token to all of them in one run. As
+// semkv_deploy/serve/running.py.
 #include "scheduler/scheduler.h"
 
 #include <algorithm>
 
 namespace semkv::runtime
 {
-bool Scheduler::begin(Entry& entry)
-{
-    Turn& turn = *entry.turns.front();
-    try
-    {
-        mSession->checkAppend(entry.row, turn.request.ids);
-    }
-    catch (Error const& error)
-    {
-        withdraw(entry, 0, failure(Fault::kInvalid, error));
-        return false;
-    }
-    turn.before = mSession->slots().at(entry.row);
-    mRows[static_cast<size_t>(entry.row)] = &entry;
-    entry.running = true;
-    std::lock_guard<std::mutex> const guard(mLock);
-    --mWaiting;
-    return true;
-}
-
 // Appends one piece of one prompt; turns take turns. False when no prompt is left.
 bool Scheduler::appendPrompt()
 {
@@ -43,19 +23,27 @@ bool Scheduler::appendPrompt()
     mNextPrompt = row + 1;
     Entry& entry = *mRows[row];
     Turn& turn = *entry.turns.front();
-    size_t const count = std::min(
-        turn.request.ids.size() - turn.appended, static_cast<size_t>(mSession->contract().prefillChunk));
+    size_t const end = turn.appended < turn.pinned ? turn.pinned : turn.ids.size();
+    size_t const count = std::min(end - turn.appended, static_cast<size_t>(mSession->contract().prefillChunk));
     std::vector<Ids> prompts(rows);
-    auto const from = turn.request.ids.begin() + static_cast<std::ptrdiff_t>(turn.appended);
+    auto const from = turn.ids.begin() + static_cast<std::ptrdiff_t>(turn.appended);
     prompts[row].assign(from, from + static_cast<std::ptrdiff_t>(count));
     try
     {
         float const* const logits = mSession->prefill(prompts);
         turn.appended += count;
         mCounted.promptTokens += static_cast<int64_t>(count);
+        int64_t const vocab = mSession->contract().vocabSize;
+        // Copied: to pin may run the model, and logits live until then.
+        auto const at = logits + static_cast<int64_t>(row) * vocab;
+        std::vector<float> const last(at, at + vocab);
+        if (turn.appended == turn.pinned)
+        {
+            mSession->pin(entry.row);
+        }
         if (!turn.promptLeft())
         {
-            choose(entry, logits + static_cast<int64_t>(row) * mSession->contract().vocabSize);
+            choose(entry, last.data());
         }
     }
     catch (std::exception const& error)
@@ -105,6 +93,7 @@ bool Scheduler::appendTokens()
     for (Entry* const entry : chosen)
     {
         Turn& turn = *entry->turns.front();
+        turn.reply->appended();
         turn.pending.reset();
         try
         {
@@ -129,10 +118,7 @@ void Scheduler::choose(Entry& entry, float const* logits)
 {
     Turn& turn = *entry.turns.front();
     int64_t const token = turn.sampler.choose(logits, mSession->contract().vocabSize);
-    std::vector<int32_t> const& own = mSession->contract().stopIds;
-    Ids const& asked = turn.request.stopIds;
-    if (std::find(own.begin(), own.end(), token) != own.end()
-        || std::find(asked.begin(), asked.end(), token) != asked.end())
+    if (turn.reply->ends(token))
     {
         end(entry, Reason::kStop);
         return;
@@ -149,109 +135,41 @@ void Scheduler::choose(Entry& entry, float const* logits)
     ++(first ? mCounted.firstTokens : mCounted.betweenTokens);
     ++mCounted.newTokens;
     turn.lastToken = now;
+    turn.listener->piece({token}, turn.reply->push(token));
+    if (turn.reply->stopped())
+    {
+        end(entry, Reason::kStop);
+        return;
+    }
     turn.pending = token;
-    turn.listener->token(token);
 }
 
 void Scheduler::end(Entry& entry, Reason reason)
 {
+    Turn& turn = *entry.turns.front();
+    std::string const rest = turn.reply->flush();
+    if (!rest.empty())
+    {
+        turn.listener->piece({}, rest);
+    }
     mSession->endTurn(entry.row);
-    finish(entry, {reason, 0, 0, std::nullopt}, false, false);
+    record(entry);
+    finish(entry, {reason, 0, 0, std::nullopt}, Left::kEnded);
+}
+
+// A conversation has the turn's messages, and the reply as far as the cache has it.
+void Scheduler::record(Entry& entry)
+{
+    Turn const& turn = *entry.turns.front();
+    if (!turn.request.messages.empty())
+    {
+        entry.conversation->record(turn.request.messages, turn.reply->reply());
+    }
 }
 
 void Scheduler::fail(Entry& entry, std::string const& why)
 {
-    bool undone = false;
-    bool const dropped = !takenBack(entry, false, undone);
-    finish(entry, {Reason::kError, 0, 0, Failure{Fault::kFailed, why}}, dropped, undone);
-}
-
-// Makes a session what it was before its running turn; or with `keep`, where it cannot be because something was
-// compressed meanwhile, ends a turn whose prompt is whole. False: neither was to be done.
-bool Scheduler::takenBack(Entry& entry, bool keep, bool& undone)
-{
-    Turn const& turn = *entry.turns.front();
-    try
-    {
-        mSession->checkRow(entry.row);
-        if (turn.appended > 0)
-        {
-            mSession->undoTurn(entry.row);
-        }
-        undone = true;
-        return true;
-    }
-    catch (Error const&)
-    {
-        if (!keep || turn.promptLeft())
-        {
-            return false;
-        }
-    }
-    try
-    {
-        mSession->checkRow(entry.row);
-        mSession->endTurn(entry.row);
-        return true;
-    }
-    catch (std::exception const&)
-    {
-        return false;
-    }
-}
-
-// A turn is no longer running; `undone`: it was taken back; `dropped`: its session is gone with it.
-void Scheduler::finish(Entry& entry, Finished last, bool dropped, bool undone)
-{
-    mRows[static_cast<size_t>(entry.row)] = nullptr;
-    entry.running = false;
-    entry.used = Clock::now();
-    std::unique_ptr<Turn> const turn = std::move(entry.turns.front());
-    entry.turns.pop_front();
-    ++mCounted.turns;
-    mCounted.cancelled += last.reason == Reason::kCancelled;
-    mCounted.failed += last.reason == Reason::kError;
-    // A session whose only turn was taken back has never begun: there is nothing to hold a row for.
-    bool const nothing = undone && turn->before == 0;
-    if (dropped)
-    {
-        while (!entry.turns.empty())
-        {
-            std::unique_ptr<Turn> const next = std::move(entry.turns.front());
-            entry.turns.pop_front();
-            refuse(*next, Failure{Fault::kFailed, "session " + entry.name + ": the session is gone."});
-        }
-        forget(entry);
-    }
-    else if ((turn->request.endSession || nothing) && entry.turns.empty())
-    {
-        forget(entry);
-    }
-    else if (turn->request.endSession)
-    {
-        mSession->reset(entry.row);
-    }
-    last.promptTokens = turn->before + static_cast<int64_t>(turn->appended);
-    last.cachedTokens = turn->before;
-    turn->listener->finished(last);
-}
-
-// Gives up every turn, without another call of the engine.
-void Scheduler::failAll(std::string const& why)
-{
-    for (auto const& [key, entry] : mEntries)
-    {
-        for (auto const& turn : entry->turns)
-        {
-            ++mCounted.turns;
-            ++mCounted.failed;
-            turn->listener->finished({Reason::kError, 0, 0, Failure{Fault::kUnavailable, why + "."}});
-        }
-        entry->turns.clear();
-        entry->running = false;
-    }
-    std::fill(mRows.begin(), mRows.end(), nullptr);
-    std::lock_guard<std::mutex> const guard(mLock);
-    mWaiting = 0;
+    Left const left = takenBack(entry, false);
+    finish(entry, {Reason::kError, 0, 0, Failure{Fault::kFailed, why}}, left);
 }
 } // namespace semkv::runtime

@@ -1,5 +1,7 @@
-// What callers do, the rounds, and the turns that begin in them.
+// What callers do, and the thread that does it.
 #include "scheduler/scheduler.h"
+
+#include "scheduler/shared_table.h"
 
 #include <algorithm>
 
@@ -11,16 +13,24 @@ namespace
 constexpr std::chrono::milliseconds kLook{50};
 } // namespace
 
-Scheduler::Scheduler(std::unique_ptr<Session> session, SchedulerOptions const& options)
+Scheduler::Scheduler(
+    std::unique_ptr<Session> session, std::shared_ptr<text::Texts const> texts, SchedulerOptions const& options)
     : mSession(std::move(session))
+    , mTexts(std::move(texts))
     , mOptions(options)
     , mMaxTokens(options.maxTokens > 0 ? std::min(options.maxTokens, mSession->contract().maxContext)
                                        : mSession->contract().maxContext)
     , mRows(static_cast<size_t>(mSession->batch()), nullptr)
 {
-    for (int64_t row = 0; row < mSession->batch(); ++row)
+    TableOf const of{*mSession, *mTexts, mCounted, options.maxSessions, options.warn};
+    if (options.shareSessions)
     {
-        mFree.push_back(row);
+        mTable = std::make_unique<SharedTable>(of, options.saveSessions, Clock::now());
+    }
+    else
+    {
+        OnFull const onFull = options.saveSessions.empty() ? OnFull::kRefuse : OnFull::kSave;
+        mTable = std::make_unique<SessionTable>(of, onFull, options.saveSessions, Clock::now());
     }
     publish();
     mThread = std::thread([this] { serve(); });
@@ -42,13 +52,7 @@ void Scheduler::submit(std::string const& session, Request request, std::unique_
     std::unique_ptr<Turn> turn;
     try
     {
-        if (request.maxNewTokens < 1 || request.maxNewTokens > mMaxTokens)
-        {
-            throw Error(SEMKV_BAD_ARGUMENT, "out of range")
-                .where("max_tokens")
-                .expected("1 to " + std::to_string(mMaxTokens))
-                .got(std::to_string(request.maxNewTokens));
-        }
+        check(request);
         // Made before anything else: it refuses a sampling that is out of range.
         Sampler const checked(request.sampling);
         turn = std::make_unique<Turn>(session, std::move(request), std::move(listener), Clock::now());
@@ -119,8 +123,17 @@ void Scheduler::serve() noexcept
                 mChanged.wait_for(lock, kLook);
             }
         }
+        // What runs is taken back or ended, what waits is not begun, and then sessions are saved.
         takeIn();
-        failAll("the model was unloaded");
+        for (auto const& [name, entry] : mTable->entries())
+        {
+            for (auto const& turn : entry->turns)
+            {
+                turn->cancelled = true;
+            }
+        }
+        breakOff();
+        mTable->expire(Clock::time_point::max(), Clock::now());
     }
     catch (std::exception const& error)
     {
@@ -129,9 +142,9 @@ void Scheduler::serve() noexcept
             std::lock_guard<std::mutex> const guard(mLock);
             mFailure = error.what();
         }
-        takeIn();
         failAll(error.what());
     }
+    mTable->close();
     publish();
 }
 
@@ -145,135 +158,11 @@ void Scheduler::publish()
     mCounted.compressSeconds += of.seconds - (anew ? 0 : mCompressSeconds);
     mCompressed = of.runs;
     mCompressSeconds = of.seconds;
-    mCounted.sessions = static_cast<int64_t>(mEntries.size());
+    mCounted.sessions = static_cast<int64_t>(mTable->entries().size());
     mCounted.rows = mSession->batch();
-    mCounted.rowsUsed = mCounted.rows - static_cast<int64_t>(mFree.size());
+    mCounted.rowsUsed = mTable->rowsUsed();
     mCounted.running = std::count_if(mRows.begin(), mRows.end(), [](Entry* entry) { return entry != nullptr; });
     mCounted.cacheBytes = mSession->engine().cacheBytes();
     mPublished = mCounted;
-}
-
-bool Scheduler::round()
-{
-    takeIn();
-    breakOff();
-    bool worked = beginTurns();
-    expire();
-    worked |= appendPrompt();
-    worked |= appendTokens();
-    return worked;
-}
-
-void Scheduler::takeIn()
-{
-    std::vector<Came> came;
-    {
-        std::lock_guard<std::mutex> const guard(mLock);
-        came.swap(mInbox);
-        // Counted before the lock is let go, so that no turn is in neither number.
-        mWaiting += std::count_if(came.begin(), came.end(),
-            [](Came const& each) { return std::holds_alternative<std::unique_ptr<Turn>>(each); });
-    }
-    for (Came& each : came)
-    {
-        if (auto* const name = std::get_if<std::string>(&each))
-        {
-            endWhenDone(*name);
-        }
-        else
-        {
-            enter(std::move(std::get<std::unique_ptr<Turn>>(each)));
-        }
-    }
-}
-
-// Ends turns whose callers have gone: the running one is taken back, or kept as far as it had come.
-void Scheduler::breakOff()
-{
-    std::vector<Entry*> entries; // one that is forgotten takes no other with it
-    for (auto const& [key, entry] : mEntries)
-    {
-        entries.push_back(entry.get());
-    }
-    for (Entry* const entry : entries)
-    {
-        for (size_t number = entry->turns.size(); number-- > 1;)
-        {
-            if (entry->turns[number]->listener->gone())
-            {
-                withdraw(*entry, number, std::nullopt);
-            }
-        }
-        if (entry->turns.empty() || !entry->turns.front()->listener->gone())
-        {
-            continue;
-        }
-        if (!entry->running)
-        {
-            withdraw(*entry, 0, std::nullopt);
-            continue;
-        }
-        bool undone = false;
-        bool const dropped = !takenBack(*entry, true, undone);
-        finish(*entry, {Reason::kCancelled, 0, 0, std::nullopt}, dropped, undone);
-    }
-}
-
-// Begins the first turn of every session that has, or gets, a row: the longest waiting first. Returns whether one was
-// not to be begun, so that there is another round for the next of its session.
-bool Scheduler::beginTurns()
-{
-    int64_t const before = mCounted.turns;
-    std::vector<Entry*> waiting;
-    for (auto const& [key, entry] : mEntries)
-    {
-        if (!entry->turns.empty() && !entry->running)
-        {
-            waiting.push_back(entry.get());
-        }
-    }
-    std::sort(waiting.begin(), waiting.end(), [](Entry const* one, Entry const* other) {
-        return one->turns.front()->submitted < other->turns.front()->submitted;
-    });
-    for (Entry* const entry : waiting)
-    {
-        Turn& turn = *entry->turns.front();
-        if (turn.request.start == true && entry->row >= 0)
-        {
-            mSession->reset(entry->row);
-        }
-        if (turn.request.start == false && !holds(*entry))
-        {
-            withdraw(*entry, 0,
-                failure(Fault::kUnknown,
-                    Error(SEMKV_RUNTIME,
-                        "there is no such session: it never began, has ended, or lost its row while it was idle")
-                        .where("session " + entry->name)
-                        .fix("begin it anew, with all that was said")));
-            continue;
-        }
-        if (entry->row < 0 && !mFree.empty())
-        {
-            entry->row = mFree.back();
-            mFree.pop_back();
-            mSession->reset(entry->row);
-        }
-        if (entry->row >= 0)
-        {
-            begin(*entry);
-        }
-        else if (seconds(Clock::now() - turn.submitted) >= mOptions.waitSeconds)
-        {
-            int64_t const running
-                = std::count_if(mRows.begin(), mRows.end(), [](Entry* each) { return each != nullptr; });
-            withdraw(*entry, 0,
-                failure(Fault::kUnavailable,
-                    Error(SEMKV_RUNTIME, "no row is free")
-                        .where(turn.session.empty() ? "a turn without a session" : "session " + entry->name)
-                        .got(std::to_string(running) + " of " + std::to_string(mRows.size())
-                            + " rows generate, the others hold sessions")));
-        }
-    }
-    return mCounted.turns > before;
 }
 } // namespace semkv::runtime

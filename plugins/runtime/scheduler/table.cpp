@@ -1,105 +1,265 @@
-// The table of sessions: how they enter it, and how they and turns that have not begun leave it.
-#include "scheduler/scheduler.h"
+#include "scheduler/table.h"
+
+#include <nlohmann/json.hpp>
 
 #include <algorithm>
+#include <random>
+
+#include <unistd.h>
 
 namespace semkv::runtime
 {
-void Scheduler::endWhenDone(std::string const& name)
+SessionTable::SessionTable(TableOf of, OnFull onFull, std::string const& folder, Clock::time_point now)
+    : mOf(std::move(of))
+    , mOnFull(onFull)
 {
-    auto const found = mEntries.find("named " + name);
-    if (found != mEntries.end() && !found->second->turns.empty())
+    for (int64_t row = 0; row < mOf.session.batch(); ++row)
     {
-        found->second->turns.back()->request.endSession = true;
+        mFree.push_back(row);
     }
-    else if (found != mEntries.end())
+    if (onFull != OnFull::kSave)
     {
-        forget(*found->second);
+        return;
+    }
+    mSaved = std::make_unique<SavedSessions>(folder, mOf.session, false);
+    for (SavedSession const& each : mSaved->found())
+    {
+        Entry& entry = add(each.name, false, now);
+        restore(entry, each.conversation.get());
+        entry.saved = each.path;
     }
 }
 
-void Scheduler::enter(std::unique_ptr<Turn> turn)
+// A name for a session that has none, as no caller's will be.
+std::string SessionTable::nameOf(std::string const& given) const
 {
-    // No name that a caller gives is that of a turn without one.
-    std::string const key
-        = turn->session.empty() ? "nameless " + std::to_string(++mNameless) : "named " + turn->session;
-    if (mEntries.count(key) == 0)
+    if (!given.empty())
     {
-        if (static_cast<int64_t>(mEntries.size()) >= mOptions.maxSessions)
+        return given;
+    }
+    std::random_device device;
+    std::string name;
+    for (int i = 0; i < 8; ++i)
+    {
+        char digits[5];
+        std::snprintf(digits, sizeof(digits), "%04x", device() & 0xFFFFu);
+        name += digits;
+    }
+    return name;
+}
+
+Entry& SessionTable::add(std::string const& name, bool nameless, Clock::time_point now)
+{
+    auto entry = std::make_shared<Entry>();
+    entry->name = name;
+    entry->nameless = nameless;
+    entry->used = now;
+    mEntries[name] = entry;
+    return *entry;
+}
+
+void SessionTable::refuseMore() const
+{
+    throw Refused(Fault::kUnavailable,
+        Error(SEMKV_RUNTIME, "too many sessions")
+            .where("scheduler")
+            .expected("at most " + std::to_string(mOf.most)));
+}
+
+// Takes a conversation up again, where there is a chat template.
+void SessionTable::restore(Entry& entry, nlohmann::json const* state) const
+{
+    entry.conversation.reset();
+    if (state != nullptr && mOf.texts.hasTemplate())
+    {
+        try
         {
-            refuse(*turn,
-                failure(Fault::kUnavailable,
-                    Error(SEMKV_RUNTIME, "too many sessions")
-                        .where("scheduler")
-                        .expected("at most " + std::to_string(mOptions.maxSessions))));
-            return;
+            entry.conversation.emplace(mOf.texts.tokenizer(), *state);
         }
-        auto entry = std::make_unique<Entry>();
-        entry->key = key;
-        entry->name = turn->session;
-        entry->used = Clock::now();
-        mEntries[key] = std::move(entry);
-    }
-    mEntries.at(key)->turns.push_back(std::move(turn));
-}
-
-void Scheduler::expire()
-{
-    Clock::time_point const now = Clock::now();
-    std::vector<Entry*> idle;
-    for (auto const& [key, entry] : mEntries)
-    {
-        if (entry->turns.empty() && entry->row >= 0 && seconds(now - entry->used) > mOptions.idleSeconds)
+        catch (nlohmann::json::exception const& error)
         {
-            idle.push_back(entry.get());
+            throw Error(SEMKV_ALTERED_FILE, "the saved session's conversation is none")
+                .where("session " + entry.name)
+                .got(error.what());
         }
     }
-    for (Entry* const entry : idle)
+}
+
+Entry& SessionTable::enter(std::string const& given, Clock::time_point now)
+{
+    auto const found = mEntries.find(given);
+    if (!given.empty() && found != mEntries.end())
     {
-        forget(*entry);
-        ++mCounted.evicted;
+        return *found->second;
+    }
+    if (static_cast<int64_t>(mEntries.size()) >= mOf.most)
+    {
+        auto const idles = idle(false);
+        if (mOnFull == OnFull::kRefuse || idles.empty())
+        {
+            refuseMore();
+        }
+        forget(*idles.front());
+        ++mOf.counted.evicted;
+    }
+    return add(nameOf(given), given.empty(), now);
+}
+
+std::shared_ptr<Entry> SessionTable::known(std::string const& name)
+{
+    auto const found = mEntries.find(name);
+    return found != mEntries.end() ? found->second : nullptr;
+}
+
+bool SessionTable::giveRow(Entry& entry)
+{
+    if (entry.row >= 0)
+    {
+        return true;
+    }
+    if (mFree.empty() && !evict())
+    {
+        return false;
+    }
+    // The lowest: a step runs the rows from the first to the last that generates.
+    auto const lowest = std::min_element(mFree.begin(), mFree.end());
+    int64_t const row = *lowest;
+    if (entry.saved.empty())
+    {
+        mOf.session.reset(row);
+    }
+    else
+    {
+        mOf.session.load(entry.saved, row);
+        loaded(entry);
+    }
+    entry.row = row;
+    mFree.erase(lowest);
+    return true;
+}
+
+// The file is older from the next turn on, and would be gone on with by a later server if this one died.
+void SessionTable::loaded(Entry& entry)
+{
+    ::unlink(entry.saved.c_str());
+    entry.saved.clear();
+}
+
+void SessionTable::close()
+{
+    if (mSaved != nullptr)
+    {
+        mSaved->close();
     }
 }
 
-// Whether there is anything of a session.
-bool Scheduler::holds(Entry const& entry) const
+bool SessionTable::holds(Entry const& entry) const
 {
-    return entry.row >= 0 && mSession->slots().at(entry.row) > 0;
+    return !entry.saved.empty() || (entry.row >= 0 && mOf.session.slots().at(entry.row) > 0);
 }
 
-// Ends a session: its row is free.
-void Scheduler::forget(Entry& entry)
+void SessionTable::renew(Entry& entry)
+{
+    if (entry.row >= 0)
+    {
+        mOf.session.reset(entry.row);
+    }
+    if (!entry.saved.empty())
+    {
+        ::unlink(entry.saved.c_str());
+    }
+    entry.saved.clear();
+    entry.conversation.reset();
+}
+
+void SessionTable::forget(Entry& entry)
 {
     if (entry.row >= 0)
     {
         mFree.push_back(entry.row);
     }
-    mEntries.erase(std::string(entry.key));
+    if (!entry.saved.empty())
+    {
+        ::unlink(entry.saved.c_str());
+    }
+    entry.row = -1;
+    entry.saved.clear();
+    mEntries.erase(std::string(entry.name));
 }
 
-// Ends a turn that has not begun; a session that has no other, and never had one, was none.
-void Scheduler::withdraw(Entry& entry, size_t number, std::optional<Failure> reason)
+void SessionTable::expire(Clock::time_point before, Clock::time_point now)
 {
-    std::unique_ptr<Turn> const turn = std::move(entry.turns[number]);
-    entry.turns.erase(entry.turns.begin() + static_cast<std::ptrdiff_t>(number));
-    if (entry.turns.empty() && (turn->request.endSession || !holds(entry)))
+    for (auto const& entry : idle(true))
+    {
+        if (entry->used < before && leave(*entry))
+        {
+            entry->used = now;
+        }
+    }
+}
+
+// Frees a row; false where sessions are not to be evicted, or none is idle.
+bool SessionTable::evict()
+{
+    if (mOnFull == OnFull::kRefuse)
+    {
+        return false;
+    }
+    std::optional<std::string> why;
+    for (auto const& entry : idle(true))
+    {
+        why = leave(*entry);
+        if (!why)
+        {
+            return true;
+        }
+    }
+    if (why)
+    {
+        throw Refused(Fault::kUnavailable,
+            Error(SEMKV_RUNTIME, "no row is free, and no idle session can be saved").where("scheduler").got(*why));
+    }
+    return false;
+}
+
+// Idle sessions, the one that is idle longest first.
+std::vector<std::shared_ptr<Entry>> SessionTable::idle(bool withRow) const
+{
+    std::vector<std::shared_ptr<Entry>> found;
+    for (auto const& [name, entry] : mEntries)
+    {
+        if (entry->idle() && (!withRow || entry->row >= 0))
+        {
+            found.push_back(entry);
+        }
+    }
+    std::sort(found.begin(), found.end(), [](auto const& one, auto const& other) { return one->used < other->used; });
+    return found;
+}
+
+std::optional<std::string> SessionTable::leave(Entry& entry)
+{
+    if (mSaved == nullptr)
     {
         forget(entry);
     }
-    refuse(*turn, std::move(reason));
-}
-
-// Tells a turn that had not begun that it will not; none: it was cancelled.
-void Scheduler::refuse(Turn& turn, std::optional<Failure> reason)
-{
+    else
     {
-        std::lock_guard<std::mutex> const guard(mLock);
-        --mWaiting;
+        try
+        {
+            entry.saved
+                = mSaved->save(entry.name, entry.row, entry.conversation ? &*entry.conversation : nullptr);
+        }
+        catch (std::exception const& error)
+        {
+            ++mOf.counted.notSaved;
+            mOf.warn(std::string("a session could not be saved and keeps its row: ") + error.what());
+            return error.what();
+        }
+        mFree.push_back(entry.row);
+        entry.row = -1;
     }
-    ++mCounted.turns;
-    mCounted.cancelled += !reason;
-    mCounted.failed += reason.has_value();
-    mCounted.refused += reason && reason->fault == Fault::kUnavailable;
-    turn.listener->finished({reason ? Reason::kError : Reason::kCancelled, 0, 0, std::move(reason)});
+    ++mOf.counted.evicted;
+    return std::nullopt;
 }
 } // namespace semkv::runtime

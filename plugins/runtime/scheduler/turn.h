@@ -4,12 +4,14 @@
 #include "common/error.h"
 #include "common/tensor.h"
 #include "session/sampler.h"
+#include "text/conversation.h"
 
 #include <chrono>
 #include <deque>
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 namespace semkv::runtime
 {
@@ -34,6 +36,32 @@ inline Failure failure(Fault fault, Error const& error)
     return {fault, error.what()};
 }
 
+// A turn that is refused, and its session is as it was.
+class Refused : public std::exception
+{
+public:
+    Refused(Fault fault, Error const& error)
+        : failure{fault, error.what()}
+    {
+    }
+
+    char const* what() const noexcept override
+    {
+        return failure.text.c_str();
+    }
+
+    Failure failure;
+};
+
+// What a turn left of its session.
+enum class Left
+{
+    kEnded,  // it ended as it should
+    kUndone, // it was taken back, and the session is as before it
+    kKept,   // it was kept as far as it had come, and ended
+    kDropped // the session is gone
+};
+
 inline double seconds(Clock::duration time)
 {
     return std::chrono::duration<double>(time).count();
@@ -41,18 +69,22 @@ inline double seconds(Clock::duration time)
 
 enum class Reason
 {
-    kStop,      // a stop id
+    kStop,      // a stop id or text
     kLength,    // the most tokens, or the end of the row's context or cache
     kCancelled, // its caller has gone
     kError
 };
 
+// What a turn is to do, given as one of ids, text and messages.
 struct Request
 {
     Ids ids;
+    std::string text;        // to append as it is, without the chat template
+    text::Messages messages; // of a chat, those that are new to the session, the user's last of all
     int64_t maxNewTokens = 256;
     Sampling sampling;
     Ids stopIds; // the model's own ends are added
+    std::vector<std::string> stop;
     // True: the session begins with this turn, whatever there was of that name; false: it is gone on with, and refused
     // where there is none; none: either.
     std::optional<bool> start;
@@ -72,7 +104,8 @@ class Listener
 {
 public:
     virtual ~Listener() = default;
-    virtual void token(int64_t id) noexcept = 0;
+    // Ids that were chosen, and the text that has become certain with them.
+    virtual void piece(Ids const& ids, std::string const& text) noexcept = 0;
     virtual void finished(Finished const& end) noexcept = 0; // once, last of all
     virtual bool gone() noexcept = 0;                        // its caller: the turn is broken off
 };
@@ -90,7 +123,7 @@ struct Turn
 
     bool promptLeft() const
     {
-        return appended < request.ids.size();
+        return appended < ids.size();
     }
 
     std::string session;
@@ -98,17 +131,17 @@ struct Turn
     std::unique_ptr<Listener> listener;
     Clock::time_point submitted, lastToken;
     Sampler sampler; // of this turn alone, so that what it draws depends on no other
-    size_t appended = 0;
+    Ids ids;                                 // of the prompt, once it has begun
+    size_t pinned = 0, appended = 0;         // of them, those that stay for good, and those that the cache has
+    std::optional<text::ReplyBuilder> reply; // once it has begun
     int64_t before = 0, generated = 0;
     std::optional<int64_t> pending; // chosen, and not appended yet
-};
+    bool cancelled = false;         // by the scheduler itself, which ends
 
-struct Entry
-{
-    std::string key, name; // where the table has it, and what its caller calls it
-    Clock::time_point used; // when a turn of it ended last
-    int64_t row = -1;       // none yet
-    std::deque<std::unique_ptr<Turn>> turns; // the running one, then those that wait
-    bool running = false;
+    // Whether nobody is there for it any more.
+    bool gone() const
+    {
+        return cancelled || listener->gone();
+    }
 };
 } // namespace semkv::runtime

@@ -5,31 +5,43 @@
 
 namespace semkv::runtime
 {
-// Nothing of a file is taken unless all of it fits.
-void Session::checkSaved(SavedTensors const& saved, std::string const& path, int64_t first, int64_t count) const
+namespace
+{
+std::string said(std::map<std::string, std::string> const& metadata, std::string const& key)
+{
+    auto const found = metadata.find(key);
+    return found == metadata.end() ? std::string("none") : found->second;
+}
+} // namespace
+
+void Session::checkIdentity(std::map<std::string, std::string> const& metadata, std::string const& path) const
 {
     std::map<std::string, std::string> const called{{"format", "kind of file"}, {"version", "version of the file"},
         {"bundle", "bundle"}, {"target", "target"}, {"budget", "budget"}};
-    auto const said = [&](std::string const& key) {
-        auto const found = saved.metadata.find(key);
-        return found == saved.metadata.end() ? std::string("none") : found->second;
-    };
     for (auto const& [key, wanted] : identity())
     {
-        if (said(key) != wanted)
+        std::string const got = said(metadata, key);
+        if (got != wanted)
         {
             throw Error(SEMKV_ALTERED_FILE, "the saved session is of another " + called.at(key))
                 .where(path)
                 .expected(wanted.substr(0, 16))
-                .got(said(key).substr(0, 16))
+                .got(got.substr(0, 16))
                 .fix("open the bundle and budget that it was saved from");
         }
     }
-    if (said("sha256") != digestOf(saved.tensors))
+}
+
+// Nothing of a file is taken unless all of it fits.
+void Session::checkSaved(SavedTensors const& saved, std::string const& path, int64_t first, int64_t count) const
+{
+    checkIdentity(saved.metadata, path);
+    std::string const digest = said(saved.metadata, "sha256");
+    if (digest != digestOf(saved.tensors))
     {
         throw Error(SEMKV_ALTERED_FILE, "the saved session is damaged")
             .where(path)
-            .expected("SHA-256 " + said("sha256").substr(0, 12) + "…");
+            .expected("SHA-256 " + digest.substr(0, 12) + "…");
     }
     int64_t const groups = static_cast<int64_t>(mSlots.groups);
     auto const is = [&](char const* name, Shape const& shape) {

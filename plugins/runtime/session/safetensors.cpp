@@ -4,6 +4,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
@@ -126,7 +127,10 @@ void writeTensors(std::string const& path, SavedTensors const& saved)
     }
 }
 
-SavedTensors readTensors(std::string const& path)
+namespace
+{
+// A file's beginning: the JSON of its tensors, and the bytes of all of them, which begin where the stream stands then.
+std::pair<json, uint64_t> readHeader(std::ifstream& file, std::string const& path)
 {
     struct stat status = {};
     if (::stat(path.c_str(), &status) != 0 || !S_ISREG(status.st_mode))
@@ -135,23 +139,66 @@ SavedTensors readTensors(std::string const& path)
             .where(path)
             .expected("a file that semkv_session_save or Session.save wrote");
     }
-    std::ifstream file(path, std::ios::binary);
-    std::string content(static_cast<size_t>(status.st_size), '\0');
-    file.read(content.data(), static_cast<std::streamsize>(content.size()));
+    uint64_t const bytes = static_cast<uint64_t>(status.st_size);
+    file.open(path, std::ios::binary);
+    unsigned char begin[8] = {};
+    file.read(reinterpret_cast<char*>(begin), sizeof(begin));
     uint64_t length = 0;
-    for (size_t i = 0; content.size() >= 8 && i < 8; ++i)
+    for (size_t i = 0; i < sizeof(begin); ++i)
     {
-        length |= static_cast<uint64_t>(static_cast<unsigned char>(content[i])) << (8 * i);
+        length |= static_cast<uint64_t>(begin[i]) << (8 * i);
     }
-    if (!file || content.size() < 8 || length > kHeaderLimit || length > content.size() - 8)
+    if (!file || length > kHeaderLimit || length > bytes - sizeof(begin))
     {
-        throw damaged(path, std::to_string(content.size()) + " bytes");
+        throw damaged(path, std::to_string(bytes) + " bytes");
+    }
+    std::string text(static_cast<size_t>(length), '\0');
+    file.read(text.data(), static_cast<std::streamsize>(text.size()));
+    json header = json::parse(text, nullptr, false);
+    if (!file || !header.is_object())
+    {
+        throw damaged(path, "a header that is none");
+    }
+    return {std::move(header), bytes - sizeof(begin) - length};
+}
+} // namespace
+
+std::map<std::string, std::string> readMetadata(std::string const& path)
+{
+    std::ifstream file;
+    auto const [header, bytes] = readHeader(file, path);
+    try
+    {
+        uint64_t end = 0;
+        for (auto const& [name, entry] : header.items())
+        {
+            end = name == "__metadata__" ? end : std::max(end, entry.at("data_offsets").at(1).get<uint64_t>());
+        }
+        if (end != bytes)
+        {
+            throw damaged(path, std::to_string(bytes) + " bytes of tensors");
+        }
+        return header.value("__metadata__", std::map<std::string, std::string>{});
+    }
+    catch (json::exception const& error)
+    {
+        throw damaged(path, "a header that is none");
+    }
+}
+
+SavedTensors readTensors(std::string const& path)
+{
+    std::ifstream file;
+    auto const [header, bytes] = readHeader(file, path);
+    std::string content(static_cast<size_t>(bytes), '\0');
+    file.read(content.data(), static_cast<std::streamsize>(content.size()));
+    if (!file)
+    {
+        throw damaged(path, "a file that ends too early");
     }
     SavedTensors saved;
     try
     {
-        char const* const text = content.data() + 8;
-        json const header = json::parse(text, text + length);
         for (auto const& [name, entry] : header.items())
         {
             if (name == "__metadata__")
@@ -159,7 +206,7 @@ SavedTensors readTensors(std::string const& path)
                 saved.metadata = entry.get<std::map<std::string, std::string>>();
                 continue;
             }
-            saved.tensors[name] = readTensor(entry, text + length, content.size() - 8 - length, path);
+            saved.tensors[name] = readTensor(entry, content.data(), content.size(), path);
         }
     }
     catch (json::exception const& error)

@@ -22,4 +22,7 @@ void writeTensors(std::string const& path, SavedTensors const& saved);
 
 // Throws SEMKV_ALTERED_FILE for what is missing, damaged, or no such file.
 SavedTensors readTensors(std::string const& path);
+
+// The metadata alone, of a file that is as long as it says; throws as readTensors.
+std::map<std::string, std::string> readMetadata(std::string const& path);
 } // namespace semkv::runtime

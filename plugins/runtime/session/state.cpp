@@ -160,6 +160,15 @@ void Session::save(std::string const& path, int64_t row, std::string const& note
     writeTensors(path, saved);
 }
 
+// The note that was saved with a conversation, without reading the conversation; empty where there is none.
+std::string Session::readNote(std::string const& path) const
+{
+    auto const metadata = readMetadata(path);
+    checkIdentity(metadata, path);
+    auto const note = metadata.find("note");
+    return note != metadata.end() ? note->second : "";
+}
+
 void Session::load(std::string const& path, int64_t row)
 {
     mask(row);

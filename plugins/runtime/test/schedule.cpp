@@ -1,7 +1,8 @@
 // semkv_schedule BUNDLE LIBONNXRUNTIME BUDGET: puts turns before a scheduler, from a thread for each caller, and prints
 // what became of each, and the scheduler's numbers. The standard input is a JSON object: "rows", options of the
-// scheduler, and "callers": lists of turns, each of which its caller puts when its last one has ended.
+// scheduler, "genai" where there are texts, and "callers": lists of turns, each of which its caller puts when its last one has ended.
 #include "scheduler/scheduler.h"
+#include "text/texts.h"
 
 #include <nlohmann/json.hpp>
 
@@ -26,15 +27,16 @@ public:
         return mResult.get_future();
     }
 
-    void token(int64_t id) noexcept override
+    void piece(Ids const& ids, std::string const& text) noexcept override
     {
-        mIds.push_back(id);
+        mIds.insert(mIds.end(), ids.begin(), ids.end());
+        mPieces.push_back(text);
     }
 
     void finished(Finished const& end) noexcept override
     {
         char const* const reasons[]{"stop", "length", "cancelled", "error"};
-        mResult.set_value({{"ids", mIds}, {"reason", reasons[static_cast<int>(end.reason)]},
+        mResult.set_value({{"ids", mIds}, {"pieces", mPieces}, {"reason", reasons[static_cast<int>(end.reason)]},
             {"prompt_tokens", end.promptTokens}, {"cached_tokens", end.cachedTokens},
             {"fault", end.failure ? static_cast<int>(end.failure->fault) : -1},
             {"error", end.failure ? end.failure->text : ""}});
@@ -48,13 +50,20 @@ public:
 private:
     int64_t mGoneAfter; // tokens; -1: never
     std::vector<int64_t> mIds;
+    std::vector<std::string> mPieces;
     std::promise<json> mResult;
 };
 
 Request requestOf(json const& turn)
 {
     Request request;
-    request.ids = turn.at("ids").get<Ids>();
+    request.ids = turn.value("ids", Ids{});
+    request.text = turn.value("text", "");
+    for (json const& each : turn.value("messages", json::array()))
+    {
+        request.messages.push_back({each.at("role"), each.at("content")});
+    }
+    request.stop = turn.value("stop", std::vector<std::string>{});
     request.maxNewTokens = turn.value("most", int64_t{8});
     request.sampling.temperature = turn.value("temperature", 0.0);
     request.sampling.seed = turn.value("seed", uint64_t{0});
@@ -72,6 +81,7 @@ json statistics(Scheduler const& scheduler)
     Statistics const now = scheduler.statistics();
     return {{"turns", now.turns}, {"cancelled", now.cancelled}, {"failed", now.failed}, {"refused", now.refused},
         {"compressions", now.compressions}, {"new_tokens", now.newTokens}, {"sessions", now.sessions},
+        {"evicted", now.evicted}, {"not_saved", now.notSaved},
         {"rows_used", now.rowsUsed}, {"running", now.running}, {"waiting", now.waiting}};
 }
 } // namespace
@@ -95,8 +105,17 @@ try
     options.waitSeconds = given.value("wait_seconds", options.waitSeconds);
     options.maxWaiting = given.value("max_waiting", options.maxWaiting);
     options.maxSessions = given.value("max_sessions", options.maxSessions);
+    options.saveSessions = given.value("save_sessions", "");
+    options.shareSessions = given.value("share_sessions", false);
+    options.warn = [](std::string const& text) { std::cerr << text << std::endl; };
     auto engine = openEngine(bundle, runtime, contract, given.value("rows", int64_t{4}), 1);
-    Scheduler scheduler(std::make_unique<Session>(bundle, std::move(engine)), options);
+    auto texts = std::make_shared<semkv::text::Texts>(semkv::text::tokenizerFiles(
+        bundle->text(), [&](std::string const& name) { return bundle->read(name); }));
+    if (given.contains("genai"))
+    {
+        texts->load(given.at("genai"), runtime.onnxruntime);
+    }
+    Scheduler scheduler(std::make_unique<Session>(bundle, std::move(engine)), texts, options);
 
     json const& callers = given.at("callers");
     std::vector<json> results(callers.size());

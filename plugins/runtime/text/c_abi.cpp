@@ -1,6 +1,7 @@
 // The C interface of libsemkv_text: arguments checked, exceptions turned into libsemkv's errors.
 #include "c_abi/arguments.h"
 #include "semkv/semkv_text.h"
+#include "text/texts.h"
 #include "text/turns.h"
 #include "text/utf8.h"
 
@@ -19,8 +20,22 @@ namespace
 {
 struct Parts
 {
-    Tokenizer tokenizer;
-    Detokenizer detokenizer;
+    explicit Parts(std::map<std::string, std::string> files)
+        : texts(std::move(files))
+    {
+    }
+
+    Tokenizer const& tokenizer() const
+    {
+        return texts.tokenizer();
+    }
+
+    Detokenizer const& detokenizer() const
+    {
+        return *texts.detokenizer();
+    }
+
+    Texts texts;
     Ids stops;
 };
 } // namespace
@@ -121,30 +136,12 @@ std::vector<Message> listOf(semkv_message const* messages, size_t count)
     return list;
 }
 
-// The tokenizer's files: what is read is what was hashed.
-std::map<std::string, std::string> filesOf(semkv_bundle const* bundle, json const& manifest)
+std::string readFrom(semkv_bundle const* bundle, std::string const& name)
 {
-    std::string const folder = "tokenizer/";
-    std::map<std::string, std::string> files;
-    for (auto const& [name, record] : manifest.at("files").items())
-    {
-        if (name.compare(0, folder.size(), folder) == 0)
-        {
-            char const* data = nullptr;
-            size_t bytes = 0;
-            check(semkv_bundle_read(bundle, name.c_str(), &data, &bytes));
-            files[name.substr(folder.size())].assign(data, bytes);
-        }
-    }
-    if (files.count("tokenizer.json") == 0)
-    {
-        throw Error(SEMKV_NO_TARGET, "the bundle has no tokenizer that this library reads")
-            .where("tokenizer")
-            .expected("a file tokenizer/tokenizer.json")
-            .got("none")
-            .fix("give ids, which Python's tokenizer makes");
-    }
-    return files;
+    char const* data = nullptr;
+    size_t bytes = 0;
+    check(semkv_bundle_read(bundle, name.c_str(), &data, &bytes));
+    return std::string(data, bytes);
 }
 
 // Ids that end a reply, of all contracts: they are the model's, and the same in each.
@@ -175,16 +172,12 @@ semkv_error* semkv_text_open(semkv_bundle const* bundle, semkv_text_options cons
         notNull(bundle, "bundle");
         notNull(out, "out");
         semkv_text_options const options = taken(given, "options");
-        json const manifest = json::parse(semkv_bundle_manifest(bundle));
-        auto const files = filesOf(bundle, manifest);
-        std::string const& file = files.at("tokenizer.json");
-        Detokenizer detokenizer(file.data(), file.size(), "tokenizer/tokenizer.json");
-        Genai const& genai
-            = Genai::load(semkv::runtime::text(options.genai), semkv::runtime::text(options.onnxruntime));
-        Kind const kind = detokenizer.kind();
-        auto parts = std::shared_ptr<Parts>(
-            new Parts{Tokenizer(genai, kind, files, "tokenizer"), std::move(detokenizer), stopsOf(manifest)});
-        for (int32_t const id : endIds(parts->tokenizer, parts->detokenizer))
+        char const* const manifest = semkv_bundle_manifest(bundle);
+        auto parts = std::make_shared<Parts>(
+            tokenizerFiles(manifest, [&](std::string const& name) { return readFrom(bundle, name); }));
+        parts->texts.load(semkv::runtime::text(options.genai), semkv::runtime::text(options.onnxruntime));
+        parts->stops = stopsOf(json::parse(manifest));
+        for (int32_t const id : parts->texts.ends())
         {
             if (std::find(parts->stops.begin(), parts->stops.end(), id) == parts->stops.end())
             {
@@ -212,7 +205,7 @@ semkv_error* semkv_text_encode(semkv_text const* text, char const* from, int32_t
         notNull(from, "from");
         notNull(ids, "ids");
         notNull(count, "count");
-        give(text->parts->tokenizer.encode(from), ids, count);
+        give(text->parts->tokenizer().encode(from), ids, count);
     });
 }
 
@@ -226,7 +219,7 @@ semkv_error* semkv_text_decode(semkv_text const* text, int32_t const* ids, size_
         std::string all;
         for (size_t i = 0; i < count; ++i)
         {
-            all += text->parts->detokenizer.bytes(ids[i]);
+            all += text->parts->detokenizer().bytes(ids[i]);
         }
         auto const characters = charactersOf(all);
         give(textOf(all, characters, characters.size()), to, bytes);
@@ -263,7 +256,7 @@ semkv_error* semkv_text_stream_push(semkv_text_stream* stream, int32_t token, ch
         notNull(stream, "stream");
         notNull(piece, "piece");
         notNull(bytes, "bytes");
-        stream->piece = stream->stream.push(stream->parts->detokenizer.bytes(token));
+        stream->piece = stream->stream.push(stream->parts->detokenizer().bytes(token));
         *piece = stream->piece.c_str();
         *bytes = stream->piece.size();
     });
@@ -288,7 +281,7 @@ semkv_error* semkv_text_render(semkv_text const* text, semkv_message const* mess
         notNull(text, "text");
         notNull(to, "to");
         notNull(bytes, "bytes");
-        give(text->parts->tokenizer.render(listOf(messages, count), prompt != 0), to, bytes);
+        give(text->parts->tokenizer().render(listOf(messages, count), prompt != 0), to, bytes);
     });
 }
 
@@ -299,7 +292,7 @@ semkv_error* semkv_text_opening(
         notNull(text, "text");
         notNull(ids, "ids");
         notNull(ids_count, "ids_count");
-        give(opening(text->parts->tokenizer, listOf(messages, count)), ids, ids_count);
+        give(opening(text->parts->tokenizer(), listOf(messages, count)), ids, ids_count);
     });
 }
 
@@ -310,7 +303,7 @@ semkv_error* semkv_text_following(
         notNull(text, "text");
         notNull(ids, "ids");
         notNull(ids_count, "ids_count");
-        give(following(text->parts->tokenizer, listOf(messages, count)), ids, ids_count);
+        give(following(text->parts->tokenizer(), listOf(messages, count)), ids, ids_count);
     });
 }
 }

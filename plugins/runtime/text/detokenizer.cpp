@@ -96,6 +96,13 @@ std::string const& Detokenizer::bytes(int32_t id) const
     return static_cast<size_t>(id) < mBytes.size() ? mBytes[static_cast<size_t>(id)] : none;
 }
 
+std::optional<int32_t> Detokenizer::added(std::string const& content) const
+{
+    auto const found = std::find_if(
+        mAdded.begin(), mAdded.end(), [&](auto const& each) { return each.second.content == content; });
+    return found != mAdded.end() ? std::optional<int32_t>(found->first) : std::nullopt;
+}
+
 bool Detokenizer::isMarkup(int32_t id) const
 {
     auto const found = mAdded.find(id);

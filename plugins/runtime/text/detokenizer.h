@@ -5,6 +5,7 @@
 #include "text/kind.h"
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -20,10 +21,13 @@ public:
     // Nothing for special tokens, and for ids that the tokenizer has not: a model's vocabulary may be wider.
     std::string const& bytes(int32_t id) const;
 
-    Kind kind() const
+    Kind const& kind() const
     {
         return mKind;
     }
+
+    // The added token that is written so, special or not; none: no such.
+    std::optional<int32_t> added(std::string const& content) const;
 
     // Whether a token is no word of a text but markup: special, or added and written as such (<|user|>).
     bool isMarkup(int32_t id) const;

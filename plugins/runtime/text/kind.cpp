@@ -62,6 +62,42 @@ bool isKnown(json const& pre)
     return steps.size() == 2 && isKnownSplit(steps[0]) && isByteLevel(steps[1], false);
 }
 
+// What the last step puts around a text.
+void readAround(json const& step, Kind& kind)
+{
+    if (step.is_null() || step.at("type") == "ByteLevel")
+    {
+        return;
+    }
+    if (step.at("type") == "Sequence")
+    {
+        for (json const& each : step.at("processors"))
+        {
+            readAround(each, kind);
+        }
+        return;
+    }
+    if (step.at("type") != "TemplateProcessing")
+    {
+        kind.around = step.at("type");
+        return;
+    }
+    bool behind = false;
+    for (json const& part : step.at("single"))
+    {
+        if (part.contains("Sequence"))
+        {
+            behind = true;
+            continue;
+        }
+        json const& named = step.at("special_tokens").at(part.at("SpecialToken").at("id").get<std::string>());
+        for (json const& id : named.at("ids"))
+        {
+            (behind ? kind.behind : kind.before).push_back(id);
+        }
+    }
+}
+
 // null and "" say the same.
 bool isEmpty(json const& value)
 {
@@ -104,6 +140,9 @@ Kind kindOf(json const& tokenizer, std::string const& where)
     {
         refuse(where + ": normalizer", "none, or NFC", normalizer);
     }
-    return {nfc};
+    Kind kind;
+    kind.nfc = nfc;
+    readAround(tokenizer.value("post_processor", none), kind);
+    return kind;
 }
 } // namespace semkv::text

@@ -72,7 +72,7 @@ private:
     fs::path mPath;
 };
 
-bool hasTemplate(std::map<std::string, std::string> const& files)
+bool bringsTemplate(std::map<std::string, std::string> const& files)
 {
     if (files.count("chat_template.jinja") > 0)
     {
@@ -87,9 +87,9 @@ bool hasTemplate(std::map<std::string, std::string> const& files)
 Tokenizer::Tokenizer(
     Genai const& genai, Kind kind, std::map<std::string, std::string> const& files, std::string const& where)
     : mGenai(genai)
-    , mKind(kind)
+    , mKind(std::move(kind))
     , mTokenizer(nullptr, genai.destroyTokenizer)
-    , mHasTemplate(hasTemplate(files))
+    , mHasTemplate(bringsTemplate(files))
 {
     TemporaryFolder const folder;
     for (auto const& [name, content] : files)
@@ -125,6 +125,23 @@ Ids Tokenizer::encode(std::string const& text) const
         SEMKV_RUNTIME);
     int32_t const* const ids = mGenai.sequenceData(made, 0);
     return Ids(ids, ids + mGenai.sequenceCount(made, 0));
+}
+
+Ids Tokenizer::encodeAlone(std::string const& text) const
+{
+    if (!mKind.around.empty())
+    {
+        throw Error(SEMKV_BAD_ARGUMENT, "what the tokenizer puts around a text is not known here")
+            .where("tokenizer/tokenizer.json: post_processor")
+            .expected("none, ByteLevel or TemplateProcessing")
+            .got(mKind.around)
+            .fix("give ids, which Python's tokenizer makes");
+    }
+    Ids ids = mKind.before;
+    Ids const own = encode(text);
+    ids.insert(ids.end(), own.begin(), own.end());
+    ids.insert(ids.end(), mKind.behind.begin(), mKind.behind.end());
+    return ids;
 }
 
 std::string Tokenizer::render(std::vector<Message> const& messages, bool prompt) const

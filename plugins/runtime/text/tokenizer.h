@@ -32,6 +32,15 @@ public:
     // the tokenizer would bring it to.
     Ids encode(std::string const& text) const;
 
+    // With the special tokens that the tokenizer puts around a text that stands alone. Throws SEMKV_BAD_ARGUMENT where
+    // that is not known, too.
+    Ids encodeAlone(std::string const& text) const;
+
+    bool hasTemplate() const
+    {
+        return mHasTemplate;
+    }
+
     // Throws SEMKV_BAD_ARGUMENT where there is no template, or it refuses the conversation.
     std::string render(std::vector<Message> const& messages, bool prompt) const;
 

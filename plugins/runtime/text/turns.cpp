@@ -3,13 +3,13 @@
 #include "common/error.h"
 
 #include <algorithm>
+#include <iterator>
 #include <optional>
 #include <random>
 
 namespace semkv::text
 {
 using runtime::Error;
-using Messages = std::vector<Message>;
 
 namespace
 {
@@ -33,7 +33,7 @@ std::string mark(Messages const& messages)
 }
 
 // The text that follows a reply between these messages.
-std::string afterReply(Tokenizer const& tokenizer, Messages const& before, Messages const& after, bool prompt)
+std::string behindReply(Tokenizer const& tokenizer, Messages const& before, Messages const& after, bool prompt)
 {
     Messages all = before;
     all.push_back({"assistant", ""});
@@ -65,7 +65,62 @@ std::string afterReply(Tokenizer const& tokenizer, Messages const& before, Messa
         Error(SEMKV_BAD_ARGUMENT, "the chat template does not show replies, so a chat cannot go on").where("messages"));
 }
 
-// Ids of a text behind another one: no space is put before it, as before a first word.
+// Whether the template writes these messages.
+bool takes(Tokenizer const& tokenizer, Messages const& messages)
+{
+    try
+    {
+        tokenizer.render(messages, true);
+        return true;
+    }
+    catch (Error const&)
+    {
+        return false;
+    }
+}
+} // namespace
+
+Ids opening(Tokenizer const& tokenizer, Messages const& messages)
+{
+    std::string text;
+    try
+    {
+        text = tokenizer.render(messages, true);
+    }
+    catch (Error const&)
+    {
+        Messages others;
+        std::copy_if(messages.begin(), messages.end(), std::back_inserter(others),
+            [](Message const& each) { return each.role != "system"; });
+        if (others.empty() || others.size() == messages.size() || !takes(tokenizer, others))
+        {
+            throw;
+        }
+        throw Error(SEMKV_BAD_ARGUMENT, "the model's chat template takes no system message")
+            .where("system")
+            .fix("leave it out, and say it in the prompt");
+    }
+    return tokenizer.encode(text);
+}
+
+std::string beforeUser(Tokenizer const& tokenizer, Messages const& messages)
+{
+    try
+    {
+        return messages.empty() ? "" : tokenizer.render(messages, false);
+    }
+    catch (Error const&)
+    {
+        // Some templates want a user's message.
+        return "";
+    }
+}
+
+std::string afterReply(Tokenizer const& tokenizer, Messages const& before, Messages const& after)
+{
+    return behindReply(tokenizer, before, after, true);
+}
+
 Ids encodeFollowing(Tokenizer const& tokenizer, std::string const& text)
 {
     std::string const before = "x";
@@ -77,12 +132,6 @@ Ids encodeFollowing(Tokenizer const& tokenizer, std::string const& text)
         return whole;
     }
     return tokenizer.encode(text);
-}
-} // namespace
-
-Ids opening(Tokenizer const& tokenizer, Messages const& messages)
-{
-    return tokenizer.encode(tokenizer.render(messages, true));
 }
 
 Ids following(Tokenizer const& tokenizer, Messages const& messages)
@@ -99,7 +148,7 @@ Ids following(Tokenizer const& tokenizer, Messages const& messages)
     }
     auto const after = last.base();
     return encodeFollowing(tokenizer,
-        afterReply(tokenizer, Messages(messages.begin(), after - 1), Messages(after, messages.end()), true));
+        afterReply(tokenizer, Messages(messages.begin(), after - 1), Messages(after, messages.end())));
 }
 
 Ids endIds(Tokenizer const& tokenizer, Detokenizer const& detokenizer)
@@ -111,7 +160,7 @@ Ids endIds(Tokenizer const& tokenizer, Detokenizer const& detokenizer)
     {
         try
         {
-            std::string const text = afterReply(tokenizer, asked, after, false);
+            std::string const text = behindReply(tokenizer, asked, after, false);
             Ids const ids = tokenizer.encode(text.substr(0, text.find(other)));
             auto const end
                 = std::find_if(ids.begin(), ids.end(), [&](int32_t id) { return detokenizer.isMarkup(id); });

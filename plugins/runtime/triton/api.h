@@ -37,7 +37,7 @@ constexpr uint32_t kTritonReleaseAll = 1; // of a request
 constexpr uint32_t kTritonSequenceStart = 1, kTritonSequenceEnd = 2; // flags of a request in a sequence
 constexpr int32_t kTritonCounter = 0, kTritonGauge = 1;
 constexpr int32_t kTritonString = 0; // type of a parameter
-constexpr int32_t kTritonLogError = 2;
+constexpr int32_t kTritonLogWarn = 1, kTritonLogError = 2;
 
 TRITONSERVER_Error* TRITONSERVER_ErrorNew(TritonCode code, char const* text);
 void TRITONSERVER_ErrorDelete(TRITONSERVER_Error* error);

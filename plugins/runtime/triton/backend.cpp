@@ -1,15 +1,16 @@
 // libtriton_semkv.so: Triton's C++ backend `semkv`. One model is one bundle, one session of some rows, and one
 // scheduler; requests become turns, and tokens become responses (decoupled).
 #include "scheduler/scheduler.h"
+#include "text/texts.h"
 #include "triton/api.h"
 #include "triton/metrics.h"
+#include "triton/parameters.h"
 #include "triton/request.h"
 #include "triton/responses.h"
 
 #include <nlohmann/json.hpp>
 
 #include <condition_variable>
-#include <map>
 #include <mutex>
 #include <thread>
 
@@ -19,72 +20,44 @@ namespace
 {
 constexpr std::chrono::milliseconds kUpdate{50}; // between updates of metrics
 
-// Parameters of config.pbtxt, each taken once.
-class Parameters
+void warn(std::string const& text)
 {
-public:
-    explicit Parameters(nlohmann::json const& config)
-    {
-        nlohmann::json const parameters = config.value("parameters", nlohmann::json::object());
-        for (auto const& [name, value] : parameters.items())
-        {
-            mGiven[name] = value.value("string_value", "");
-        }
-    }
+    TRITONSERVER_ErrorDelete(TRITONSERVER_LogMessage(kTritonLogWarn, __FILE__, __LINE__, text.c_str()));
+}
 
-    std::string text(std::string const& name, std::string const& otherwise = "")
+// The bundle's texts. Where none can be had, sessions are in tokens alone, and a turn in texts is told why: but not where
+// the library was named, which is to load then.
+std::shared_ptr<semkv::text::Texts const> openTexts(
+    Bundle const& bundle, std::string const& genai, std::string const& onnxruntime)
+{
+    auto const without = [&](Error const& error) {
+        if (error.code() != SEMKV_NO_TARGET || !genai.empty())
+        {
+            throw error;
+        }
+        warn(std::string("texts are refused: ") + error.what());
+    };
+    std::shared_ptr<semkv::text::Texts> texts;
+    try
     {
-        auto const found = mGiven.find(name);
-        std::string const value = found != mGiven.end() ? found->second : otherwise;
-        mGiven.erase(name);
-        return value;
+        texts = std::make_shared<semkv::text::Texts>(semkv::text::tokenizerFiles(
+            bundle.text(), [&](std::string const& name) { return bundle.read(name); }));
     }
-
-    double number(std::string const& name, double otherwise, double least)
+    catch (Error const& error)
     {
-        std::string const value = text(name);
-        if (value.empty())
-        {
-            return otherwise;
-        }
-        size_t read = 0;
-        double number = least - 1;
-        try
-        {
-            number = std::stod(value, &read);
-        }
-        catch (std::exception const&)
-        {
-        }
-        if (read != value.size() || !(number >= least) || number > 1e9)
-        {
-            throw Error(SEMKV_BAD_ARGUMENT, "not a number of a sensible size")
-                .where("config.pbtxt, parameter " + name)
-                .expected(shortest(least) + " or more")
-                .got(value);
-        }
-        return number;
+        without(error);
+        return std::make_shared<semkv::text::Texts>(error);
     }
-
-    int64_t integer(std::string const& name, int64_t otherwise, int64_t least)
+    try
     {
-        return static_cast<int64_t>(number(name, static_cast<double>(otherwise), static_cast<double>(least)));
+        texts->load(genai, onnxruntime);
     }
-
-    // What is not known cannot be followed.
-    void checkEmpty() const
+    catch (Error const& error)
     {
-        if (!mGiven.empty())
-        {
-            throw Error(SEMKV_BAD_ARGUMENT, "the C++ backend does not know the parameter")
-                .where("config.pbtxt")
-                .got(mGiven.begin()->first);
-        }
+        without(error);
     }
-
-private:
-    std::map<std::string, std::string> mGiven;
-};
+    return texts;
+}
 
 class Model
 {
@@ -131,11 +104,11 @@ public:
         Asked asked;
         try
         {
-            asked = readRequest(request, mScheduler->maxNewTokens());
+            asked = readRequest(request, mScheduler->texts(), mScheduler->maxNewTokens());
         }
         catch (Error const& error)
         {
-            bool const invalid = error.code() == SEMKV_BAD_ARGUMENT;
+            bool const invalid = error.code() == SEMKV_BAD_ARGUMENT || error.code() == SEMKV_NO_TARGET;
             Failure const failure{invalid ? Fault::kInvalid : Fault::kFailed, error.what()};
             responses->finished({Reason::kError, 0, 0, failure});
             return;
@@ -161,7 +134,8 @@ private:
         runtime.nativeSha256 = given.text("native_sha256");
         runtime.tensorrt = given.text("tensorrt");
         runtime.cudart = given.text("cudart");
-        runtime.allowPlugins = given.text("allow_plugins") == "true";
+        std::string const genai = given.text("genai");
+        runtime.allowPlugins = given.flag("allow_plugins");
         double const budget = given.number("budget", 0, 0);
         int64_t const rows = given.integer("rows", 4, 1), threads = given.integer("threads", 0, 0);
         SchedulerOptions options;
@@ -170,13 +144,15 @@ private:
         options.maxWaiting = given.integer("max_waiting", options.maxWaiting, 1);
         options.maxSessions = given.integer("max_sessions", options.maxSessions, 1);
         options.maxTokens = given.integer("max_tokens", 0, 1);
-        given.text("share_sessions"); // of those that are saved
-        if (!given.text("save_sessions").empty())
+        options.saveSessions = given.text("save_sessions");
+        options.shareSessions = given.flag("share_sessions");
+        if (options.shareSessions && options.saveSessions.empty())
         {
-            throw Error(SEMKV_BAD_ARGUMENT, "the C++ backend does not save sessions")
-                .where("config.pbtxt, parameter save_sessions")
-                .fix("write the model without --save-sessions, or with --backend python");
+            throw Error(SEMKV_BAD_ARGUMENT, "sessions are shared in a folder")
+                .where("config.pbtxt, parameter share_sessions")
+                .fix("give save_sessions as well");
         }
+        options.warn = warn;
         given.checkEmpty();
         checkTarget(runtime.target);
         auto const bundle = std::make_shared<Bundle const>(path, runtime.target, false);
@@ -189,7 +165,9 @@ private:
                 .got(std::to_string(rows));
         }
         auto engine = openEngine(bundle, runtime, contract, rows, threads);
-        mScheduler = std::make_unique<Scheduler>(std::make_unique<Session>(bundle, std::move(engine)), options);
+        auto texts = openTexts(*bundle, genai, runtime.onnxruntime);
+        mScheduler = std::make_unique<Scheduler>(
+            std::make_unique<Session>(bundle, std::move(engine)), std::move(texts), options);
     }
 
     void update()

@@ -19,6 +19,7 @@ void Metrics::update(Statistics const& now)
     count("semkv_failed_total", static_cast<double>(now.failed));
     count("semkv_refused_total", static_cast<double>(now.refused));
     count("semkv_evicted_total", static_cast<double>(now.evicted));
+    count("semkv_not_saved_total", static_cast<double>(now.notSaved));
     count("semkv_compressions_total", static_cast<double>(now.compressions));
     count("semkv_compress_seconds_total", now.compressSeconds);
     count("semkv_time_to_first_token_seconds_sum", now.firstTokenSeconds);

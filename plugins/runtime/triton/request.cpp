@@ -1,5 +1,7 @@
 #include "triton/request.h"
 
+#include "text/utf8.h"
+
 #include <algorithm>
 #include <cstring>
 #include <map>
@@ -95,8 +97,8 @@ public:
         return checkedOne(name, elements);
     }
 
-    // Strings come as their lengths and bytes.
-    std::optional<std::string> text(char const* name) const
+    // All strings of an input, UTF-8; they come as their lengths and bytes.
+    std::vector<std::string> texts(char const* name) const
     {
         std::vector<std::string> texts;
         std::string const bytes = has(name) ? mGiven.at(name).bytes : "";
@@ -112,9 +114,15 @@ public:
                 throw Error(SEMKV_BAD_ARGUMENT, "not a list of strings").where(name);
             }
             texts.push_back(bytes.substr(at + sizeof(length), length));
+            text::requireUtf8(texts.back(), name);
             at += sizeof(length) + length;
         }
-        return checkedOne(name, texts);
+        return texts;
+    }
+
+    std::optional<std::string> text(char const* name) const
+    {
+        return checkedOne(name, texts(name));
     }
 
 private:
@@ -149,6 +157,33 @@ std::string sequenceOf(TRITONBACKEND_Request* request)
     return name != nullptr && *name != '\0' ? std::string("sequence ") + name : "";
 }
 
+// A text, or messages where it is one of a chat.
+void setText(
+    Request& turn, std::string text, std::optional<std::string> const& system, bool raw, text::Texts const& texts)
+{
+    if (!text.empty() || system)
+    {
+        texts.tokenizer(); // that there is one
+    }
+    bool const chat = !text.empty() && !raw && texts.hasTemplate();
+    if (system && !chat)
+    {
+        throw Error(SEMKV_BAD_ARGUMENT, "only a chat has a system message")
+            .where("system")
+            .fix("give text_input, without raw");
+    }
+    if (!chat)
+    {
+        turn.text = std::move(text);
+        return;
+    }
+    if (system)
+    {
+        turn.messages.push_back({"system", *system});
+    }
+    turn.messages.push_back({"user", std::move(text)});
+}
+
 uint64_t anySeed()
 {
     std::random_device device;
@@ -166,7 +201,7 @@ void checkTriton(TRITONSERVER_Error* error, char const* where)
     }
 }
 
-Asked readRequest(TRITONBACKEND_Request* request, int64_t mostTokens)
+Asked readRequest(TRITONBACKEND_Request* request, text::Texts const& texts, int64_t mostTokens)
 {
     Inputs const inputs(request);
     uint32_t flags = 0;
@@ -185,28 +220,23 @@ Asked readRequest(TRITONBACKEND_Request* request, int64_t mostTokens)
             .where("session_id")
             .fix("give session_id, or a correlation id");
     }
-    for (char const* text : {"text_input", "system", "raw", "stop"})
-    {
-        if (inputs.has(text))
-        {
-            throw Error(SEMKV_BAD_ARGUMENT, "the C++ backend has no tokenizer")
-                .where(text)
-                .expected("input_ids, and stop_ids")
-                .fix("make ids of texts in the client, or write the model with --backend python");
-        }
-    }
     asked.stream = flag("stream", true);
     Ids ids = inputs.several<int64_t>("input_ids", kTritonInt64);
-    if (end && !start && ids.empty())
+    std::string text = inputs.text("text_input").value_or("");
+    if (end && !start && ids.empty() && text.empty())
     {
         return asked;
     }
-    if (ids.empty())
+    if (ids.empty() == text.empty())
     {
-        throw Error(SEMKV_BAD_ARGUMENT, "a turn has tokens").where("input_ids").expected("one or more").got("none");
+        throw Error(SEMKV_BAD_ARGUMENT, "a turn has a text or tokens")
+            .where("text_input, input_ids")
+            .expected("one of them")
+            .got(ids.empty() ? "none" : "both");
     }
     Request turn;
     turn.ids = std::move(ids);
+    setText(turn, std::move(text), inputs.text("system"), flag("raw", false), texts);
     auto const most = inputs.one<int32_t>("max_tokens", kTritonInt32);
     turn.maxNewTokens = most ? *most : std::min(kDefaultTokens, mostTokens);
     turn.sampling.temperature = inputs.one<float>("temperature", kTritonFp32).value_or(0);
@@ -214,6 +244,7 @@ Asked readRequest(TRITONBACKEND_Request* request, int64_t mostTokens)
     turn.sampling.topK = inputs.one<int32_t>("top_k", kTritonInt32).value_or(0);
     auto const seed = inputs.one<uint64_t>("seed", kTritonUint64);
     turn.sampling.seed = seed ? *seed : anySeed();
+    turn.stop = inputs.texts("stop");
     turn.stopIds = inputs.several<int64_t>("stop_ids", kTritonInt64);
     turn.start = asked.session.empty() ? std::nullopt : std::optional<bool>(start);
     turn.endSession = end || asked.session.empty();

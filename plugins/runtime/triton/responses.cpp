@@ -82,9 +82,10 @@ Responses::~Responses()
     }
 }
 
-void Responses::token(int64_t id) noexcept
+void Responses::piece(Ids const& ids, std::string const& text) noexcept
 {
-    mIds.push_back(id);
+    mIds.insert(mIds.end(), ids.begin(), ids.end());
+    mText += text;
     if (mStream)
     {
         send(nullptr, nullptr, nullptr);
@@ -136,7 +137,7 @@ void Responses::send(char const* reason, Finished const* end, TRITONSERVER_Error
         {
             add(response, "output_ids", kTritonInt64, {static_cast<int64_t>(mIds.size())}, mIds.data(),
                 mIds.size() * sizeof(int64_t));
-            addText(response, "text_output", "");
+            addText(response, "text_output", mText);
             if (end != nullptr)
             {
                 addText(response, "finish_reason", reason);
@@ -151,6 +152,7 @@ void Responses::send(char const* reason, Finished const* end, TRITONSERVER_Error
         mBroken = true;
     }
     mIds.clear();
+    mText.clear();
     mBroken = !made || !succeeded(TRITONBACKEND_ResponseSend(response, flags, error)) || mBroken;
     if (error != nullptr)
     {

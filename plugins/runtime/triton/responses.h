@@ -5,7 +5,7 @@
 #include "triton/api.h"
 
 #include <chrono>
-#include <vector>
+#include <string>
 
 namespace semkv::runtime
 {
@@ -16,7 +16,7 @@ public:
     Responses(TRITONBACKEND_ModelInstance* instance, TRITONBACKEND_Request* request);
     ~Responses() override;
 
-    void token(int64_t id) noexcept override;
+    void piece(Ids const& ids, std::string const& text) noexcept override;
     void finished(Finished const& end) noexcept override;
     bool gone() noexcept override;
 
@@ -36,7 +36,8 @@ private:
     TRITONBACKEND_Request* mRequest;
     TRITONBACKEND_ResponseFactory* mFactory = nullptr;
     bool mStream = true, mBroken = false;
-    std::vector<int64_t> mIds; // chosen, and not sent
+    Ids mIds; // chosen, and not sent
+    std::string mText;
     uint64_t mStart;
 };
 } // namespace semkv::runtime

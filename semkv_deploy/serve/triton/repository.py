@@ -64,7 +64,7 @@ def write_repository(
         name: of the model.
         budget: None: the smallest built.
         allow_plugins: let native code of plugins in the bundle's engines run.
-        backend: "cpp" takes tokens only, and saves no sessions.
+        backend: "cpp" takes texts where onnxruntime-genai's library and a tokenizer that it reads are there.
         force: replace a model of that name that this tool wrote.
 
     Raises:
@@ -74,10 +74,6 @@ def write_repository(
     if not _NAME.fullmatch(name):
         expected = "letters, digits, _, - and ., with no - or . first"
         raise SemkvError("not a name for a model", where="--name", expected=expected, got=repr(name))
-    if backend == "cpp" and options.save_sessions is not None:
-        raise SemkvError(
-            "the C++ backend saves no sessions", where="--save-sessions", fix="leave it out, or use --backend python"
-        )
     progress("verify", None)
     opened = Bundle.open(bundle, allow_plugins=allow_plugins)
     share = opened.built(target, budget).contract.budget

@@ -46,6 +46,7 @@ class Server:
     Args:
         folder: for the backend and logs.
         native: libtriton_semkv.so, in place of the Python backend.
+        both: with `native`, the Python backend as well.
         environment: of the server, added to what it has.
     """
 
@@ -56,17 +57,18 @@ class Server:
         models: list[str],
         *,
         native: Path | None = None,
+        both: bool = False,
         environment: dict[str, str] | None = None,
     ) -> None:
         self._repository, self._folder, self._models = repository, folder, models
         self._added = environment or {}
-        backend = folder / "backends" / ("python" if native is None else "semkv")
+        python, semkv = folder / "backends" / "python", folder / "backends" / "semkv"
         if native is not None:
-            backend.mkdir(parents=True, exist_ok=True)
-            shutil.copy(native, backend)
-        elif not backend.exists():
-            shutil.copytree(SERVER / "backends" / "python", backend)
-            shutil.copy(SERVER / "python_backend_stubs" / VERSION / "triton_python_backend_stub", backend)
+            semkv.mkdir(parents=True, exist_ok=True)
+            shutil.copy(native, semkv)
+        if (native is None or both) and not python.exists():
+            shutil.copytree(SERVER / "backends" / "python", python)
+            shutil.copy(SERVER / "python_backend_stubs" / VERSION / "triton_python_backend_stub", python)
         self.http, self.grpc, self.metrics = free_port(), free_port(), free_port()
         self.url, self.log = f"http://127.0.0.1:{self.http}", folder / "log.txt"
         with self.log.open("a") as log:

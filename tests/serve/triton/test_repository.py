@@ -92,6 +92,3 @@ def test_the_cpp_backends_model_is_the_same_but_for_python(tiny_bundle: Path, tm
     assert ours == theirs
     assert not (cpp / "1" / "model.py").exists() and (cpp / "1" / "bundle" / "bundle.json").is_file()
     write_repository(tiny_bundle, tmp_path, "cpp", ServingOptions(), backend="cpp", force=True)
-    options = ServingOptions(save_sessions=tmp_path / "sessions")
-    with pytest.raises(SemkvError, match=r"--save-sessions: the C\+\+ backend saves no sessions"):
-        write_repository(tiny_bundle, tmp_path, "other", options, backend="cpp")

@@ -91,13 +91,19 @@ class Grpc:
         self.client.start_stream(lambda result, error: self._heard.put(error or result))
 
     def ask(self, ids: list[int], max_tokens: int = 8, **sequence: Any) -> None:
+        given = {"input_ids": np.array(ids, np.int64), "max_tokens": np.array([max_tokens], np.int32)}
+        self.ask_of("chat", given, **sequence)
+
+    def ask_of(self, model: str, given: dict[str, Any], **sequence: Any) -> None:
+        """A request with these arrays; texts are arrays of bytes."""
         inputs = []
-        arrays = {"input_ids": np.array(ids, np.int64), "max_tokens": np.array([max_tokens], np.int32)}
-        for name, array in arrays.items():
-            kind = str(array.dtype).upper()
+        for name, array in given.items():
+            kind = {"object": "BYTES", "bool": "BOOL", "float32": "FP32"}.get(
+                str(array.dtype), str(array.dtype).upper()
+            )
             inputs.append(self._triton.InferInput(name, list(array.shape), kind))
             inputs[-1].set_data_from_numpy(array)
-        self.client.async_stream_infer("chat", inputs, enable_empty_final_response=True, **sequence)
+        self.client.async_stream_infer(model, inputs, enable_empty_final_response=True, **sequence)
 
     def next(self) -> Any:
         return self._heard.get(timeout=120)

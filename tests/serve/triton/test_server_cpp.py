@@ -32,16 +32,21 @@ def backend() -> Path:
 
 @pytest.fixture(scope="module")
 def server(tiny_bundle: Path, backend: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """`chat` has eight rows; `small` has one, for which nobody waits, and soon forgets."""
+    """`chat` has eight rows; `small` has one, for which nobody waits, and soon forgets; `saves` has one, and saves.
+
+    There is no Python, and no library for texts.
+    """
     folder = tmp_path_factory.mktemp("triton_cpp")
     options = ServingOptions(rows=8, threads=1, wait_seconds=120)
     write_repository(tiny_bundle, folder / "repository", "chat", options, budget=0.25, backend="cpp")
     small = ServingOptions(rows=1, threads=1, wait_seconds=0, idle_seconds=1, max_tokens=400)
     write_repository(tiny_bundle, folder / "repository", "small", small, budget=0.25, backend="cpp")
+    saves = ServingOptions(rows=1, threads=1, wait_seconds=120, save_sessions=folder / "sessions")
+    write_repository(tiny_bundle, folder / "repository", "saves", saves, budget=0.25, backend="cpp")
     found = Server(
         folder / "repository",
         folder,
-        ["chat", "small"],
+        ["chat", "small", "saves"],
         native=backend,
         environment={"SEMKV_ONNXRUNTIME": onnxruntime_library(), "PYTHONPATH": ""},
     )
@@ -82,11 +87,14 @@ def url_of(server: Server, model: str = "chat") -> str:
     return f"{server.url}/v2/models/{model}/generate"
 
 
-def test_one_response_sampling_and_stop_ids(server: Server):
+def test_one_response_sampling_and_stop_ids(server: Server, parts: Parts):
+    tokenizer = parts.tokenizer
     given: dict[str, Any] = {"input_ids": prompt(1, 9), "max_tokens": 12, "temperature": 1.5, "top_k": 50, "seed": 7}
     whole = httpx.post(url_of(server), json={**given, "stream": False}, timeout=60).json()
     assert whole["finish_reason"] == "length" and len(whole["output_ids"]) == 12
     assert (whole["prompt_tokens"], whole["cached_tokens"]) == (9, 0)
+    text = tokenizer.decode(whole["output_ids"], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    assert whole["text_output"] == text != "", "tokens have a text without the library, too"
     assert ids_of(stream(server, **given)) == whole["output_ids"], "the same seed draws the same tokens"
     others = ids_of(stream(server, **{**given, "seed": 8}))
     assert others != whole["output_ids"]
@@ -113,9 +121,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "wrong ids": ({"input_ids": [5, 512]}, "no token of the model has this id (expected 0 to 511, got 512)"),
     "too long": ({"input_ids": [5] * 600}, "600 more tokens do not fit the context"),
     "unknown session": ({"session_id": "who", "input_ids": [5]}, "session who: there is no such session"),
-    "nothing": ({}, "a turn has tokens"),
+    "nothing": ({}, "text_input, input_ids: a turn has a text or tokens (expected one of them, got none)"),
     "a session without a name": ({"input_ids": [5], "start_session": True}, "has no name"),
-    "a text": ({"text_input": "Hello"}, "the C++ backend has no tokenizer"),
+    "a text": ({"text_input": "Hello"}, "onnxruntime-genai's library does not load"),
+    "a system message": ({"input_ids": [5], "system": "Hello"}, "Install onnxruntime-genai 0.18 or newer"),
     "a text for a number": ({"input_ids": [5], "max_tokens": "many"}, "data"),
     "two temperatures": ({"input_ids": [5], "temperature": [1.0, 2.0]}, "temperature"),
     "a temperature below 0": ({"input_ids": [5], "temperature": -1.0}, "temperature: out of range"),
@@ -169,6 +178,10 @@ def test_rows_run_out_and_idle_sessions_lose_theirs(server: Server):
     assert server.metric("semkv_evicted_total", "small") >= 1
 
 
+def ready(server: Server, model: str) -> bool:
+    return httpx.get(f"{server.url}/v2/models/{model}/ready", timeout=20).status_code == 200
+
+
 def test_unload_during_a_stream(server: Server, parts: Parts):
     """What runs comes whole, and what comes later is refused by Triton."""
     assert until(lambda: server.metric("semkv_rows_used", "small") == 0)
@@ -182,13 +195,34 @@ def test_unload_during_a_stream(server: Server, parts: Parts):
     assert ids_of([first, *events]) == alone(parts, [ids], 300, END)[0]
     unloading.join(60)
 
-    def ready() -> bool:
-        return httpx.get(f"{server.url}/v2/models/small/ready", timeout=20).status_code == 200
-
-    assert until(lambda: not ready())
-    loaded = httpx.post(f"{server.url}/v2/repository/models/small/load", timeout=60)
-    assert loaded.is_success and until(ready)
+    assert until(lambda: not ready(server, "small"))
+    repository_call(server, "small", "load")
+    assert until(lambda: ready(server, "small"))
     assert ids_of(stream(server, "small", input_ids=ids, max_tokens=8)) == alone(parts, [ids], 8, END)[0]
+
+
+def repository_call(server: Server, model: str, what: str) -> None:
+    answer = httpx.post(f"{server.url}/v2/repository/models/{model}/{what}", timeout=60)
+    assert answer.is_success, answer.text
+
+
+def test_sessions_are_saved_for_a_row_and_for_a_later_model(server: Server, parts: Parts):
+    """Two sessions on one row, by turns; the model is unloaded between two of their turns."""
+    turns = {name: [prompt(900 + ord(name) + turn, 60) for turn in range(3)] for name in "ab"}
+    replies: dict[str, list[list[int]]] = {name: [] for name in turns}
+    for turn in range(3):
+        if turn == 2:
+            repository_call(server, "saves", "unload")
+            assert until(lambda: not ready(server, "saves"))
+            assert len(list((server.log.parent / "sessions").glob("*.safetensors"))) == 2
+            repository_call(server, "saves", "load")
+            assert until(lambda: ready(server, "saves"))
+        for name, given in turns.items():
+            asked = {"session_id": name, "start_session": turn == 0, "input_ids": given[turn], "max_tokens": 8}
+            replies[name].append(ids_of(stream(server, "saves", **asked)))
+    for name, given in turns.items():
+        assert replies[name] == alone(parts, given, 8, END)
+    assert until(lambda: server.metric("semkv_evicted_total", "saves") >= 1)
 
 
 @pytest.mark.parametrize(
@@ -197,6 +231,9 @@ def test_unload_during_a_stream(server: Server, parts: Parts):
         ('key: "rows", value { string_value: "none" }', "parameter rows: not a number of a sensible size"),
         ('key: "surprise", value { string_value: "1" }', "the C++ backend does not know the parameter (got surprise)"),
         ('key: "budget", value { string_value: "0.3" }', "the target was not built for this budget"),
+        ('key: "genai", value { string_value: "/nowhere" }', "onnxruntime-genai's library does not load"),
+        ('key: "share_sessions", value { string_value: "true" }', "sessions are shared in a folder"),
+        ('key: "share_sessions", value { string_value: "maybe" }', "share_sessions: neither true nor false"),
     ],
 )
 def test_models_that_do_not_load(parameter: str, sentence: str, server: Server, tiny_bundle: Path):
