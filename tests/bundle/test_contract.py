@@ -19,8 +19,8 @@ from semkv_deploy.methods.behaviours import NO_MERGE
 from semkv_deploy.model.cache_groups import GroupShare, by_layer, one_a_head
 from semkv_deploy.runtime.behaviours.slot_tables import SlotTabulator
 from semkv_deploy.runtime.session import Session
-from semkv_deploy.targets.onnxruntime.engine import OnnxRuntimeEngine
 from semkv_deploy.targets.onnxruntime import native
+from semkv_deploy.targets.onnxruntime.engine import OnnxRuntimeEngine
 from semkv_deploy.targets.tensorrt.build import TensorRTOptions
 from tests.tiny import with_adapter
 
