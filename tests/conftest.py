@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,23 @@ from tests.tiny import tiny_bundle_at, tiny_checkpoint_at, tiny_export_at
 
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "examples")]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--native", choices=["on", "off"], default="off", help="whether builds find native operators")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def native_operators(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Builds have what --native says, whether the package's folder has a library or not."""
+    from semkv_deploy.targets.onnxruntime import native
+
+    library = tmp_path_factory.getbasetemp() / "no_library.so"
+    if request.config.getoption("native") == "on":
+        library = request.getfixturevalue("native_library")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "LIBRARY", library)
+        yield
 
 
 @pytest.fixture(scope="session")

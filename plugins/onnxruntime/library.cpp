@@ -3,6 +3,7 @@
 #include "nexus_attention/nexus_attention.h"
 #include "nexus_attention/operator.h"
 #include "ort/api.h"
+#include "semantic_block_map/operator.h"
 #include "semantic_block_select/operator.h"
 #include "semantic_cluster/operator.h"
 
@@ -19,7 +20,8 @@ std::vector<std::unique_ptr<Operator>>& operators()
     // Never freed: sessions may outlive static objects.
     static auto* all = [] {
         auto* made = new std::vector<std::unique_ptr<Operator>>(nexusAttentionOperators());
-        for (auto&& more : {compactCacheOperators, semanticClusterOperators, semanticBlockSelectOperators})
+        for (auto&& more :
+            {compactCacheOperators, semanticClusterOperators, semanticBlockMapOperators, semanticBlockSelectOperators})
         {
             auto some = more();
             std::move(some.begin(), some.end(), std::back_inserter(*made));

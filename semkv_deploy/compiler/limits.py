@@ -68,20 +68,12 @@ def check_targets(targets: Sequence[str], options: TensorRTOptions) -> None:
 
 
 def check_reading(method: Method, targets: Sequence[str]) -> None:
-    """Fails where a target has no decoder that records attention, or no merging, and the method needs one.
+    """Fails where a target has no decoder that records attention, and the method needs one.
 
     Raises:
         SemkvError: naming the target.
     """
     for name in targets:
-        if method.merges_dropped and is_tensorrt(name):
-            raise SemkvError(
-                f"{method.kind} with fit=merge compares as many slots as are dropped, a number that no shape may "
-                "depend on there",
-                where=f"--target {name}",
-                expected="onnxruntime-cpu",
-                fix="leave the target out, or do not merge: --method-option fit=none",
-            )
         if method.reads_again and is_tensorrt(name):
             raise SemkvError(
                 f"{method.kind} with queries=repeat reads the context again and needs a decoder that records it",

@@ -14,9 +14,7 @@ def markdown(table: dict[str, Any]) -> str:
         f"{table['context']} tokens of context, {table['examples']} examples for each task, seed {table['seed']}. "
         "Query-agnostic: the cache is compressed before the question is known, for every method. "
         "In brackets the 95 % bootstrap interval over examples. `kept` is what the cache held when the question came, "
-        "of the full cache's bytes (keys, values and biases, measured). Ours never hold more than a capacity that is "
-        "fixed when they are built; the presses of kvpress hold the full cache until the context is read. "
-        "dynsplit-select keeps everything: of it, `kept` is what a step attends to.",
+        f"of the full cache's bytes (keys, values and biases, measured). {_held(table)}",
         "",
     ]
     for budget, ranks in sorted(table["mean_rank"].items(), key=lambda item: -float(item[0])):
@@ -34,6 +32,20 @@ def markdown(table: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in table["versions"].items())
     parts += [f"Peak memory {table['peak_mib']} MiB (largest process), {table['seconds']} s of measuring. {versions}."]
     return "\n".join(parts) + "\n"
+
+
+def _held(table: dict[str, Any]) -> str:
+    """What methods hold while they read, of the methods that are in the table."""
+    names = {row["method"] for row in table["rows"]}
+    whole = sorted(name for name in names if "hold=all" in name)
+    text = "Ours never hold more than a capacity that is fixed when they are built"
+    if whole:
+        text += f" ({', '.join(whole)}: everything, until the context is read)"
+    if any(name.startswith("kvpress/") for name in names):
+        text += "; the presses of kvpress hold the full cache until the context is read"
+    if any(name.startswith("dynsplit-select") for name in names):
+        text += ". dynsplit-select keeps everything: of it, `kept` is what a step attends to"
+    return f"{text}."
 
 
 def _hidden(item: tuple[str, dict[str, Any]]) -> str:

@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
+from semkv_deploy.passes import static_merging
 from semkv_deploy.sizes import row_bytes
 
 if TYPE_CHECKING:
@@ -370,7 +371,9 @@ def _tensorrt_programs(need: Need, layout: EngineLayout) -> int:
 def _tensorrt_compressor(need: Need) -> int:
     """Scratch of the compressor engine: levels are tried side by side (measured)."""
     if need.method.scores:
-        return _TRT_WORKSPACE + _scoring(need)
+        # Merging works on the same copies, but for cosines of a tile with every slot (counted, not measured).
+        cosines = 4 * FLOAT * static_merging.TILE * need.slots * len(need.largest.heads)
+        return _TRT_WORKSPACE + _scoring(need) + need.method.merges_dropped * (5 * need.keys + cosines)
     if not need.method.merges:
         return need.slots * 26
     # A block of span / 2 slots is compared with itself and the span before it; twice: once moved, once compared.

@@ -33,7 +33,7 @@ from semkv_deploy.methods.importance_prediction import (
     slot_features,
 )
 from semkv_deploy.methods.layout import COMPRESS, DECODE
-from semkv_deploy.methods.merging import MERGED, merge_dropped
+from semkv_deploy.methods.merging import MERGED, function_proto, merge_dropped
 from semkv_deploy.methods.selection import KEEP_HIGHEST, keep_highest
 from semkv_deploy.methods.slot_attention import RECORD, with_slot_attention
 from semkv_deploy.ops import compact_cache
@@ -106,8 +106,8 @@ class Importance(Method):
             read in a small cache, tokens need what stands just before them.
         fit: how the slots that stay stand for those that go: "none", not at all; "merge", what goes is merged into the
             slot most like it; "bias" and "all": biases, or biases and values too, are fitted to the queries of the
-            second reading; "auto": all, where there is such a reading and logits are not capped; else merge, where
-            targets can.
+            second reading; "auto": all, where there is such a reading and logits are not capped; merge where the
+            second reading is predicted.
     """
 
     kind: Literal["importance"] = "importance"
@@ -131,7 +131,7 @@ class Importance(Method):
             return chosen
         if chosen.reads_again:
             return chosen.model_copy(update={"fit": "none" if capped else "all"})
-        return chosen.model_copy(update={"fit": "merge" if records else "none"})
+        return chosen.model_copy(update={"fit": "merge"})
 
     @property
     def budget_by(self) -> BudgetBy:
@@ -228,6 +228,7 @@ class Importance(Method):
             operators=("CompactCache",),
             more=more,
             outputs=(*text.COMPRESSED, *(f"{name}_out" for name in outputs)),
+            functions=[function_proto()] if self.merges_dropped else [],
             body=f"""
             {text.SLOTS}
             {score}

@@ -16,6 +16,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import onnx
     from torch import Tensor
 
 LEAST_COSINE = 0.5
@@ -23,88 +24,144 @@ LEAST_COSINE = 0.5
 
 TINY = 1e-12
 
-MERGED = f"""
-    channel_axes = Constant <value = int64[1] {{3}}> ()
-    slots_axes = Constant <value = int64[3] {{1, 2, 3}}> ()
-    no_cosine = Constant <value = float {{-2.0}}> ()
-    least_cosine = Constant <value = float {{{LEAST_COSINE}}}> ()
-    tiny = Constant <value = float {{{TINY:.15f}}}> ()
-    none = Constant <value = float {{0.0}}> ()
+FUNCTION, FUNCTION_DOMAIN = "MergeDropped", "semkv.methods"
+"""A function of compressors' own graphs, so that a target may put another body in its place."""
 
+INPUTS = (
+    "key_cache", "value_cache", "key_kept", "value_kept", "bias_kept", "length", "length_kept",
+    "keep_index", "is_kept", "score", "scored",
+)  # fmt: skip
+"""Caches before (`key_cache`, `value_cache` `[B,H,C,D]`, `length` `[B]`) and after slots were chosen (`*_kept`),
+`keep_index` `[B,H,C]` as `CompactCache` takes it, bool `is_kept` `[B,H,C]` which slots these are, `score` `[B,H,C]` the
+log of each slot's weight, and `scored`: 0 merges nothing."""
+
+OUTPUTS = ("value_merged", "bias_merged")
+
+MERGED = f"""
+    value_cache_out, slot_bias_out = {FUNCTION_DOMAIN}.{FUNCTION} (
+        key_cache, value_cache, key_cache_out, value_chosen, bias_chosen, length, length_out, keep_index, is_kept,
+        score, scored)
+"""
+"""After `KEEP_HIGHEST` and `CompactCache`, from `score`, the log of weights."""
+
+UNITS = """
+    key_f = Cast <to = 1> (key_cache)
+    squares = Mul (key_f, key_f)
+    square = ReduceSum <keepdims = 1> (squares, channel_axis)
+    square_bounded = Max (square, tiny)
+    norm = Sqrt (square_bounded)
+    unit = Div (key_f, norm)
+"""
+"""`unit` `[B,H,C,D]`, keys of length 1."""
+
+CONSTANTS = f"""
+    zero = Constant <value_int = 0> ()
+    one = Constant <value_int = 1> ()
+    none = Constant <value_int = -1> ()
+    zero_f = Constant <value_float = 0.0> ()
+    tiny = Constant <value_float = {TINY:.15f}> ()
+    no_cosine = Constant <value_float = -2.0> ()
+    least_cosine = Constant <value_float = {LEAST_COSINE}> ()
+    slot_axis = Constant <value_ints = [2]> ()
+    channel_axis = Constant <value_ints = [3]> ()
+    slot_axes = Constant <value_ints = [1, 2]> ()
+    capacity_1 = Shape <start = 2, end = 3> (key_cache)
+    capacity = Squeeze (capacity_1)
+    slot = Range (zero, capacity, one)
+    length_column = Unsqueeze (length, slot_axes)
+    is_live = Less (slot, length_column)
     not_kept = Not (is_kept)
-    is_live = Not (is_dead)
     is_dropped = And (not_kept, is_live)
+    counts = Greater (scored, zero_f)
+    weight = Exp (score)
+"""
+
+# What is dropped is listed first, so that as few cosines are taken as there are pairs.
+_BODY = f"""
+    {CONSTANTS}
     dropped_number = Cast <to = 7> (is_dropped)
-    dropped_so_far = CumSum (dropped_number, minus_one)
+    dropped_so_far = CumSum (dropped_number, none)
     place_dropped = Sub (dropped_so_far, one)
-    place_of_dropped = Where (is_dropped, place_dropped, last_slot)
-    dropped_named = Where (is_dropped, slot, minus_one)
-    dropped_all = ScatterElements <axis = 2> (none_kept, place_of_dropped, dropped_named)
-    dropped_most = ReduceMax <keepdims = 1> (evicted)
+    last_slot = Sub (capacity, one)
+    place = Where (is_dropped, place_dropped, last_slot)
+    named = Where (is_dropped, slot, none)
+    list_shape = Shape (keep_index)
+    empty = Expand (none, list_shape)
+    dropped_all = ScatterElements <axis = 2> (empty, place, named)
+    flat = Constant <value_ints = [-1]> ()
+    dropped_count = ReduceSum <keepdims = 0> (dropped_number, slot_axis)
+    dropped_flat = Reshape (dropped_count, flat)
+    dropped_most = ReduceMax <keepdims = 1> (dropped_flat)
     dropped_start = Sub (dropped_most, dropped_most)
-    dropped_index = Slice (dropped_all, dropped_start, dropped_most, rank_axis)
+    dropped_index = Slice (dropped_all, dropped_start, dropped_most, slot_axis)
     dropped_from = Max (dropped_index, zero)
     is_there = GreaterOrEqual (dropped_index, zero)
 
+    {UNITS}
     head_dim_1 = Shape <start = 3, end = 4> (key_cache)
-    one_row = Constant <value = int64[1] {{1}}> ()
+    one_row = Constant <value_ints = [1]> ()
     row_shape = Concat <axis = 0> (one_row, one_row, one_row, head_dim_1)
-    dropped_column = Unsqueeze (dropped_from, channel_axes)
+    dropped_column = Unsqueeze (dropped_from, channel_axis)
     dropped_rows = Expand (dropped_column, row_shape)
-    key_before = Cast <to = 1> (key_cache)
-    value_before = Cast <to = 1> (value_cache)
-    dropped_key = GatherElements <axis = 2> (key_before, dropped_rows)
-    dropped_value = GatherElements <axis = 2> (value_before, dropped_rows)
-    key_kept = Cast <to = 1> (key_cache_out)
-    dropped_squares = Mul (dropped_key, dropped_key)
-    dropped_square = ReduceSum <keepdims = 1> (dropped_squares, channel_axes)
-    dropped_square_bounded = Max (dropped_square, tiny)
-    dropped_norm = Sqrt (dropped_square_bounded)
-    dropped_unit = Div (dropped_key, dropped_norm)
-    kept_squares = Mul (key_kept, key_kept)
-    kept_square = ReduceSum <keepdims = 1> (kept_squares, channel_axes)
-    kept_square_bounded = Max (kept_square, tiny)
-    kept_norm = Sqrt (kept_square_bounded)
-    kept_unit = Div (key_kept, kept_norm)
+    dropped_unit = GatherElements <axis = 2> (unit, dropped_rows)
+    value_f = Cast <to = 1> (value_cache)
+    dropped_value = GatherElements <axis = 2> (value_f, dropped_rows)
+    kept_from = Max (keep_index, zero)
+    kept_column = Unsqueeze (kept_from, channel_axis)
+    kept_rows = Expand (kept_column, row_shape)
+    kept_unit = GatherElements <axis = 2> (unit, kept_rows)
     kept_unit_columns = Transpose <perm = [0, 1, 3, 2]> (kept_unit)
     cosine_any = MatMul (dropped_unit, kept_unit_columns)
-    length_kept = Unsqueeze (length_out, slots_axes)
-    is_live_kept = Less (slot, length_kept)
-    cosine = Where (is_live_kept, cosine_any, no_cosine)
+    kept_there = GreaterOrEqual (keep_index, zero)
+    kept_there_row = Unsqueeze (kept_there, slot_axis)
+    cosine = Where (kept_there_row, cosine_any, no_cosine)
     nearest = ArgMax <axis = 3, keepdims = 0> (cosine)
-    best = ReduceMax <keepdims = 0> (cosine, channel_axes)
+    best = ReduceMax <keepdims = 0> (cosine, channel_axis)
     is_near = Greater (best, least_cosine)
-    counts = Greater (scored, none)
     near_there = And (is_near, is_there)
     merges = And (near_there, counts)
 
-    weight = Exp (score)
     dropped_weight_any = GatherElements <axis = 2> (weight, dropped_from)
-    kept_from = Max (keep_index, zero)
     kept_weight = GatherElements <axis = 2> (weight, kept_from)
     nearest_weight = GatherElements <axis = 2> (kept_weight, nearest)
     dropped_weight_most = Min (dropped_weight_any, nearest_weight)
-    dropped_weight = Where (merges, dropped_weight_most, none)
+    dropped_weight = Where (merges, dropped_weight_most, zero_f)
     total_weight = ScatterElements <axis = 2, reduction = "add"> (kept_weight, nearest, dropped_weight)
-    nearest_column = Unsqueeze (nearest, channel_axes)
+    nearest_column = Unsqueeze (nearest, channel_axis)
     nearest_rows = Expand (nearest_column, row_shape)
-    dropped_weight_column = Unsqueeze (dropped_weight, channel_axes)
+    dropped_weight_column = Unsqueeze (dropped_weight, channel_axis)
     dropped_share = Mul (dropped_weight_column, dropped_value)
-    value_kept = Cast <to = 1> (value_chosen)
-    kept_weight_column = Unsqueeze (kept_weight, channel_axes)
-    kept_share = Mul (kept_weight_column, value_kept)
+    value_kept_f = Cast <to = 1> (value_kept)
+    kept_weight_column = Unsqueeze (kept_weight, channel_axis)
+    kept_share = Mul (kept_weight_column, value_kept_f)
     total_share = ScatterElements <axis = 2, reduction = "add"> (kept_share, nearest_rows, dropped_share)
-    total_weight_column = Unsqueeze (total_weight, channel_axes)
-    value_mean = Div (total_share, total_weight_column)
+    total_weight_column = Unsqueeze (total_weight, channel_axis)
+    value_mean_f = Div (total_share, total_weight_column)
+    value_mean = CastLike (value_mean_f, value_cache)
     grown = Div (total_weight, kept_weight)
     is_grown = Greater (total_weight, kept_weight)
-    is_grown_column = Unsqueeze (is_grown, channel_axes)
+    is_grown_column = Unsqueeze (is_grown, channel_axis)
     value_merged = Where (is_grown_column, value_mean, value_kept)
-    value_cache_out = CastLike (value_merged, value_cache)
     bias_more = Log (grown)
-    slot_bias_out = Add (bias_chosen, bias_more)
+    bias_merged = Add (bias_kept, bias_more)
 """
-"""`value_cache_out` and `slot_bias_out`, after `KEEP_HIGHEST` and `CompactCache`, from `score`, the log of weights."""
+
+
+def function_proto() -> onnx.FunctionProto:
+    """`value_merged` `[B,H,C,D]` and `bias_merged` `[B,H,C]` of what stays, in standard operators."""
+    return parse_body(_BODY)
+
+
+def parse_body(body: str) -> onnx.FunctionProto:
+    """The function with a body of its inputs and outputs."""
+    import onnx.parser
+
+    from semkv_deploy.ops import OPSET
+
+    return onnx.parser.parse_function(
+        f'<domain: "{FUNCTION_DOMAIN}", opset_import: ["": {OPSET}]>\n'
+        f"{FUNCTION} ({', '.join(INPUTS)}) => ({', '.join(OUTPUTS)}) {{ {body} }}"
+    )
 
 
 def merge_dropped(before: dict[str, Tensor], after: dict[str, Tensor], keep: Tensor, score: Tensor) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from semkv_deploy.methods.base import STATE
@@ -62,6 +62,7 @@ def parse_compressor(
     body: str,
     outputs: tuple[str, ...] = COMPRESSED,
     more: Mapping[str, str] | None = None,
+    functions: Sequence[onnx.FunctionProto] = (),
 ) -> onnx.ModelProto:
     """The compressor graph of one cache group from its body.
 
@@ -73,6 +74,7 @@ def parse_compressor(
         body: ONNX text that defines the outputs.
         outputs: `<state>_out`, `level` and `evicted`, or fewer.
         more: types of inputs that only this method has.
+        functions: of the method's own, which the body calls.
 
     Raises:
         onnx.checker.ValidationError: when the body is not a valid graph.
@@ -99,12 +101,14 @@ def parse_compressor(
     }
     declared = ", ".join(f"{types[name]} {name}" for name in STATE + inputs)
     returned = ", ".join(f"{types[name.removesuffix('_out')]} {name}" for name in outputs)
+    own = "".join(f', "{domain}": 1' for domain in sorted({function.domain for function in functions}))
     graph = onnx.parser.parse_model(
         f"""
-        <ir_version: {IR_VERSION}, opset_import: ["": {OPSET}, "{DOMAIN}": {VERSION}]>
+        <ir_version: {IR_VERSION}, opset_import: ["": {OPSET}, "{DOMAIN}": {VERSION}{own}]>
         compressor ({declared}) => ({returned}) {{ {body} }}
         """
     )
     graph.functions.extend(proto for proto in function_protos() if proto.name in operators)
+    graph.functions.extend(functions)
     onnx.checker.check_model(graph)
     return graph

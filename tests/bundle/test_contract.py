@@ -19,8 +19,8 @@ from semkv_deploy.methods.behaviours import NO_MERGE
 from semkv_deploy.model.cache_groups import GroupShare, by_layer, one_a_head
 from semkv_deploy.runtime.behaviours.slot_tables import SlotTabulator
 from semkv_deploy.runtime.session import Session
+from semkv_deploy.targets.onnxruntime import native
 from semkv_deploy.targets.onnxruntime.engine import OnnxRuntimeEngine
-from semkv_deploy.targets.onnxruntime.native import LIBRARY
 from semkv_deploy.targets.tensorrt.build import TensorRTOptions
 from tests.tiny import with_adapter
 
@@ -154,7 +154,7 @@ def test_a_host_of_the_contract_alone_is_a_session(
 def converse(bundle: Bundle, root: Path, target: str, batch: int, atol: float) -> None:
     """Compares a session of `bundle` with a host of the bundle at `root`."""
     session = session_of(bundle, target, batch)
-    library = None if session.contract.native is None else LIBRARY
+    library = None if session.contract.native is None else native.LIBRARY
     host = Host(root, target, batch=batch, library=library)
     for conversation in range(3):
         for turn in range(3):

@@ -79,20 +79,22 @@ def bundle(export: Path) -> Bundle:
 
 
 @pytest.fixture(scope="module")
-def narrow_bundle(export: Path) -> Bundle:
+def narrow_bundle(export: Path, native_library: Path) -> Bundle:
     """Float16 caches, with native operators."""
     from semkv_deploy.compiler.pipeline import build_bundle
 
-    return build_bundle(
-        str(export),
-        export.parent.parent / "narrow",
-        budgets=[0.25, 1.0],
-        method=SemantiCache(),
-        max_context=CONTEXT,
-        weights="fp32",
-        cache_dtype="float16",
-        calibration_text="The sky is blue because air scatters short waves more than long ones. " * 20,
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "LIBRARY", native_library)
+        return build_bundle(
+            str(export),
+            export.parent.parent / "narrow",
+            budgets=[0.25, 1.0],
+            method=SemantiCache(),
+            max_context=CONTEXT,
+            weights="fp32",
+            cache_dtype="float16",
+            calibration_text="The sky is blue because air scatters short waves more than long ones. " * 20,
+        )
 
 
 def plan(source: Path, **options: Any) -> Plan:
@@ -139,13 +141,13 @@ def test_memory_of_a_session(export: Path, bundle: Bundle, budget: float, batch:
     assert max(planned.total_bytes, planned.load_bytes) == near(measured["peak_bytes"]), planned
 
 
-@pytest.mark.skipif(native.missing() is not None, reason="no native operators")
 @pytest.mark.parametrize(("budget", "batch", "tokens"), [(0.25, 3, 1150), (1.0, 3, 150)])
 def test_memory_of_a_session_with_narrow_caches(
-    export: Path, narrow_bundle: Bundle, budget: float, batch: int, tokens: int
+    export: Path, narrow_bundle: Bundle, native_library: Path, budget: float, batch: int, tokens: int
 ):
     planned = row(export, budget, batches=[batch], weights="fp32", cache_dtype="float16")
-    measured = worker("session", root=str(narrow_bundle.root), budget=budget, batch=batch, tokens=tokens)
+    asked = {"budget": budget, "batch": batch, "tokens": tokens, "library": str(native_library)}
+    measured = worker("session", root=str(narrow_bundle.root), **asked)
     assert (measured["compressions"] > 0) == (budget < 1)
     assert planned.buffer_bytes == measured["buffer_bytes"]
     assert max(planned.total_bytes, planned.load_bytes) == near(measured["peak_bytes"]), planned

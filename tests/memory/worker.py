@@ -11,15 +11,22 @@ from pathlib import Path
 from typing import Any
 
 
-def session(root: str, budget: float, batch: int, tokens: int) -> dict[str, Any]:
+def session(root: str, budget: float, batch: int, tokens: int, library: str | None = None) -> dict[str, Any]:
     """Anonymous memory that a session adds to the process: weights, caches, and all that prefill, compression and
-    decoding of `tokens` tokens in each row take on top."""
+    decoding of `tokens` tokens in each row take on top.
+
+    Args:
+        library: of native operators, for a bundle that needs them.
+    """
     import numpy as np
 
     from semkv_deploy.bench.memory import PeakMemory
     from semkv_deploy.runtime.open import open_bundle, open_session
+    from semkv_deploy.targets.onnxruntime import native
     from semkv_deploy.targets.onnxruntime.engine import onnxruntime
 
+    if library is not None:
+        native.LIBRARY = Path(library)
     onnxruntime()
     bundle = open_bundle(Path(root))
     rng = np.random.default_rng(0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from semkv_deploy.budget import budget_profile
@@ -89,12 +90,17 @@ def score_weights() -> np.ndarray:
 
 
 def run(
-    method: Method, state: dict[str, np.ndarray], thresholds: list[float], target: list[int], recent: list[int]
+    method: Method,
+    state: dict[str, np.ndarray],
+    thresholds: list[float],
+    target: list[int],
+    recent: list[int],
+    graph: onnx.ModelProto | None = None,
 ) -> Any:
-    """The graph's outputs by name, without `_out`."""
+    """The outputs by name, without `_out`, of the method's graph or of another form of it."""
     import onnxruntime as ort
 
-    graph = method.compressor(facts())
+    graph = graph or method.compressor(facts())
     session = ort.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
     feed = {
         **state,

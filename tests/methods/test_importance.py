@@ -140,9 +140,8 @@ def test_what_is_best_is_taken_where_it_can_be_had():
 
     assert resolved(Importance()) == ("repeat", "all", "head")
     assert resolved(Importance(), capped=True) == ("repeat", "none", "head")
-    assert resolved(Importance(), records=False) == ("predicted", "none", "layer")
+    assert resolved(Importance(), records=False) == ("predicted", "merge", "layer")
     assert resolved(Importance(queries="predicted")) == ("predicted", "merge", "layer")
-    assert resolved(Importance(queries="predicted"), records=False) == ("predicted", "none", "layer")
     assert resolved(Importance(queries="predicted", fit="none")) == ("predicted", "none", "layer")
     assert resolved(Importance(fit="bias"), records=False) == ("repeat", "bias", "head"), "refused with its name later"
     assert resolved(DynSplit()) == ("repeat", "none", "uniform")

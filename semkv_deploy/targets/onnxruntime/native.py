@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 VERSION = 1
 """Of the library's operators, as graphs name them; the library says its own (`semkv_onnxruntime_version`)."""
 
-NATIVE_PROGRAMS = ("CompactCache", "SemanticCluster")
+NATIVE_PROGRAMS = ("CompactCache", "SemanticBlockMap", "SemanticCluster")
 """Operators of programs beside the decoder that the library has."""
 
 NATIVE_DECODER = ("SemanticBlockSelect",)

@@ -123,12 +123,14 @@ def lower_compressor(
     import onnx_ir.passes.common as common
     from onnxscript.optimizer import optimize
 
-    from semkv_deploy.passes import static_cluster
+    from semkv_deploy.methods import merging
+    from semkv_deploy.passes import static_cluster, static_merging
     from semkv_deploy.passes.lower_native import set_dims
     from semkv_deploy.passes.plugin_nodes import keep_as_plugins
 
+    static = {"SemanticCluster": static_cluster.function_proto, merging.FUNCTION: static_merging.function_proto}
     functions = [
-        static_cluster.function_proto() if function.name == "SemanticCluster" else function
+        static[function.name]() if function.name in static else function
         for function in portable.functions
         if function.name not in plugins
     ]
@@ -145,8 +147,8 @@ def lower_compressor(
     _check_complete(model, plugins, path.name)
     _name_nodes(model.graph)
     model.ir_version = IR_VERSION
-    for key in [key for key in model.opset_imports if key == DOMAIN and not promises]:
-        del model.opset_imports[key]
+    for domain in {merging.FUNCTION_DOMAIN} | (set() if promises else {DOMAIN}):
+        model.opset_imports.pop(domain, None)
     path.write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
     return Lowered(path, {}, promises)
 

@@ -139,8 +139,15 @@ def test_engines_of_cache_groups(groups: str, tiny_export: Path, tmp_path: Path)
     assert decoder.layers == fused and len(compressors) == (1 if groups == "by head" else 2)
 
 
+MERGES_AND_NOT = [
+    Importance(queries="predicted", fit="none"),
+    Importance(queries="predicted", fit="merge"),
+    DynSplit(queries="predicted"),
+]
+
+
 @RTX
-@pytest.mark.parametrize("method", [Importance(queries="predicted"), DynSplit(queries="predicted")], ids=str)
+@pytest.mark.parametrize("method", MERGES_AND_NOT, ids=str)
 def test_engines_of_selection_by_importance(method: Method, tiny_export: Path, tmp_path: Path):
     """Selection finds a threshold by its digits: nothing in it needs sorting, or a plugin."""
     record = build(tiny_export, tmp_path / "b", method, engines=True, compute_capabilities="86")
