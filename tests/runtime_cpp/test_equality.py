@@ -205,3 +205,20 @@ def test_native_operators(
             cpp.open(tmp_path / "b", 2, native_library=str(native_library))
             converse(session, cpp, 0, tmp_path)
         assert session.stats.runs > 0
+
+
+@pytest.mark.parametrize("name", ["semanticache", "dynsplit-select"])
+def test_steps_of_some_rows(name: str, driver: Path, bundle_of: Callable[..., Path], tmp_path: Path):
+    """Rows at both ends of the batch are left out of a run: what each row is fed and writes is its own."""
+    bundle = bundle_of(name)
+    session = session_of(bundle, 4)
+    with Driver(driver) as cpp:
+        cpp.open(bundle, 4)
+        prompts = [words(row, 20 + 15 * row) for row in range(4)]
+        np.testing.assert_array_equal(cpp.prefill(prompts), session.prefill(prompts))
+        for number, wanted in enumerate(["0001", "0100", "0110", "1010", "0101", "1111", "0011", "1000"]):
+            active = np.array([each == "1" for each in wanted])
+            tokens = [7 + number + row for row in range(4)]
+            ours, theirs = cpp.step(tokens, active.tolist()), session.step(tokens, active)
+            np.testing.assert_array_equal(ours[active], theirs[active])
+        same_state(session, cpp, tmp_path)
