@@ -6,5 +6,10 @@ scripts/triton.sh || echo "no Triton server: its tests are skipped" >&2
 ruff check .
 ruff format --check .
 mypy
+workers="${SEMKV_TEST_WORKERS:-2}"
+# What sessions, hosts and validation promise, once more with native operators in the bundles.
+if [ "$#" -eq 0 ]; then
+    python -m pytest --numprocesses "$workers" --dist worksteal --native on tests/runtime tests/validate/test_mutations.py
+fi
 # Neighbours stay together, so that what a file sets up is set up once; a worker that is done takes from the other's end.
-exec python -m pytest --numprocesses "${SEMKV_TEST_WORKERS:-2}" --dist worksteal "$@"
+exec python -m pytest --numprocesses "$workers" --dist worksteal "$@"
