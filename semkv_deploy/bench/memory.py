@@ -1,4 +1,5 @@
-"""Memory of this process that is its own (Linux): what is mapped from files, such as weights read in place, is not."""
+"""Memory of this process (Linux): what is its own (what is mapped from files, such as weights read in place, is not),
+and all that was ever resident."""
 
 from __future__ import annotations
 
@@ -9,17 +10,35 @@ _STATUS = Path("/proc/self/status")
 _INTERVAL_S = 0.01
 
 
-def anonymous_bytes() -> int:
-    """Anonymous bytes resident now."""
-    line = next(line for line in _STATUS.read_text().splitlines() if line.startswith("RssAnon"))
+def _bytes(field: str) -> int:
+    line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(field))
     return int(line.split()[1]) * 1024
 
 
+def anonymous_bytes() -> int:
+    """Anonymous bytes resident now."""
+    return _bytes("RssAnon")
+
+
+def most_resident_bytes() -> int:
+    """Most bytes of any kind that were resident at one time since the process began: what a limit on it must allow."""
+    return _bytes("VmHWM")
+
+
 class PeakMemory:
-    """Most anonymous bytes that came on top while the block ran, sampled every 10 ms: the kernel keeps no such peak."""
+    """Most anonymous bytes that came on top while the block ran, sampled every 10 ms: the kernel keeps no such peak.
+
+    Args:
+        base: bytes that they come on top of; None: those that are resident when the block begins.
+    """
+
+    def __init__(self, base: int | None = None) -> None:
+        self._base = base
 
     def __enter__(self) -> PeakMemory:
-        self._base = self._peak = anonymous_bytes()
+        self._peak = anonymous_bytes()
+        if self._base is None:
+            self._base = self._peak
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
         self._thread.start()
@@ -37,4 +56,5 @@ class PeakMemory:
     @property
     def mib(self) -> float:
         """The peak in MiB."""
+        assert self._base is not None
         return (self._peak - self._base) / (1 << 20)

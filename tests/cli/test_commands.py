@@ -41,16 +41,19 @@ def test_build_generate_inspect(tiny_export: Path, tmp_path: Path):
 def test_bench(tiny_bundle: Path):
     result = cli("bench", tiny_bundle, "--context", 300, "--tokens", 8, "--json")
     output = json.loads(result.stdout)
-    assert set(output["results"]) == {"budget 0.25", "budget 0.5", "budget 1"}
-    assert output["results"]["budget 0.25"]["kept"] <= 128 < output["results"]["budget 1"]["kept"] == 300
-    assert output["ratios"]["decode: budget 1 / budget 0.25"] > 0
-    assert not any(name.startswith("all turns") for name in output["ratios"])
+    cells = {cell["name"]: cell for cell in output["cells"]}
+    assert list(cells) == ["budget 1", "budget 0.5", "budget 0.25"]
+    assert cells["budget 0.25"]["live_slots"] <= 128 < cells["budget 1"]["live_slots"] == 300
+    whole = {(each["what"], each["under"]): each for each in output["ratios"] if each["over"] == "budget 1"}
+    assert whole["tpot", "budget 0.25"]["median"] > 0 and len(whole["tpot", "budget 0.25"]["all"]) == 3
+    assert not any(what == "all turns" for what, _ in whole)
     refused(cli("bench", tiny_bundle, "--context", 1000), "--context", "out of range")
     turns = cli(
         "bench", tiny_bundle, "--budget", 0.25, "--context", 400, "--tokens", 8, "--turns", 5, "--threads", 1, "--json"
     )
-    measured = json.loads(turns.stdout)["results"]["budget 0.25"]
-    assert len(measured["decode_ms_all"]) == 5 * 8 and measured["total_s"] > measured["prefill_s"]
+    (measured,) = json.loads(turns.stdout)["cells"]
+    assert [turn["seen"] for turn in measured["turns"]] == [80, 160, 240, 320, 400]
+    assert measured["total_s"] > sum(measured["ttft_s"]["all"])
     refused(cli("bench", tiny_bundle, "--tokens", 8, "--turns", 8), "--context", "expected 576 to 512 tokens")
 
 
@@ -178,7 +181,7 @@ def test_budgets_in_slots_and_bytes(tiny_export: Path, tmp_path: Path):
     said = cli("generate", bundle, "--budget", "130KiB", "--prompt", "Hello", "--max-new-tokens", 3, "--stats")
     assert "of 256 slots live" in said.stderr
     measured = cli("bench", bundle, "--budget", "200tokens", "--context", 300, "--tokens", 4, "--json")
-    assert set(json.loads(measured.stdout)["results"]) == {"budget 0.375"}
+    assert [cell["name"] for cell in json.loads(measured.stdout)["cells"]] == ["budget 0.375"]
     checked = cli("validate", bundle, "--budget", "128KiB", "--tokens", 60, "-o", tmp_path / "reports", "--json")
     assert {result["budget"] for result in json.loads(checked.stdout)["results"]} == {0.5}
 
