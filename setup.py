@@ -20,12 +20,14 @@ LIBRARY = ROOT / "semkv_deploy" / "native" / "libsemkv_onnxruntime.so"
 class NativeWheel(bdist_wheel):
     """Builds the library before the package's files are collected."""
 
-    def finalize_options(self) -> None:
+    # Not in finalize_options: editable installs call that as well, and have scripts/build_native.sh.
+    def run(self) -> None:
         if put_native_library(os.environ.get("SEMKV_NATIVE", "auto")):
+            self.root_is_pure = False
             # Else files are taken for another place than the wheel's root.
             self.distribution.has_ext_modules = lambda: True
             self.distribution.package_data["semkv_deploy"].append(f"native/{LIBRARY.name}")
-        super().finalize_options()
+        super().run()
 
     def get_tag(self) -> tuple[str, str, str]:
         # The library knows nothing of Python.
