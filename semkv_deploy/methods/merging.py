@@ -76,6 +76,31 @@ CONSTANTS = f"""
     weight = Exp (score)
 """
 
+KEPT_ROWS = """
+    head_dim_1 = Shape <start = 3, end = 4> (key_cache)
+    one_row = Constant <value_ints = [1]> ()
+    row_shape = Concat <axis = 0> (one_row, one_row, one_row, head_dim_1)
+    kept_there = GreaterOrEqual (keep_index, zero)
+    kept_from = Max (keep_index, zero)
+    kept_column = Unsqueeze (kept_from, channel_axis)
+    kept_rows = Expand (kept_column, row_shape)
+    weight_kept = GatherElements <axis = 2> (weight, kept_from)
+"""
+"""Where what stays lies (`kept_from` `[B,H,C]`, `kept_rows` `[B,H,C,D]`), and its weights."""
+
+MEANS = """
+    total_kept_column = Unsqueeze (total_kept, channel_axis)
+    value_mean_f = Div (share_kept, total_kept_column)
+    value_mean = CastLike (value_mean_f, value_cache)
+    is_grown = Greater (total_kept, weight_kept)
+    is_grown_column = Unsqueeze (is_grown, channel_axis)
+    value_merged = Where (is_grown_column, value_mean, value_kept)
+    grown = Div (total_kept, weight_kept)
+    bias_more = Log (grown)
+    bias_merged = Add (bias_kept, bias_more)
+"""
+"""The outputs, from weights and weighted values of what stays with what was merged into it."""
+
 # What is dropped is listed first, so that as few cosines are taken as there are pairs.
 _BODY = f"""
     {CONSTANTS}
@@ -98,21 +123,15 @@ _BODY = f"""
     is_there = GreaterOrEqual (dropped_index, zero)
 
     {UNITS}
-    head_dim_1 = Shape <start = 3, end = 4> (key_cache)
-    one_row = Constant <value_ints = [1]> ()
-    row_shape = Concat <axis = 0> (one_row, one_row, one_row, head_dim_1)
+    {KEPT_ROWS}
     dropped_column = Unsqueeze (dropped_from, channel_axis)
     dropped_rows = Expand (dropped_column, row_shape)
     dropped_unit = GatherElements <axis = 2> (unit, dropped_rows)
     value_f = Cast <to = 1> (value_cache)
     dropped_value = GatherElements <axis = 2> (value_f, dropped_rows)
-    kept_from = Max (keep_index, zero)
-    kept_column = Unsqueeze (kept_from, channel_axis)
-    kept_rows = Expand (kept_column, row_shape)
     kept_unit = GatherElements <axis = 2> (unit, kept_rows)
     kept_unit_columns = Transpose <perm = [0, 1, 3, 2]> (kept_unit)
     cosine_any = MatMul (dropped_unit, kept_unit_columns)
-    kept_there = GreaterOrEqual (keep_index, zero)
     kept_there_row = Unsqueeze (kept_there, slot_axis)
     cosine = Where (kept_there_row, cosine_any, no_cosine)
     nearest = ArgMax <axis = 3, keepdims = 0> (cosine)
@@ -122,28 +141,19 @@ _BODY = f"""
     merges = And (near_there, counts)
 
     dropped_weight_any = GatherElements <axis = 2> (weight, dropped_from)
-    kept_weight = GatherElements <axis = 2> (weight, kept_from)
-    nearest_weight = GatherElements <axis = 2> (kept_weight, nearest)
+    nearest_weight = GatherElements <axis = 2> (weight_kept, nearest)
     dropped_weight_most = Min (dropped_weight_any, nearest_weight)
     dropped_weight = Where (merges, dropped_weight_most, zero_f)
-    total_weight = ScatterElements <axis = 2, reduction = "add"> (kept_weight, nearest, dropped_weight)
+    total_kept = ScatterElements <axis = 2, reduction = "add"> (weight_kept, nearest, dropped_weight)
     nearest_column = Unsqueeze (nearest, channel_axis)
     nearest_rows = Expand (nearest_column, row_shape)
     dropped_weight_column = Unsqueeze (dropped_weight, channel_axis)
     dropped_share = Mul (dropped_weight_column, dropped_value)
     value_kept_f = Cast <to = 1> (value_kept)
-    kept_weight_column = Unsqueeze (kept_weight, channel_axis)
-    kept_share = Mul (kept_weight_column, value_kept_f)
-    total_share = ScatterElements <axis = 2, reduction = "add"> (kept_share, nearest_rows, dropped_share)
-    total_weight_column = Unsqueeze (total_weight, channel_axis)
-    value_mean_f = Div (total_share, total_weight_column)
-    value_mean = CastLike (value_mean_f, value_cache)
-    grown = Div (total_weight, kept_weight)
-    is_grown = Greater (total_weight, kept_weight)
-    is_grown_column = Unsqueeze (is_grown, channel_axis)
-    value_merged = Where (is_grown_column, value_mean, value_kept)
-    bias_more = Log (grown)
-    bias_merged = Add (bias_kept, bias_more)
+    weight_kept_column = Unsqueeze (weight_kept, channel_axis)
+    kept_share = Mul (weight_kept_column, value_kept_f)
+    share_kept = ScatterElements <axis = 2, reduction = "add"> (kept_share, nearest_rows, dropped_share)
+    {MEANS}
 """
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from semkv_deploy.methods.merging import CONSTANTS, UNITS, parse_body
+from semkv_deploy.methods.merging import CONSTANTS, KEPT_ROWS, MEANS, UNITS, parse_body
 
 if TYPE_CHECKING:
     import onnx
@@ -66,32 +66,18 @@ _BODY = """
             share_after = Add (share_before, share_given)
         }
     >
-    kept_from = Max (keep_index, zero)
-    head_dim_1 = Shape <start = 3, end = 4> (key_cache)
-    one_row = Constant <value_ints = [1]> ()
-    row_shape = Concat <axis = 0> (one_row, one_row, one_row, head_dim_1)
-    kept_column = Unsqueeze (kept_from, channel_axis)
-    kept_rows = Expand (kept_column, row_shape)
-    is_there = GreaterOrEqual (keep_index, zero)
-    weight_kept = GatherElements <axis = 2> (weight, kept_from)
+    KEPT_ROWS
     total_any = GatherElements <axis = 2> (total_weight, kept_from)
-    total_kept = Where (is_there, total_any, weight_kept)
+    total_kept = Where (kept_there, total_any, weight_kept)
     share_kept = GatherElements <axis = 2> (total_share, kept_rows)
-    total_kept_column = Unsqueeze (total_kept, channel_axis)
-    value_mean_f = Div (share_kept, total_kept_column)
-    value_mean = CastLike (value_mean_f, value_cache)
-    is_grown = Greater (total_kept, weight_kept)
-    is_grown_column = Unsqueeze (is_grown, channel_axis)
-    value_merged = Where (is_grown_column, value_mean, value_kept)
-    grown = Div (total_kept, weight_kept)
-    bias_more = Log (grown)
-    bias_merged = Add (bias_kept, bias_more)
+    MEANS
 """
 
 
 def function_proto(tile: int = TILE) -> onnx.FunctionProto:
     """The function's body for TensorRT; every shape follows from the input shapes."""
-    parts = {"CONSTANTS": CONSTANTS, "UNITS": UNITS, "LAST_OF_TILE": str(tile - 1), "TILE": str(tile)}
+    parts = {"CONSTANTS": CONSTANTS, "UNITS": UNITS, "KEPT_ROWS": KEPT_ROWS, "MEANS": MEANS}
+    parts |= {"LAST_OF_TILE": str(tile - 1), "TILE": str(tile)}
     body = _BODY
     for name, text in parts.items():
         body = body.replace(name, text)
