@@ -39,14 +39,15 @@ def changed(name: str, value: Any) -> dict[str, Any]:
     return {**adapter().tensors, name: value}
 
 
-def test_what_is_written_is_read_again(tmp_path: Path):
+@pytest.mark.parametrize("placement", ["appended", "spread"])
+def test_what_is_written_is_read_again(placement: Any, tmp_path: Path):
     path = tmp_path / "new" / "adapter.safetensors"
-    save_adapter(path, adapter())
+    save_adapter(path, adapter(placement=placement))
     read = load_adapter(path)
     assert {name: tensor.tobytes() for name, tensor in read.tensors.items()} == {
         name: tensor.tobytes() for name, tensor in adapter().tensors.items()
     }
-    assert dataclasses.replace(read, tensors={}) == adapter(tensors={})
+    assert dataclasses.replace(read, tensors={}) == adapter(tensors={}, placement=placement)
     assert read.modules == ((0, "q_proj"), (1, "down_proj"))
     assert [path.name for path in path.parent.iterdir()] == ["adapter.safetensors"]
 
