@@ -1,7 +1,8 @@
 """What training is worth: KL and recall on held-out dialogues, against other ways to spend as many slots.
 
 Everything is measured with masks, in PyTorch, in one run, and every way keeps X and the open turn: `nexus` has Nexus
-rows for what came before, `streaming-llm` as many of the newest tokens, `dropped` nothing, `full` everything.
+rows for what came before, `streaming-llm` as many of the newest tokens, `h2o` as many tokens in each KV head, `dropped`
+nothing, `full` everything.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from torch import Tensor
 from semkv_deploy.evaluate.metrics import estimate, paired
 from semkv_deploy.train import losses
 from semkv_deploy.train.data import MADE
-from semkv_deploy.train.layout import PAD, Batch, batch_of, counts_for, window
-from semkv_deploy.train.objective import contiguous, masked
+from semkv_deploy.train.heavy_hitters import heavy_hitters
+from semkv_deploy.train.layout import PAD, Batch, batch_of, causal, counts_for, window
+from semkv_deploy.train.objective import Look, contiguous, masked
 
 if TYPE_CHECKING:
     from semkv_deploy.train.data import Dialogues
@@ -28,7 +30,8 @@ if TYPE_CHECKING:
 QUICK, QUICK_KEPT = 6, (0.2, 0.5)
 """Dialogues and kept shares of the measurement that goes with a checkpoint."""
 
-OURS, STREAM, DROPPED, FULL = "nexus", "streaming-llm", "dropped", "full"
+OURS, STREAM, HEAVY, DROPPED, FULL = "nexus", "streaming-llm", "h2o", "dropped", "full"
+WAYS = (OURS, STREAM, HEAVY, DROPPED, FULL)
 
 Report = Callable[[str, float | None], None]
 Example = dict[str, dict[str, float]]
@@ -75,10 +78,12 @@ def full_logits(objective: Objective, batch: Batch, rows: Tensor) -> dict[str, T
 
 def kept_logits(objective: Objective, batch: Batch, rows: Tensor) -> dict[str, Tensor]:
     """Logits `[n,V]` of one dialogue's rows, by way to spend as many slots as it has Nexus rows."""
-    stream = masked(window(batch))
+    run, looks = objective.student.run, dict[int, Look]()
+    run(masked(causal(batch), looks), contiguous(batch), ids=batch.ids, head=None)
+    others = {STREAM: masked(window(batch)), HEAVY: heavy_hitters(batch, looks)}
     return {
         OURS: objective.student_logits(batch, rows)[0],
-        STREAM: objective.student.run(stream, contiguous(batch), ids=batch.ids, head=rows)[0],
+        **{name: run(attend, contiguous(batch), ids=batch.ids, head=rows)[0] for name, attend in others.items()},
     }
 
 
@@ -156,7 +161,7 @@ def _summary(measured: list[Example], used: list[tuple[int, int]]) -> dict[str, 
         having = [each for each in measured if metric in each[OURS]]
         if not having:
             continue
-        for name in (OURS, STREAM, DROPPED, FULL):
+        for name in WAYS:
             values = [each[name][metric] for each in having]
             result["methods"].setdefault(name, {})[metric] = _rounded(estimate(values))
             if name != OURS:
@@ -175,7 +180,7 @@ def markdown(table: dict[str, Any]) -> str:
     lines = [
         f"{table['examples']} held-out dialogues a row, seed {table['seed']}; means over dialogues with 95 % bootstrap",
         "intervals. KL and nll in nats over all tokens after the first turn, recall by raw completion. All ways keep",
-        "the beginning and the open turn; Nexus rows and StreamingLLM's window have equally many slots.",
+        "the beginning and the open turn; Nexus rows, StreamingLLM and H2O have equally many slots.",
         "",
         "| task | kept | slots per token | way | KL from the full cache | nll | recall |",
         "|---|---|---|---|---|---|---|",

@@ -71,6 +71,19 @@ def streaming_sees(rows: Sequence[Row], query: Row, key: Row) -> bool:
     return between <= slots
 
 
+def heavy_slots(turns: Sequence[int], mass: Rows, of: int, slots: int, *, pinned: int = PINNED) -> set[int]:
+    """Tokens of earlier turns that H2O keeps for turn `of`, in one KV head: half the newest, half the heaviest.
+
+    Args:
+        turns: of each text row. mass: `[rows][rows]`, what each row's queries looked at each row.
+    """
+    earlier = [row for row, turn in enumerate(turns) if turn != pinned and turn < of]
+    recent = earlier[len(earlier) - min(slots // 2, len(earlier)) :]
+    older = earlier[: len(earlier) - len(recent)]
+    got = {row: sum(mass[query][row] for query, turn in enumerate(turns) if turn < of) for row in older}
+    return {*recent, *sorted(older, key=lambda row: -got[row])[: slots - len(recent)]}
+
+
 def _log_softmax(logits: Sequence[float]) -> list[float]:
     top = max(logits)
     total = math.log(sum(math.exp(value - top) for value in logits))

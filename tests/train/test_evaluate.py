@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import torch
 
+from semkv_deploy.train import reference
 from semkv_deploy.train.data import Dialogues
 from semkv_deploy.train.evaluate import (
     DROPPED,
     FULL,
+    HEAVY,
     OURS,
     STREAM,
     evaluate,
@@ -21,9 +23,11 @@ from semkv_deploy.train.evaluate import (
     measure,
     write,
 )
-from semkv_deploy.train.layout import Dialogue, batch_of
+from semkv_deploy.train.heavy_hitters import seen_by_heads
+from semkv_deploy.train.layout import PINNED, Dialogue, batch_of, causal
 from semkv_deploy.train.loop import make_objective, make_student
-from tests.train.conftest import Loaded, small, tiny_model
+from semkv_deploy.train.objective import Look, attention_weights, contiguous, masked
+from tests.train.conftest import Loaded, random_dialogue, small, tiny_model
 
 CPU = torch.device("cpu")
 
@@ -46,10 +50,29 @@ def test_a_window_over_everything_is_the_full_cache_and_none_is_dropped_history(
         assert rows.tolist() == [7, 8, 9, 10, 11]
         with torch.no_grad(), objective.student.attending():
             logits = {**full_logits(objective, batch, rows), **kept_logits(objective, batch, rows)}
-        assert set(logits) == {FULL, OURS, STREAM, DROPPED}
-        for name in (OURS, STREAM, DROPPED):
+        assert set(logits) == {FULL, OURS, STREAM, HEAVY, DROPPED}
+        for name in (OURS, STREAM, HEAVY, DROPPED):
             same = torch.allclose(logits[name], logits[FULL], atol=1e-4)
-            assert same == (name == STREAM and twin == FULL), (name, counts)
+            assert same == (name in (STREAM, HEAVY) and twin == FULL), (name, counts)
+
+
+def test_h2o_keeps_the_newest_and_the_heaviest_of_each_head(objective):
+    batch = batch_of([random_dialogue(3, (12, 9, 7))], [[5, 4]])
+    looks: dict[int, Look] = {}
+    with torch.no_grad(), objective.student.attending():
+        objective.student.run(masked(causal(batch), looks), contiguous(batch), ids=batch.ids, head=None)
+    turns = batch.turn[0].tolist()
+    for look in looks.values():
+        heads, rows = look.key.shape[1], len(turns)
+        weights = attention_weights(look.query, look.key, causal(batch), look.scale)[0]
+        seen = seen_by_heads(batch, look)[0]
+        for head in range(heads):
+            mass = weights.unflatten(0, (heads, -1))[head].sum(0).tolist()
+            for query in range(rows):
+                slots = {0: 0, 1: 5, 2: 9}.get(turns[query], 0)
+                kept = reference.heavy_slots(turns, mass, turns[query], slots) if slots else set()
+                own = {row for row in range(query + 1) if turns[row] in (PINNED, turns[query])}
+                assert set(torch.nonzero(seen[head, query])[:, 0].tolist()) == own | kept, (head, query)
 
 
 def test_recall_counts_answers_that_are_right_as_a_whole():
@@ -81,4 +104,4 @@ def test_a_table_has_every_task_share_and_way_with_intervals(objective, tokenize
         assert row["methods"][FULL]["kl"][0] == 0 < ours
     write(table, tmp_path)
     assert json.loads((tmp_path / "evaluation.json").read_text()) == table
-    assert (tmp_path / "evaluation.md").read_text().count("\n| ") == 2 + 4 * 4 - 1
+    assert (tmp_path / "evaluation.md").read_text().count("\n| ") == 2 + 4 * 5 - 1
