@@ -121,6 +121,16 @@ def test_bytes_are_those_of_the_type(bundles: dict[str, Path], dtype: str, bytes
     assert Bundle.open(bundles[dtype]).share(f"{128 * 2 * 2 * 2 * bytes_a_row}B") == 0.25
 
 
+def test_rows_lie_in_as_few_cache_lines_as_they_can(bundles: dict[str, Path]) -> None:
+    """Steps that read chosen slots take every line that a row touches; so do the buffers that a compression gives."""
+    session = opened(bundles["int8"])
+    conversation(session)
+    assert session.stats.runs > 0
+    for name in ("key", "value", "key_scale", "slot_bias"):
+        for group in range(2):
+            assert session.engine.read(name, group).ctypes.data % 64 == 0
+
+
 @pytest.mark.parametrize("dtype", CACHES)
 def test_a_saved_session_goes_on(bundles: dict[str, Path], dtype: str, tmp_path: Path) -> None:
     session = opened(bundles[dtype])
