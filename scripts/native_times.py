@@ -21,12 +21,23 @@ import numpy as np
 import onnxruntime
 from onnx import TensorProto, helper
 
+CACHE_LINE = 64
+
 TYPES = {
     "float32": (TensorProto.FLOAT, np.float32),
     "float16": (TensorProto.FLOAT16, np.float16),
     "bfloat16": (TensorProto.BFLOAT16, np.int16),
     "int8": (TensorProto.INT8, np.int8),
 }
+
+
+def placed(array: np.ndarray[Any, Any], offset: int) -> np.ndarray[Any, Any]:
+    """The array, `offset` bytes behind the begin of a cache line."""
+    memory = np.zeros(array.nbytes + 2 * CACHE_LINE, np.uint8)
+    begin = -memory.ctypes.data % CACHE_LINE + offset
+    moved = memory[begin : begin + array.nbytes].view(array.dtype).reshape(array.shape)
+    moved[:] = array
+    return moved
 
 
 class Subject:
@@ -71,7 +82,7 @@ class Subject:
                     values = values.view(np.int16)[..., 1::2].copy()
                 else:
                     values = (values * 30 if element is np.int8 else values).astype(element)
-                inputs[f"{which}.{layer}"] = (cache_type, values)
+                inputs[f"{which}.{layer}"] = (cache_type, placed(values, args.offset))
                 outputs[f"{which}_out.{layer}"] = inputs[f"{which}.{layer}"]
                 caches.append(f"{which}.{layer}")
             outputs[f"output.{layer}"] = (TensorProto.FLOAT, np.zeros_like(inputs["query"][1]))
@@ -159,6 +170,7 @@ def main() -> None:
     parser.add_argument("--heads", type=int, nargs=2, default=[9, 3], help="query heads, KV heads")
     parser.add_argument("--head-size", type=int, default=64)
     parser.add_argument("--layers", type=int, default=30)
+    parser.add_argument("--offset", type=int, default=0, help="of caches, bytes behind the begin of a cache line")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--kinds", nargs="+", default=["gqa", "gqa bias", "float32", "float16", "bfloat16", "int8"])
     args = parser.parse_args()

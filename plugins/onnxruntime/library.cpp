@@ -32,10 +32,10 @@ std::vector<std::unique_ptr<Operator>>& operators()
 }
 } // namespace
 
-// Changes whenever a graph that names this library's operators would mean something else.
+// Grows whenever graphs may name operators that libraries before do not have, or would mean something else by one.
 SEMKV_EXPORT int semkv_onnxruntime_version()
 {
-    return 1;
+    return 2;
 }
 
 // The instruction set that kernels run on here.

@@ -234,22 +234,35 @@ def _session_bytes(need: Need) -> int:
 
 def _onnxruntime_compressor(need: Need, cache_dtype: CacheType, *, native: bool) -> int:
     """Scratch of compressing one group, in copies of its keys in float32, and bytes a slot and group for similarities
-    (measured with two workers, which share an arena: 1 to 6 rows, 2 to 8 heads of 64 and 128, 1,024 to 4,096 slots;
-    native: 1 and 3 rows of 1,024 slots)."""
-    # Programs work in float32: keys and values on their way in and out.
+    (measured with two workers, which share an arena: 1 to 6 rows, 2 to 8 heads of 64 and 128, 1,024 to 4,096 slots)."""
+    if native and not (need.method.merges_dropped or need.method.scores):
+        return _native_compressor(need, cache_dtype)
+    # These programs work in float32: keys and values on their way in and out.
     widened = int(2.7 * need.keys) if cache_dtype != "float32" else 0
     if need.method.merges_dropped:
         return _merging(need) + widened
     if need.method.scores:
         return _scoring(need) + widened
     if need.method.fitted_queries:
-        return _fitting(need) + widened
+        return _fitting(need)
     if not need.method.merges:
-        return int(1.1 * need.keys) + widened
-    if native:
-        return int(5.3 * need.keys) + widened
+        return int(1.1 * need.keys)
     unrotates = need.method.unrotates and need.shape.rotated_alike
     return int((8.6 if unrotates else 7.2) * need.keys) + 600 * need.slots * need.cluster_groups
+
+
+def _native_compressor(need: Need, cache_dtype: CacheType) -> int:
+    """What native operators work in, one row of the batch at a time (counted, and measured: 3 rows of 1,024 slots)."""
+    capacity, head_dim, heads = need.largest.capacity, need.shape.head_dim, len(need.largest.heads)
+    if need.method.fitted_queries:
+        # A head at a time: its keys, values and new values in float32, and its queries' attention, whole and chosen.
+        return capacity * FLOAT * (3 * head_dim + 2 * need.method.fitted_queries)
+    if not need.method.merges:
+        return 0
+    # Merged caches, before what is still too many is evicted; unit keys, and similarities to slots within the span.
+    merged = 2 * need.slots * heads * row_bytes(cache_dtype, head_dim)
+    nearby = (need.method.merge_span + 32) * need.cluster_groups
+    return merged + capacity * FLOAT * (heads * head_dim + nearby)
 
 
 def _scoring(need: Need) -> int:

@@ -173,6 +173,16 @@ def fitted(values_too: bool) -> str:
     """
 
 
+def native_fitted(values_too: bool) -> str:
+    """Text in place of `CompactCache` and `fitted`, by the form of the operator that does both (`ops.native`)."""
+    return f"""
+        key_cache_out, value_cache_out, slot_bias_out, length_out =
+            semkv.CompactCache_fitted <values: int = {int(values_too)}> (
+                key_cache, value_cache, slot_bias, keep_index, length, target, scored, reference_queries)
+        reference_queries_out = Sub (reference_queries, reference_queries)
+    """
+
+
 def fit_slots(before: dict[str, Tensor], after: dict[str, Tensor], counts: Tensor, values_too: bool) -> None:
     """The reference: changes `slot_bias` and `value_cache` of `after` in place.
 

@@ -207,6 +207,13 @@ class Method(BaseModel):
         """
         raise NotImplementedError(f"{self.kind} keeps every token")
 
+    def native_compressor(self, model: ModelFacts) -> onnx.ModelProto:
+        """`compressor` on forms of operators that have no body (`ops.native`), for a target that has them.
+
+        By default the portable graph.
+        """
+        return self.compressor(model)
+
     # What a host does.
 
     def recent_slots(self, target: int) -> int:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, model_validator
 
 from semkv_deploy.methods import rotation, text
-from semkv_deploy.methods.attention_matching import QUERIES, REFERENCE_QUERIES, fit_slots, fitted
+from semkv_deploy.methods.attention_matching import QUERIES, REFERENCE_QUERIES, fit_slots, fitted, native_fitted
 from semkv_deploy.methods.base import BiasMode, Method, State
 from semkv_deploy.methods.behaviours import ReadAgain
 from semkv_deploy.methods.importance_prediction import (
@@ -80,6 +80,11 @@ _RECORDED_SCORE = f"""
     attention = Max (slot_attention, least)
     log_attention = Log (attention)
     score = Mul (log_attention, scored)
+"""
+
+_CHOSEN = """
+    key_cache_out, value_chosen, bias_chosen, length_out =
+        semkv.CompactCache (key_cache, value_cache, slot_bias, keep_index)
 """
 
 _UNCHANGED = """
@@ -202,6 +207,16 @@ class Importance(Method):
             record_attention(decoder, self.fitted_queries)
 
     def compressor(self, model: ModelFacts) -> onnx.ModelProto:
+        standing = {"none": _UNCHANGED, "merge": MERGED}.get(self.fits) or fitted(self.fits == "all")
+        return self._compressor(model, _CHOSEN + standing)
+
+    def native_compressor(self, model: ModelFacts) -> onnx.ModelProto:
+        if not self.fitted_queries:
+            return self.compressor(model)
+        return self._compressor(model, native_fitted(self.fits == "all"))
+
+    def _compressor(self, model: ModelFacts, moved_slots: str) -> onnx.ModelProto:
+        """The graph around the text that moves the slots of `keep_index` and makes them stand for the others."""
         heads, features = model.kv_heads, feature_count(model)
         if self.reads_again:
             more = {"slot_attention": f"float[batch,{heads},capacity]", "scored": "float"}
@@ -216,7 +231,6 @@ class Importance(Method):
                 before = rotation.UNROTATE.format(**rotation.parameters(model))
             score = _PREDICTED_SCORE.format(before=before, heads=heads, columns=features + 1, dim=model.head_dim)
             moved = ""
-        standing = {"none": _UNCHANGED, "merge": MERGED}.get(self.fits) or fitted(self.fits == "all")
         own_inputs = tuple(more)
         more |= dict.fromkeys(self.more_columns, f"int64[batch,{heads},capacity]")
         moved += "".join(text.move_column(name) for name in self.more_columns)
@@ -234,9 +248,7 @@ class Importance(Method):
             {score}
             {self.pool_text}
             {KEEP_HIGHEST}
-            key_cache_out, value_chosen, bias_chosen, length_out =
-                semkv.CompactCache (key_cache, value_cache, slot_bias, keep_index)
-            {standing}
+            {moved_slots}
             final_index = Identity (keep_index)
             {text.MOVE_METADATA}
             {moved}

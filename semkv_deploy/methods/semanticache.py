@@ -24,7 +24,7 @@ from semkv_deploy.methods.base import Method, State
 from semkv_deploy.methods.behaviours import NO_MERGE
 from semkv_deploy.methods.eviction import EVICT_OLDEST, evict_oldest
 from semkv_deploy.methods.layout import COMPRESS
-from semkv_deploy.methods.semanticache_cluster import cluster_state, cluster_text
+from semkv_deploy.methods.semanticache_cluster import cluster_state, cluster_text, native_cluster_text
 from semkv_deploy.methods.threshold_curve import LEVELS, THRESHOLDS, ThresholdCurve, measure
 
 if TYPE_CHECKING:
@@ -149,17 +149,26 @@ class SemantiCache(Method):
         return [round(max(start - LADDER_STEP * step, -1.0), 4) for step in range(LEVELS)]
 
     def compressor(self, model: ModelFacts) -> onnx.ModelProto:
-        if self.merge_keys == "auto":
-            return self.resolve(model).compressor(model)
+        method = self.resolve(model)
+        return method._compressor(model, cluster_text(method, model), "SemanticCluster", "CompactCache")
+
+    def native_compressor(self, model: ModelFacts) -> onnx.ModelProto:
+        method = self.resolve(model)
+        if method.center:
+            return method.compressor(model)
+        return method._compressor(model, native_cluster_text(method, model), "CompactCache")
+
+    def _compressor(self, model: ModelFacts, clustering: str, *operators: str) -> onnx.ModelProto:
+        """The graph around the text that clusters; `operators` have bodies."""
         return text.parse_compressor(
             model,
             cluster_groups=self.cluster_groups(model.kv_heads),
             inputs=("thresholds", "target", "sinks", "recent"),
-            operators=("SemanticCluster", "CompactCache"),
+            operators=operators,
             body=f"""
             {text.SLOTS}
             before_window = Sub (length, recent)
-            {cluster_text(self, model)}
+            {clustering}
             {EVICT_OLDEST}
             key_cache_out, value_cache_out, slot_bias_out, length_out =
                 semkv.CompactCache (clustered_key, clustered_value, clustered_bias, keep_index)

@@ -124,6 +124,30 @@ def cluster_text(method: SemantiCache, model: ModelFacts) -> str:
     )
 
 
+def native_cluster_text(method: SemantiCache, model: ModelFacts) -> str:
+    """What `cluster_text` defines, by the form of the operator that takes keys as positions rotated them.
+
+    A method that centers keys has none: what they have in common is taken from them before they are compared.
+    """
+    form, more, frequency = "SemanticCluster", "", ""
+    if method.unrotates:
+        form, more = "SemanticCluster_unrotated", ", slot_position, frequency"
+        frequency = "frequency = Constant <value = float[{half}] {{{frequencies}}}> ()"
+    return "".join(
+        (
+            _CHUNKS.replace("WIDTH", str(method.neighbours)),
+            _DELIMITERS[method.delimiters],
+            _ALL_LEVELS,
+            frequency and frequency.format(**rotation.parameters(model)),
+            f"""
+            clustered_key, clustered_value, clustered_bias, clustered_length, source_slot, level =
+                semkv.{form} <span: int = {method.span}, seed_keys: int = {int(method.merge == "values")}> (
+                    key_cache, value_cache, slot_bias, length, chunk_id, thresholds, target{more})
+            """,
+        )
+    )
+
+
 def _keys(method: SemantiCache, unrotated: bool) -> str:
     if method.merge == "values":
         return f"{_SEED} clustered_key = Identity (key_seed)"

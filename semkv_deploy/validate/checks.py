@@ -11,10 +11,11 @@ from semkv_deploy.bundle import TensorRTRecord
 from semkv_deploy.bundle.contract import graph_contract
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.lint.aliases import alias_map, check_alias_safety
+from semkv_deploy.model.names import REFERENCE_QUERIES
 from semkv_deploy.targets import TO_RUN, open_engine
 from semkv_deploy.targets.onnxruntime.engine import OnnxRuntimeEngine
 from semkv_deploy.validate import weights
-from semkv_deploy.validate.compare import AS_SHIPPED, CACHES, FLOAT16, INT8
+from semkv_deploy.validate.compare import AS_SHIPPED, CACHES, FITTED, FLOAT16, INT8
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -137,11 +138,13 @@ def _onnxruntime(in_place: Graphs, portable: Path, target: str, record: OnnxRunt
     copying = in_place._replace(in_place=False)
     (graph,), (decoder,) = in_place.opened.contract.decoders, in_place.decoders
     found = [_aliases(target, "aliases", decoder, graph.aliases)]
-    dtype = in_place.opened.contract.dtype
+    contract = in_place.opened.contract
+    dtype, fitted = contract.dtype, any(buffer.name == REFERENCE_QUERIES for buffer in contract.cache.buffers)
+    strict = FITTED if fitted and contract.native is not None else STRICT
     if record.weights == "fp32":
-        tolerance = STRICT
+        tolerance = strict
         if dtype != "float32":
-            found.append(Check(target, "float32 caches", STRICT, _with_float32_caches(in_place, portable, folder)))
+            found.append(Check(target, "float32 caches", strict, _with_float32_caches(in_place, portable, folder)))
             tolerance = CACHES[dtype]
         found += [Check(target, "in place", tolerance, in_place), Check(target, "copying", tolerance, copying)]
     else:
@@ -159,7 +162,7 @@ def _onnxruntime(in_place: Graphs, portable: Path, target: str, record: OnnxRunt
             exact = _with_float32_caches(exact, portable, folder)
         found += [
             Check(target, "weights", passed=_of_weights(record)),
-            Check(target, "float32 activations", STRICT, exact, reference),
+            Check(target, "float32 activations", strict, exact, reference),
             Check(target, "in place", INT8, in_place, shipped),
             Check(target, "copying", INT8, copying, shipped),
         ]

@@ -12,7 +12,10 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor
 
-from semkv_deploy.ops import DOMAIN, SPECS
+from semkv_deploy.ops import DOMAIN, native
+from semkv_deploy.ops import SPECS as PORTABLE
+
+SPECS = {**PORTABLE, **native.SPECS}
 
 ONNX_TYPES = {
     torch.float32: TensorProto.FLOAT,

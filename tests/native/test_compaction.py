@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from semkv_deploy.ops import compact_cache, semantic_cluster
+from semkv_deploy.ops import compact_cache, native, semantic_cluster
+from semkv_deploy.ops.native import narrowed, rotated, widened
 
 from .runner import run_node
 
@@ -51,6 +52,21 @@ def test_kept_slots_come_out_bit_for_bit(
     got = run_node(native_library, "CompactCache", (), inputs, outputs, in_place=in_place)
     for found, wanted in zip(got, want, strict=True):
         assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_kept_codes_come_out_with_their_scales(native_library: Path, in_place: bool) -> None:
+    batch, heads, capacity = 2, 2, 24
+    keys, values, bias = caches(batch, heads, capacity, 12, torch.float32, 2)
+    index = torch.tensor([[[3, 4, 5, -1, 20, 19] + 18 * [-1]], [list(range(capacity))]])
+    (key, key_scale), (value, value_scale) = narrowed(keys, torch.int8), narrowed(values, torch.int8)
+    inputs = [key, value, bias, index, key_scale, value_scale]
+    want = native.compact_reference(*inputs)
+    outputs = fresh(("length_out", want[3]))
+    got = run_node(native_library, "CompactCache", ("int8",), inputs, outputs, in_place=in_place)
+    for found, wanted in zip(got, want, strict=True):
+        assert torch.equal(found, wanted)
+    assert want[4][0, 0, 4] == key_scale[0, 0, 19] and want[4][0, 0, 5:].abs().sum() == 0
 
 
 def test_slots_outside_the_cache_are_refused(native_library: Path) -> None:
@@ -121,3 +137,63 @@ def test_a_capacity_that_span_does_not_divide_is_refused(native_library: Path) -
     outputs = fresh(("length_out", want[3]), ("source_slot", want[4]), ("level", want[5]))
     with pytest.raises(Exception, match="the capacity: expected a multiple of span 64, got 48"):
         run_node(native_library, "SemanticCluster", (), inputs, outputs, span=64)
+
+
+@pytest.mark.parametrize("seed_keys", [0, 1])
+@pytest.mark.parametrize("by_head", [True, False])
+@pytest.mark.parametrize("dtype", [*TYPES, torch.int8], ids=str)
+def test_caches_as_they_lie(native_library: Path, dtype: torch.dtype, by_head: bool, seed_keys: int) -> None:
+    """Rotated by positions, and codes: the same slots and levels, seeds and slots alone bit for bit, means rounded."""
+    for seed in range(2):
+        inputs = cluster_inputs(torch.float32, by_head, seed)
+        frequency = 10_000.0 ** -(torch.arange(0, 14, 2) / 14)
+        position = torch.arange(inputs[0].shape[2]) * 37 + 9000
+        position = position.expand(4, inputs[4].shape[1], -1).contiguous()
+        inputs[0] = rotated(inputs[0], position, frequency)
+        (inputs[0], key_scale), (inputs[1], value_scale) = (narrowed(rows, dtype) for rows in inputs[:2])
+        more = {"slot_position": position, "frequency": frequency}
+        scales = {"key_scale": key_scale, "value_scale": value_scale} if dtype == torch.int8 else {}
+        want = native.cluster_reference(*inputs, **more, **scales, span=16, seed_keys=seed_keys)
+        outputs = fresh(("length_out", want[3]), ("source_slot", want[4]), ("level", want[5]))
+        options = ("unrotated", "int8") if scales else ("unrotated",)
+        given = [*inputs, *more.values(), *scales.values()]
+        got = run_node(native_library, "SemanticCluster", options, given, outputs, span=16, seed_keys=seed_keys)
+        for found, wanted in zip(got[3:6], want[3:6], strict=True):
+            assert torch.equal(found, wanted)
+        torch.testing.assert_close(got[2], want[2])
+        allowed = {torch.float32: 3e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2, torch.int8: 5e-2}[dtype]
+        for part in range(2):
+            found, wanted = (widened(each[part], each[6 + part] if scales else None) for each in (got, want))
+            torch.testing.assert_close(found, wanted, atol=allowed, rtol=allowed)
+            alone = (want[2] == inputs[2].gather(2, want[4].clamp_min(0).expand_as(want[2]))) & (want[4] >= 0)
+            same = alone if part or not seed_keys else (want[4] >= 0).expand_as(alone)
+            assert alone.any() and torch.equal(got[part][same], want[part][same])
+
+
+def test_more_frequencies_than_a_head_has_are_refused(native_library: Path) -> None:
+    inputs = cluster_inputs(torch.float32, False, 0)
+    want = semantic_cluster.reference(*inputs, span=16)
+    outputs = fresh(("length_out", want[3]), ("source_slot", want[4]), ("level", want[5]))
+    inputs += [torch.zeros(want[4].shape, dtype=torch.int64), torch.ones(11)]
+    with pytest.raises(Exception, match="frequencies: expected at most 10, half the head size, got 11"):
+        run_node(native_library, "SemanticCluster", ("unrotated",), inputs, outputs, span=16)
+
+
+@pytest.mark.parametrize("span", [32, 64])
+def test_a_long_cache_of_many_chunks(native_library: Path, span: int) -> None:
+    """Tiles and their neighbours: sinks and a window that stay, chunks shorter and longer than the span, dead slots."""
+    heads, capacity = 3, 6 * 64
+    keys, values, bias = caches(1, heads, capacity, 64, torch.float32, 5)
+    bias[:, :, 100:103] = -math.inf
+    chunk = torch.cat([torch.arange(60) // 7, 100 + torch.arange(324) // 90])
+    chunk[:5] = chunk[300:] = -1
+    chunk[50:290:17] = -1
+    chunks = torch.stack([chunk, torch.where(chunk >= 0, chunk // 2, -1)]).expand(1, 1, 2, capacity).contiguous()
+    lengths, thresholds, target = torch.tensor([capacity - 3]), torch.tensor([0.9, 0.6]), torch.tensor([250])
+    inputs = [keys, values, bias, lengths, chunks, thresholds, target]
+    want = semantic_cluster.reference(*inputs, span=span)
+    outputs = fresh(("length_out", want[3]), ("source_slot", want[4]), ("level", want[5]))
+    got = run_node(native_library, "SemanticCluster", (), inputs, outputs, span=span)
+    assert want[5] == 1 and want[3] < capacity - 60
+    for found, wanted in zip(got, want, strict=True):
+        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)

@@ -234,7 +234,7 @@ def test_native_operators_run_only_with_consent(
         patch.setattr(native, "LIBRARY", native_library)
         bundle = bundle_of("streaming-llm", native="on")
     options: dict[str, Any] = {"bundle": str(bundle), "onnxruntime": onnxruntime_library()}
-    sentence = "the bundle's graphs have native operators (expected libsemkv_onnxruntime.so of version 1, named by the"
+    sentence = "the bundle's graphs have native operators (expected libsemkv_onnxruntime.so of version 2, named by the"
     refused(cpp, NO_TARGET, sentence, "open", **options)
     digest = hashlib.sha256(native_library.read_bytes()).hexdigest()
     cpp("open", **options, native_library=str(native_library), native_sha256=digest)

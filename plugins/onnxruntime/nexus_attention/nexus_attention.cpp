@@ -1,11 +1,10 @@
 // How a call is divided among threads. Pieces follow from sizes alone, so that results do not depend on the threads.
 #include "nexus_attention.h"
 
+#include "../aligned.h"
 #include "kernels.h"
 
 #include <algorithm>
-#include <memory>
-#include <new>
 #include <type_traits>
 #include <vector>
 
@@ -22,25 +21,14 @@ constexpr int64_t kLeastPositions = 4 * kBlock;
 // Where rows are divided: so many make packing their queries, and reading keys and values once for each of them, cheap.
 constexpr int64_t kMostRows = 256;
 
-struct Aligned
-{
-    void operator()(float* p) const { ::operator delete[](p, std::align_val_t{64}); }
-};
-using Floats = std::unique_ptr<float[], Aligned>;
-
-Floats allocate(size_t count)
-{
-    return Floats(static_cast<float*>(::operator new[](count * sizeof(float), std::align_val_t{64})));
-}
-
 // Memory of this thread that outlives the call: fresh pages for every call would cost more than some calls.
 float* scratch(size_t count)
 {
-    thread_local Floats memory;
+    thread_local AlignedFloats memory;
     thread_local size_t size = 0;
     if (size < count)
     {
-        memory = allocate(count);
+        memory = alignedFloats(count);
         size = count;
     }
     return memory.get();
@@ -146,7 +134,7 @@ void attendFewRows(std::vector<HeadView> const& heads, NexusAttentionKernels con
 {
     int64_t const rows = heads[0].queryRows(), stride = kernels.paddedSize(heads[0].call->headSize);
     std::vector<Piece> const pieces = divide(heads);
-    Floats const sums = allocate(pieces.size() * static_cast<size_t>(rows * stride));
+    AlignedFloats const sums = alignedFloats(pieces.size() * static_cast<size_t>(rows * stride));
     std::vector<RowState> pieceStates(pieces.size() * static_cast<size_t>(rows));
     parallel(pieces.size(), [&](size_t p) {
         auto const [h, from, end] = pieces[p];
@@ -201,7 +189,7 @@ void nexusAttention(NexusAttentionCall const& call, Parallel const& parallel)
     }
     int64_t const rows = heads[0].queryRows(), stride = kernels.paddedSize(call.headSize);
     bool const few = rows <= kFewRows;
-    Floats const queries = few || call.mass != nullptr ? allocate(heads.size() * static_cast<size_t>(rows * stride)) : nullptr;
+    AlignedFloats const queries = few || call.mass != nullptr ? alignedFloats(heads.size() * static_cast<size_t>(rows * stride)) : nullptr;
     std::vector<RowState> states(heads.size() * static_cast<size_t>(rows));
     auto const prepare = [&](size_t h) {
         appendRows(call, kernels, heads[h].batchRow, heads[h].kvHead);

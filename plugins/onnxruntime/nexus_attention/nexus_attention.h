@@ -1,26 +1,13 @@
 // NexusAttention on a CPU: one call's sizes and pointers, and the function that runs it. Knows nothing of ONNX Runtime.
 #pragma once
 
+#include "../element.h"
 #include "../parallel.h"
 
-#include <cstddef>
 #include <cstdint>
 
 namespace semkv::native
 {
-enum class Element : int32_t
-{
-    kFloat32,
-    kFloat16,
-    kBfloat16,
-    kInt8
-};
-
-constexpr size_t elementBytes(Element element)
-{
-    return element == Element::kFloat32 ? 4 : element == Element::kInt8 ? 1 : 2;
-}
-
 // Letters as in the operator's contract (semkv_deploy/ops/nexus_attention.py).
 struct NexusAttentionCall
 {

@@ -7,6 +7,7 @@
 #define SEMKV_OUTPUT_INL_H
 #endif
 
+#include "../simd/convert-inl.h"
 #include "rows-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -14,19 +15,6 @@ namespace semkv::native
 {
 namespace HWY_NAMESPACE
 {
-// Calls `code` with a pointer to `element`s.
-template <class Code>
-HWY_INLINE void withType(Element element, void const* data, Code const& code)
-{
-    switch (element)
-    {
-    case Element::kFloat32: return code(static_cast<float const*>(data));
-    case Element::kFloat16: return code(static_cast<Half const*>(data));
-    case Element::kBfloat16: return code(static_cast<Brain const*>(data));
-    case Element::kInt8: return code(static_cast<int8_t const*>(data));
-    }
-}
-
 // Where row r of a head lies in `query` and `output` [B,Hq,S,D], in elements.
 inline int64_t elementOf(HeadView const& head, int64_t r)
 {
@@ -97,29 +85,6 @@ inline RowState merge(HeadView const& head, int64_t r, int64_t pieces, float con
     }
     storeOutput(head, r, row, 1.0f / merged.sum);
     return merged;
-}
-
-// A row as codes: the largest magnitude becomes 127, ratios are rounded half to even.
-template <class From>
-HWY_INLINE float quantize(From const* row, int64_t size, int8_t* codes)
-{
-    auto largest = hn::Zero(Floats());
-    for (int64_t i = 0; i < size; i += kLanes)
-    {
-        largest = hn::Max(largest, hn::Abs(load(row + i, static_cast<size_t>(size - i))));
-    }
-    float const scale = hn::ReduceMax(Floats(), largest) / 127.0f;
-    auto const divisor = hn::Set(Floats(), scale > 0.0f ? scale : 1.0f);
-    for (int64_t i = 0; i < size; i += kLanes)
-    {
-        auto const ratio = hn::Div(load(row + i, static_cast<size_t>(size - i)), divisor);
-        auto const rounded = hn::Clamp(hn::Round(ratio), hn::Set(Floats(), -127.0f), hn::Set(Floats(), 127.0f));
-        hn::Rebind<int8_t, Floats> const narrow;
-        auto const code = hn::DemoteTo(narrow, hn::ConvertTo(Ints(), rounded));
-        auto const count = std::min(kLanes, static_cast<size_t>(size - i));
-        hn::StoreN(code, narrow, codes + i, count);
-    }
-    return scale;
 }
 
 inline void append(void const* rows, Element element, int64_t count, int64_t size, void* cache, Element cacheElement,

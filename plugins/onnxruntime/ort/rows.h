@@ -1,6 +1,7 @@
 // Rows that move from an input to an output of its shape, which may be one buffer.
 #pragma once
 
+#include "../element.h"
 #include "api.h"
 
 #include <cstring>

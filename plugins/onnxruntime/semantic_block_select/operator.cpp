@@ -1,6 +1,6 @@
 #include "operator.h"
 
-#include "../semantic_cluster/dot.h"
+#include "../simd/dot.h"
 
 #include <algorithm>
 #include <limits>

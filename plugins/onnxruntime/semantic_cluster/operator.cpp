@@ -1,12 +1,9 @@
 #include "operator.h"
 
-#include "../nexus_attention/kernels.h"
 #include "../ort/rows.h"
-#include "clusters.h"
+#include "semantic_cluster.h"
 
-#include <algorithm>
-#include <cmath>
-#include <limits>
+#include <optional>
 
 namespace semkv::native
 {
@@ -14,133 +11,17 @@ namespace
 {
 char const* const kWhere = "semkv SemanticCluster";
 
-// Everything of one call.
-struct Work
-{
-    Element element;
-    int64_t heads, capacity, size, groups, levels, span;
-    Rows const& keys;
-    Rows const& values;
-    Rows const& bias;
-    int64_t const* chunks;
-    float const* thresholds;
-    int64_t* source;
-
-    int64_t perGroup() const { return heads / groups; }
-
-    // A row of keys or values as float32.
-    void widen(Rows const& rows, int64_t row, float* to) const
-    {
-        nexusAttentionKernels().append(rows.from(row), element, 1, size, to, Element::kFloat32, nullptr);
-    }
-
-    float const* biasOf(int64_t head) const { return static_cast<float const*>(bias.from(head * capacity)); }
-};
-
-// Keys of a group's heads side by side, each of length 1.
-std::vector<float> unitKeys(Work const& work, int64_t b, int64_t g, int64_t used)
-{
-    int64_t const width = work.perGroup() * work.size;
-    std::vector<float> unit(static_cast<size_t>(used * width));
-    Dot const dot = dotProduct();
-    for (int64_t slot = 0; slot < used; ++slot)
-    {
-        for (int64_t h = 0; h < work.perGroup(); ++h)
-        {
-            float* key = unit.data() + slot * width + h * work.size;
-            work.widen(work.keys, (b * work.heads + g * work.perGroup() + h) * work.capacity + slot, key);
-            float const norm = std::sqrt(dot(key, key, static_cast<size_t>(work.size)));
-            float const floored = std::max(norm, 1e-12f);
-            std::transform(key, key + work.size, key, [=](float each) { return each / floored; });
-        }
-    }
-    return unit;
-}
-
-// The weighted mean of a cluster's rows.
-void mean(Work const& work, Rows const& rows, int64_t head, Cluster const& members, std::vector<float> const& weights,
-    int64_t to)
-{
-    std::vector<float> row(static_cast<size_t>(work.size)), sum(row.size(), 0.0f);
-    float total = 0.0f;
-    for (size_t m = 0; m < members.size(); ++m)
-    {
-        work.widen(rows, head * work.capacity + members[m], row.data());
-        total += weights[m];
-        for (size_t d = 0; d < row.size(); ++d)
-        {
-            sum[d] += weights[m] * row[d];
-        }
-    }
-    std::transform(sum.begin(), sum.end(), sum.begin(), [=](float each) { return each / total; });
-    nexusAttentionKernels().append(
-        sum.data(), Element::kFloat32, 1, work.size, rows.to(head * work.capacity + to), work.element, nullptr);
-}
-
-void writeGroup(Work const& work, int64_t b, int64_t g, std::vector<Cluster> const& clusters, int64_t length)
-{
-    float const* groupBias = work.biasOf(b * work.heads + g * (work.groups > 1 ? 1 : 0));
-    int64_t* source = work.source + (b * work.groups + g) * work.capacity;
-    auto const count = static_cast<int64_t>(clusters.size());
-    std::fill(source, source + work.capacity, -1);
-    for (int64_t to = 0; to < count; ++to)
-    {
-        Cluster const& members = clusters[static_cast<size_t>(to)];
-        source[to] = members.front();
-        std::vector<float> weights;
-        float total = 0.0f;
-        for (int64_t slot : members)
-        {
-            weights.push_back(std::exp(groupBias[slot]));
-            total += weights.back();
-        }
-        for (int64_t h = g * work.perGroup(); h < (g + 1) * work.perGroup(); ++h)
-        {
-            int64_t const head = b * work.heads + h, row = head * work.capacity;
-            auto* bias = static_cast<float*>(work.bias.to(row));
-            if (members.size() == 1)
-            {
-                work.keys.copy(row + to, row + members[0]);
-                work.values.copy(row + to, row + members[0]);
-                bias[to] = groupBias[members[0]];
-                continue;
-            }
-            mean(work, work.keys, head, members, weights, to);
-            mean(work, work.values, head, members, weights, to);
-            bias[to] = std::log(total);
-        }
-    }
-    for (int64_t h = g * work.perGroup(); h < (g + 1) * work.perGroup(); ++h)
-    {
-        int64_t const row = (b * work.heads + h) * work.capacity;
-        work.keys.clear(row + count, work.capacity - count);
-        work.values.clear(row + count, work.capacity - count);
-        auto* bias = static_cast<float*>(work.bias.to(row));
-        std::fill(bias + count, bias + length, -std::numeric_limits<float>::infinity());
-        std::fill(bias + length, bias + work.capacity, 0.0f);
-    }
-}
-
-// A row of the batch that fits: everything comes out as it went in.
-void copyRow(Work const& work, int64_t b, int64_t used)
-{
-    int64_t const first = b * work.heads * work.capacity, count = work.heads * work.capacity;
-    work.keys.copy(first, first, count);
-    work.values.copy(first, first, count);
-    work.bias.copy(first, first, count);
-    for (int64_t at = 0; at < work.groups * work.capacity; ++at)
-    {
-        int64_t const slot = at % work.capacity;
-        work.source[b * work.groups * work.capacity + at] = slot < used ? slot : -1;
-    }
-}
+// Beside the element type in a variant: nodes with positions and frequencies.
+constexpr int64_t kUnrotated = 16;
 
 class SemanticClusterKernel
 {
 public:
-    SemanticClusterKernel(int64_t element, OrtKernelInfo const* info)
-        : mElement(static_cast<Element>(element))
+    SemanticClusterKernel(int64_t variant, OrtKernelInfo const* info)
+        : mElement(static_cast<Element>(variant % kUnrotated))
+        , mUnrotated(variant >= kUnrotated)
         , mSpan(attribute(info, "span", int64_t{64}))
+        , mSeedKeys(attribute(info, "seed_keys", int64_t{0}) != 0)
     {
     }
 
@@ -156,7 +37,52 @@ public:
         sizes.add("chunk_id", "B,G,L,C", chunks.shape);
         sizes.add("thresholds", "L", thresholds.shape);
         sizes.add("target", "B", target.shape);
-        int64_t const batch = sizes["B"], heads = sizes["H"], capacity = sizes["C"], groups = sizes["G"];
+        size_t next = 7;
+        std::optional<Tensor> position, frequency, keyScale, valueScale;
+        if (mUnrotated)
+        {
+            position = run.input(next++);
+            frequency = run.input(next++);
+            sizes.add("slot_position", "B,G,C", position->shape);
+            sizes.add("frequency", "F", frequency->shape);
+        }
+        if (mElement == Element::kInt8)
+        {
+            keyScale = run.input(next++);
+            valueScale = run.input(next++);
+            sizes.add("key_scale", "B,H,C", keyScale->shape);
+            sizes.add("value_scale", "B,H,C", valueScale->shape);
+        }
+        check(sizes, length);
+        int64_t const batch = sizes["B"], groups = sizes["G"], capacity = sizes["C"];
+        Rows const keysOut(run, 0, keys, elementBytes(mElement)), valuesOut(run, 1, values, elementBytes(mElement));
+        Rows const biasOut(run, 2, bias, sizeof(float));
+        int64_t* lengthOut = run.output(3, {batch}).as<int64_t>();
+        int64_t* source = run.output(4, {batch, groups, capacity}).as<int64_t>();
+        int64_t* level = run.output(5, {batch}).as<int64_t>();
+        std::optional<Rows> keyScaleOut, valueScaleOut;
+        if (keyScale)
+        {
+            keyScaleOut.emplace(run, 6, *keyScale, sizeof(float));
+            valueScaleOut.emplace(run, 7, *valueScale, sizeof(float));
+        }
+        auto const cache = [](Rows const& rows, std::optional<Rows> const& scales) {
+            return CacheRows{rows.from(), rows.to(), scales ? static_cast<float const*>(scales->from()) : nullptr,
+                scales ? static_cast<float*>(scales->to()) : nullptr};
+        };
+        semanticCluster({cache(keysOut, keyScaleOut), cache(valuesOut, valueScaleOut),
+                            static_cast<float const*>(biasOut.from()), static_cast<float*>(biasOut.to()),
+                            length.as<int64_t>(), chunks.as<int64_t>(), thresholds.as<float>(), target.as<int64_t>(),
+                            position ? position->as<int64_t>() : nullptr, frequency ? frequency->as<float>() : nullptr,
+                            lengthOut, source, level, batch, sizes["H"], capacity, sizes["D"], groups, sizes["L"],
+                            mUnrotated ? sizes["F"] : 0, mSpan, mSeedKeys, mElement},
+            run.parallel());
+    }
+
+private:
+    void check(Sizes const& sizes, Tensor const& length) const
+    {
+        int64_t const heads = sizes["H"], capacity = sizes["C"], groups = sizes["G"];
         if (groups != 1 && groups != heads)
         {
             reject(kWhere, "groups of chunk_id", "1 or " + std::to_string(heads), std::to_string(groups));
@@ -165,7 +91,12 @@ public:
         {
             reject(kWhere, "the capacity", "a multiple of span " + std::to_string(mSpan), std::to_string(capacity));
         }
-        for (int64_t b = 0; b < batch; ++b)
+        if (mUnrotated && 2 * sizes["F"] > sizes["D"])
+        {
+            reject(kWhere, "frequencies", "at most " + std::to_string(sizes["D"] / 2) + ", half the head size",
+                std::to_string(sizes["F"]));
+        }
+        for (int64_t b = 0; b < sizes["B"]; ++b)
         {
             int64_t const used = length.as<int64_t>()[b];
             if (used < 0 || used > capacity)
@@ -174,75 +105,44 @@ public:
                     std::to_string(used));
             }
         }
-        Rows const keysOut(run, 0, keys, elementBytes(mElement)), valuesOut(run, 1, values, elementBytes(mElement));
-        Rows const biasOut(run, 2, bias, sizeof(float));
-        int64_t* lengthOut = run.output(3, {batch}).as<int64_t>();
-        int64_t* source = run.output(4, {batch, groups, capacity}).as<int64_t>();
-        int64_t* level = run.output(5, {batch}).as<int64_t>();
-        Work const work{mElement, heads, capacity, sizes["D"], groups, sizes["L"], mSpan, keysOut, valuesOut, biasOut,
-            chunks.as<int64_t>(), thresholds.as<float>(), source};
-        for (int64_t b = 0; b < batch; ++b)
-        {
-            int64_t const used = length.as<int64_t>()[b], wanted = target.as<int64_t>()[b];
-            level[b] = -1;
-            lengthOut[b] = used;
-            if (used <= std::max<int64_t>(wanted, 0) || work.levels == 0)
-            {
-                copyRow(work, b, used);
-                continue;
-            }
-            cluster(work, b, used, wanted, lengthOut[b], level[b], run.parallel());
-        }
-    }
-
-private:
-    static void cluster(Work const& work, int64_t b, int64_t used, int64_t wanted, int64_t& length, int64_t& level,
-        Parallel const& parallel)
-    {
-        std::vector<GroupSlots> slots;
-        for (int64_t g = 0; g < work.groups; ++g)
-        {
-            float const* bias = work.biasOf(b * work.heads + g);
-            slots.emplace_back(
-                unitKeys(work, b, g, used), used, work.perGroup() * work.size, work.perGroup(), bias, work.span);
-        }
-        std::vector<std::vector<Cluster>> found(slots.size());
-        for (level = 0; level < work.levels; ++level)
-        {
-            parallel(slots.size(), [&](size_t g) {
-                int64_t const row = (b * work.groups + static_cast<int64_t>(g)) * work.levels + level;
-                found[g] = slots[g].clusters(work.chunks + row * work.capacity, work.thresholds[level]);
-            });
-            length = 0;
-            for (std::vector<Cluster> const& clusters : found)
-            {
-                length = std::max(length, static_cast<int64_t>(clusters.size()));
-            }
-            if (length <= wanted || level + 1 == work.levels)
-            {
-                break;
-            }
-        }
-        parallel(slots.size(), [&](size_t g) { writeGroup(work, b, static_cast<int64_t>(g), found[g], length); });
     }
 
     Element mElement;
+    bool mUnrotated;
     int64_t mSpan;
+    bool mSeedKeys;
 };
 } // namespace
 
 std::vector<std::unique_ptr<Operator>> semanticClusterOperators()
 {
+    using Types = std::vector<ONNXTensorElementDataType>;
     constexpr auto kFloat = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
     constexpr auto kLong = ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
     std::vector<std::unique_ptr<Operator>> operators;
-    for (auto const& [type, element] : {std::pair(kFloat, Element::kFloat32),
-             std::pair(ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16, Element::kFloat16),
-             std::pair(ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16, Element::kBfloat16)})
+    for (auto const& [type, element] :
+        {std::pair(kFloat, Element::kFloat32), std::pair(ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16, Element::kFloat16),
+            std::pair(ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16, Element::kBfloat16),
+            std::pair(ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8, Element::kInt8)})
     {
-        operators.push_back(makeOperator<SemanticClusterKernel>("SemanticCluster",
-            {type, type, kFloat, kLong, kLong, kFloat, kLong}, {type, type, kFloat, kLong, kLong, kLong},
-            static_cast<int64_t>(element)));
+        for (bool unrotated : {false, true})
+        {
+            std::string name = "SemanticCluster";
+            Types inputs{type, type, kFloat, kLong, kLong, kFloat, kLong}, outputs{type, type, kFloat, kLong, kLong, kLong};
+            if (unrotated)
+            {
+                name += "_unrotated";
+                inputs.insert(inputs.end(), {kLong, kFloat});
+            }
+            if (element == Element::kInt8)
+            {
+                name += "_int8";
+                inputs.insert(inputs.end(), {kFloat, kFloat});
+                outputs.insert(outputs.end(), {kFloat, kFloat});
+            }
+            operators.push_back(makeOperator<SemanticClusterKernel>(
+                name, inputs, outputs, static_cast<int64_t>(element) + (unrotated ? kUnrotated : 0)));
+        }
     }
     return operators;
 }

@@ -12,7 +12,7 @@ from semkv_deploy.bundle.manifest import BudgetRecord, OnnxRuntimeRecord
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.lint.aliases import alias_map, check_alias_safety
 from semkv_deploy.lint.onnxruntime import lint_onnxruntime
-from semkv_deploy.methods.layout import DECODE
+from semkv_deploy.methods.layout import COMPRESS, DECODE
 from semkv_deploy.targets.onnxruntime.native import NATIVE_DECODER, NATIVE_PROGRAMS, VERSION
 
 if TYPE_CHECKING:
@@ -175,7 +175,11 @@ def build_onnxruntime(
     for program in inputs.programs:
         # ONNX Runtime inlines the portable graph's functions itself, where they are not native operators.
         written = folder / Path(program.file).name
-        narrowed = narrow_caches(onnx.load(inputs.root / program.file), cache_dtype)
+        portable = onnx.load(inputs.root / program.file)
+        if choice.on and program.name == COMPRESS:
+            heads = len(inputs.groups[program.groups[0]].heads)
+            portable = inputs.method.native_compressor(inputs.model.model_copy(update={"kv_heads": heads}))
+        narrowed = narrow_caches(portable, cache_dtype)
         if choice.on:
             # With a body beside it a node would run where the library is not, slowly and without a word.
             kept = [function for function in narrowed.functions if function.name not in NATIVE_PROGRAMS]

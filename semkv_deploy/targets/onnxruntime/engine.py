@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 BFLOAT16 = 16
 """ONNX's number of the type."""
 
+CACHE_LINE = 64
+"""Bytes."""
+
 MOST_STEPS = 4
 """Bindings of steps that are held, by the rows that are run: rows change when a turn begins or ends."""
 
@@ -166,7 +169,7 @@ class OnnxRuntimeEngine:
     def _new(self, name: str, group: int) -> Array:
         buffer = next(buffer for buffer in self.contract.cache.buffers if buffer.name == name)
         shape = buffer.sizes(self.contract.cache.groups[group], batch=self.batch, head_dim=self.contract.head_dim)
-        return np.zeros(shape, _array_type(self.contract.dtype if buffer.dtype == "T" else buffer.dtype))
+        return _aligned_zeros(shape, _array_type(self.contract.dtype if buffer.dtype == "T" else buffer.dtype))
 
     def _new_set(self, group: int) -> dict[str, Array]:
         return {name: self._new(name, group) for name in self.contract.exchanged_buffers}
@@ -317,6 +320,15 @@ class _Binding:
         for buffer, appended in self._copies:
             buffer[:] = appended
         return self._results
+
+
+def _aligned_zeros(shape: tuple[int, ...], dtype: Any) -> Array:
+    """Zeros that begin with a cache line: a row that is read by itself then lies in as few of them as it can."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    memory = np.zeros(size + CACHE_LINE, np.uint8)
+    begin = -memory.ctypes.data % CACHE_LINE
+    zeros: Array = memory[begin : begin + size].view(dtype).reshape(shape)
+    return zeros
 
 
 def _array_type(dtype: str) -> Any:

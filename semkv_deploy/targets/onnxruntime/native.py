@@ -15,8 +15,9 @@ from semkv_deploy.errors import SemkvError
 if TYPE_CHECKING:
     from semkv_deploy.choices import CacheType, Native
 
-VERSION = 1
-"""Of the library's operators, as graphs name them; the library says its own (`semkv_onnxruntime_version`)."""
+VERSION = 2
+"""Of the library's operators, as graphs name them; the library says its own (`semkv_onnxruntime_version`), and has all
+operators of those before."""
 
 NATIVE_PROGRAMS = ("CompactCache", "SemanticBlockMap", "SemanticCluster")
 """Operators of programs beside the decoder that the library has."""
@@ -48,7 +49,7 @@ def _loaded() -> ctypes.CDLL:
 
 
 def missing(version: int = VERSION) -> str | None:
-    """Why there is no library of a version here, and how to get one; None: there is."""
+    """Why there is no library of a version, or a newer one, here, and how to get one; None: there is."""
     if not LIBRARY.is_file():
         return f"no {LIBRARY.name}: {_BUILD}"
     try:
@@ -56,8 +57,8 @@ def missing(version: int = VERSION) -> str | None:
         found = int(library.semkv_onnxruntime_version())
     except (OSError, AttributeError) as error:
         return f"{LIBRARY.name} does not load ({str(error).splitlines()[0]}): {_BUILD}"
-    if found != version:
-        return f"{LIBRARY.name} is of version {found}, not {version}: {_BUILD}"
+    if found < version:
+        return f"{LIBRARY.name} is of version {found}, before {version}: {_BUILD}"
     return None
 
 

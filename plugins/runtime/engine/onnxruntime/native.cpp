@@ -91,7 +91,7 @@ NativeLibrary NativeLibrary::load(RuntimeOptions const& options, int64_t version
     auto const found = reinterpret_cast<int (*)()>(::dlsym(handle, "semkv_onnxruntime_version"));
     NativeLibrary library;
     library.mRegister = reinterpret_cast<Register>(::dlsym(handle, "RegisterCustomOps"));
-    if (found == nullptr || library.mRegister == nullptr || found() != version)
+    if (found == nullptr || library.mRegister == nullptr || found() < version)
     {
         throw Error(SEMKV_NO_TARGET, "another native library than the bundle's graphs need")
             .where(options.nativeLibrary)

@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <iterator>
+#include <memory>
 #include <new>
 
 namespace semkv::runtime
@@ -27,6 +28,8 @@ View slice(View view, int64_t first, int64_t rows)
     return view;
 }
 
+constexpr size_t kCacheLine = 64;
+
 // A buffer's bytes in the shape that a graph has for them: heads may lie in the batch axis.
 View viewed(View view, Shape const& shape)
 {
@@ -42,12 +45,15 @@ View viewed(View view, Shape const& shape)
 Memory::Memory(Type type, Shape shape)
     : mView{type, std::move(shape), nullptr}
 {
-    mHeld.reset(std::calloc(std::max<size_t>(mView.bytes(), 1), 1), std::free);
-    mView.data = mHeld.get();
-    if (mView.data == nullptr)
+    // Zeros that begin with a cache line: a row that is read by itself then lies in as few of them as it can.
+    mHeld.reset(std::calloc(mView.bytes() + kCacheLine, 1), std::free);
+    if (mHeld == nullptr)
     {
         throw std::bad_alloc();
     }
+    size_t space = mView.bytes() + kCacheLine;
+    mView.data = mHeld.get();
+    std::align(kCacheLine, mView.bytes(), mView.data, space);
 }
 
 OrtEngine::OrtEngine(std::shared_ptr<Bundle const> const& bundle, RuntimeOptions const& options,

@@ -1,12 +1,12 @@
-#include "../simd/targets.h"
+#include "targets.h"
 
 #include "dot.h"
 
 #undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "semantic_cluster/dot.cpp"
+#define HWY_TARGET_INCLUDE "simd/dot.cpp"
 #include "hwy/foreach_target.h"
 // First the above, then what is compiled for each target.
-#include "../simd/elements-inl.h"
+#include "elements-inl.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
