@@ -23,7 +23,7 @@ from pydantic import Field, model_validator
 
 from semkv_deploy.methods import rotation, text
 from semkv_deploy.methods.attention_matching import QUERIES, REFERENCE_QUERIES, fit_slots, fitted
-from semkv_deploy.methods.base import BiasMode, Method, State
+from semkv_deploy.methods.base import BiasMode, State
 from semkv_deploy.methods.behaviours import ReadAgain
 from semkv_deploy.methods.importance_prediction import (
     LEAST_ATTENTION,
@@ -32,8 +32,9 @@ from semkv_deploy.methods.importance_prediction import (
     fit_predictor,
     slot_features,
 )
+from semkv_deploy.methods.isolated_turns import IsolatesTurns
 from semkv_deploy.methods.layout import COMPRESS, DECODE
-from semkv_deploy.methods.merging import MERGED, function_proto, merge_dropped
+from semkv_deploy.methods.merging import function_proto, merge_dropped, merged
 from semkv_deploy.methods.selection import KEEP_HIGHEST, keep_highest
 from semkv_deploy.methods.slot_attention import RECORD, with_slot_attention
 from semkv_deploy.ops import compact_cache
@@ -96,7 +97,7 @@ _MOVE_ATTENTION = """
 """
 
 
-class Importance(Method):
+class Importance(IsolatesTurns):
     """Keeps the slots of the highest importance, each KV head its own.
 
     Attributes:
@@ -216,7 +217,11 @@ class Importance(Method):
                 before = rotation.UNROTATE.format(**rotation.parameters(model))
             score = _PREDICTED_SCORE.format(before=before, heads=heads, columns=features + 1, dim=model.head_dim)
             moved = ""
-        standing = {"none": _UNCHANGED, "merge": MERGED}.get(self.fits) or fitted(self.fits == "all")
+        standing = _UNCHANGED
+        if self.fits == "merge":
+            standing = merged(self.isolates)
+        elif self.fits != "none":
+            standing = fitted(self.fits == "all", self.isolates)
         own_inputs = tuple(more)
         more |= dict.fromkeys(self.more_columns, f"int64[batch,{heads},capacity]")
         moved += "".join(text.move_column(name) for name in self.more_columns)
@@ -310,11 +315,13 @@ def _compress(
     }
     excess = state["length"] - target
     after: State = {"key_cache": key, "value_cache": value, "slot_bias": bias, "length": length, **moved}
+    frozen = sinks if method.isolates else 0
     if method.merges_dropped and scored:
-        merge_dropped(state, after, keep, score)
+        merge_dropped(state, after, keep, score, frozen)
     if method.fitted_queries:
-        fit_slots(state, after, (excess > 0) & bool(scored), method.fits == "all")
-        after["reference_queries"] = state["reference_queries"] * 0
+        fit_slots(state, after, (excess > 0) & bool(scored), method.fits == "all", frozen)
+        used_up = (excess > 0)[:, None, None, None] | (not method.isolates)
+        after["reference_queries"] = state["reference_queries"].masked_fill(used_up, 0)
     return {**after, "level": torch.where(excess > 0, 0, -1), "evicted": excess.clamp_min(0)}
 
 
