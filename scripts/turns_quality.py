@@ -5,7 +5,8 @@ turn's end, once with turns=together and once with turns=isolated, so that both 
 token of a later turn is predicted with what is kept of the earlier ones: KL to the full cache, nats per token, mean
 over the tokens of the turns from the third on (to the second both bring the same), then over dialogues. For each method
 and budget: the slots that were kept in the end as a share of the tokens, both KLs, and their paired difference with its
-95 % bootstrap interval over dialogues; less than 0: isolating is better.
+95 % bootstrap interval over dialogues; less than 0: isolating is better. Where later turns say again what only earlier
+ones say (`recall`), the share of these words that the model would have said as well.
 
 Dialogues are those of `semkv-deploy train` (`python scripts/fetch.py smollm2 austen mt-bench`): prose cut into turns,
 chats, and facts in prose of which later turns say something again; or a file of yours, `--source NAME=FILE`.
@@ -30,6 +31,9 @@ from semkv_deploy.train.data import Dialogues
 from semkv_deploy.train.recipe import Data, Source
 
 Turns = list[list[int]]
+Answer = tuple[int, int, int]
+"""A turn, and the first and last but one of its tokens that only an earlier turn tells."""
+
 FIRST = 2
 """The first turn, from 0, whose tokens count."""
 
@@ -42,7 +46,9 @@ def value(text: str) -> Any:
         return text
 
 
-def dialogues(folder: Path, sources: list[str], count: int, tokens: int, turns: int, seed: int) -> list[Turns]:
+def dialogues(
+    folder: Path, sources: list[str], count: int, tokens: int, turns: int, seed: int
+) -> list[tuple[Turns, list[Answer]]]:
     """Held-out dialogues of at least four turns, from the sources by turns; what is pinned is of the first turn."""
     named = [source.partition("=") for source in sources]
     data = Data(
@@ -56,7 +62,8 @@ def dialogues(folder: Path, sources: list[str], count: int, tokens: int, turns: 
         drawn = made.dialogue("held-out", number, named[len(found) % len(named)][0])
         first, *rest = drawn.turns
         if len(rest) > FIRST:
-            found.append([[*drawn.pinned, *first], *map(list, rest)])
+            said = [[*drawn.pinned, *first], *map(list, rest)]
+            found.append((said, [answer for answer in drawn.answers if answer[0] >= FIRST]))
         number += 1
         if number > 50 * count:
             raise SystemExit(f"too few dialogues of four turns in {' '.join(sources)}: raise --tokens")
@@ -76,6 +83,15 @@ def read(session: Session, turns: Turns) -> tuple[list[Any], float]:
     return logits, kept
 
 
+def recalled(logits: list[Any], turns: Turns, answers: list[Answer]) -> list[bool]:
+    """Of each answer, whether all of its tokens are the likeliest, given those before."""
+    found = []
+    for turn, start, end in answers:
+        likeliest = logits[turn - FIRST][start - 1 : end - 1].argmax(-1)
+        found.append(likeliest.tolist() == turns[turn][start:end])
+    return found
+
+
 def divergence(full: list[Any], ours: list[Any]) -> float:
     """Mean KL over the tokens of all turns, nats."""
     found = []
@@ -85,8 +101,8 @@ def divergence(full: list[Any], ours: list[Any]) -> float:
     return float(np.mean(found))
 
 
-def compared(decoder: Path, entry: Entry, read_all: list[Turns], full: list[Any], args: Any) -> dict[str, Any]:
-    """By budget: KL and kept share of both forms, by dialogue."""
+def compared(decoder: Path, entry: Entry, read_all: list[Any], full: list[Any], args: Any) -> dict[str, Any]:
+    """By budget and form, of each dialogue: KL, kept share, and which answers are recalled."""
     found: dict[str, dict[str, Any]] = {f"{budget:g}": {} for budget in args.budget}
     for turns in ("together", "isolated"):
         method = entry.method().model_copy(update={"turns": turns, "compress_at": "turn"})
@@ -96,9 +112,9 @@ def compared(decoder: Path, entry: Entry, read_all: list[Turns], full: list[Any]
             for budget in args.budget:
                 session = open_session(built, budget=budget, threads=args.threads)
                 rows = []
-                for number, dialogue in enumerate(read_all):
+                for (dialogue, answers), expected in zip(read_all, full, strict=True):
                     logits, kept = read(session, dialogue)
-                    rows.append((divergence(full[number], logits), kept))
+                    rows.append((divergence(expected, logits), kept, recalled(logits, dialogue, answers)))
                 found[f"{budget:g}"][turns] = rows
     return found
 
@@ -131,25 +147,29 @@ def main() -> None:
             decoder = root / "export" / "decoder.onnx"
         said = dialogues(decoder.parent, args.source, args.dialogues, args.tokens, args.turns, args.seed)
         whole = open_session(build(decoder, root / "full", Full(), [1.0], args.context, {}), threads=args.threads)
-        full = [read(whole, dialogue)[0] for dialogue in said]
+        full = [read(whole, dialogue)[0] for dialogue, _ in said]
         del whole
         table = {entry.text: compared(decoder, entry, said, full, args) for entry in entries}
     if args.json:
         print(json.dumps(table))
         return
-    turns = np.mean([len(dialogue) for dialogue in said])
-    tokens = np.mean([sum(map(len, dialogue)) for dialogue in said])
-    print(f"{len(said)} dialogues of {turns:.1f} turns and {tokens:.0f} tokens in the mean, seed {args.seed}\n")
-    print("| method | budget | kept, together | kept, isolated | KL, together | KL, isolated | isolated - together |")
+    turns = np.mean([len(dialogue) for dialogue, _ in said])
+    tokens = np.mean([sum(map(len, dialogue)) for dialogue, _ in said])
+    known = [recalled(logits, *each) for logits, each in zip(full, said, strict=True)]
+    print(f"{len(said)} dialogues of {turns:.1f} turns and {tokens:.0f} tokens in the mean, seed {args.seed};")
+    print(f"with the full cache {sum(map(sum, known))} of {sum(map(len, known))} answers are recalled\n")
+    print("| method | budget | kept, both forms | KL, together | KL, isolated | isolated - together | recalled |")
     print("|---|--:|--:|--:|--:|--:|--:|")
     for name, of in table.items():
         for budget, forms in of.items():
-            (together, slots), (isolated, slots_isolated) = (zip(*forms[form], strict=True) for form in forms)
+            (together, *first), (isolated, *second) = (zip(*forms[form], strict=True) for form in forms)
             difference = paired(isolated, together)
+            (slots, right), (slots_isolated, right_isolated) = first, second
             print(
-                f"| {name} | {budget} | {np.mean(slots):.3f} | {np.mean(slots_isolated):.3f} | "
+                f"| {name} | {budget} | {np.mean(slots):.3f}, {np.mean(slots_isolated):.3f} | "
                 f"{estimate(together).mean:.4f} | {estimate(isolated).mean:.4f} | "
-                f"{difference.mean:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}] |"
+                f"{difference.mean:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}] | "
+                f"{sum(map(sum, right))}, {sum(map(sum, right_isolated))} |"
             )
 
 

@@ -26,11 +26,20 @@ def test_both_forms_keep_the_budget_and_isolating_differs(
     monkeypatch.setattr(sys, "argv", ["turns_quality.py", *given, *sizes])
     turns_quality.main()
     forms = json.loads(capsys.readouterr().out)["streaming-llm:sinks=2"]["0.25"]
-    together, isolated = (np.array(forms[form]) for form in ("together", "isolated"))
+    assert all(row[2] == [] for form in forms.values() for row in form), "chats ask for nothing that was told"
+    together, isolated = (np.array([row[:2] for row in forms[form]]) for form in ("together", "isolated"))
     assert together.shape == isolated.shape == (2, 2)
     assert (together[:, 0] > 0).all() and (isolated[:, 0] > 0).all() and (together[:, 0] != isolated[:, 0]).all()
     # A slot for each turn is rounded up to.
     assert (together[:, 1] < 0.27).all() and (isolated[:, 1] < 0.28).all() and (isolated[:, 1] > 0.24).all()
+
+
+def test_an_answer_is_recalled_when_all_of_it_is_likeliest():
+    """Tokens 1 and 2 of the third turn, predicted by what stands before each."""
+    logits = [np.eye(9, dtype=np.float32)[[4, 5, 6]]]
+    turns = [[0], [0], [3, 4, 5]]
+    assert turns_quality.recalled(logits, turns, [(2, 1, 3), (2, 1, 2)]) == [True, True]
+    assert turns_quality.recalled(logits, [[0], [0], [3, 4, 7]], [(2, 1, 3), (2, 1, 2)]) == [False, True]
 
 
 def test_kl_of_the_same_is_0_and_of_others_is_not():
