@@ -169,9 +169,12 @@ class Host:
             if slots < length:
                 nexus = min(share, behaviour["most"])
                 gone[:, row] = first, self.position[row] - (slots - share)
-                turn = min(int(self.turn[row]), behaviour["turns"] - 1)
-                first_id = behaviour["first_id"] + turn * behaviour["most"]
-                self._append(row, list(range(first_id, first_id + nexus)))
+                number = min(int(self.turn[row]), behaviour["turns"] - 1) * behaviour["most"]
+                if behaviour.get("placement") == "spread":
+                    self._append_spread(row, behaviour, nexus, number, gone[:, row])
+                else:
+                    first_id = behaviour["first_id"] + number
+                    self._append(row, list(range(first_id, first_id + nexus)))
         kept = []
         for group, live in enumerate(self._live()):
             position, turn = (self.columns[name][group][:, 0] for name in ("slot_position", "slot_turn"))
@@ -219,14 +222,40 @@ class Host:
             self.compressions += 1
 
     def _append(self, row: int, ids: list[int]) -> None:
-        appended = np.zeros(self.batch, np.int64)
-        appended[row] = len(ids)
-        self._make_room(appended)
+        self._room_for(row, len(ids))
         piece = self.contract["prefill_chunk"]
         for start in range(0, len(ids), piece):
             rows = ids[start : start + piece]
             self._run(np.array([rows]), row, len(rows) - 1)
             self._count(row, rows)
+
+    def _room_for(self, row: int, count: int) -> None:
+        appended = np.zeros(self.batch, np.int64)
+        appended[row] = count
+        self._make_room(appended)
+
+    def _append_spread(self, row: int, behaviour: dict[str, Any], count: int, number: int, gone: Ids) -> None:
+        """Nexus rows that begin as tokens of the turn with positions from gone[0] until before gone[1]."""
+        self._room_for(row, count)
+        at, turn, token = (self.columns[name][0][row, 0] for name in ("slot_position", "slot_turn", "slot_token"))
+        live = np.arange(len(at)) < self.length[0, row]
+        body = np.flatnonzero(live & (turn == 2 * self.turn[row]) & (at >= gone[0]) & (at < gone[1]))
+        n, bits = len(body), max(1, (len(body) - 1).bit_length())
+        evenly = [n - 1 - int(f"{each:0{bits}b}"[::-1], 2) for each in range(1 << bits)]
+        order: list[int] = []
+        for last, even in zip(range(n - 1, -1, -1), (each for each in evenly if each >= 0), strict=True):
+            order += [each for each in dict.fromkeys((last, even)) if each not in order]
+        chosen = body[order[:count]]
+        first_id = behaviour["first_id"]
+        ids = [first_id + (number + j) * first_id + int(token[slot]) for j, slot in enumerate(chosen)]
+        positions, seen, piece = at[chosen].copy(), int(self.position[row]), self.contract["prefill_chunk"]
+        for start in range(0, len(ids), piece):
+            part = slice(start, start + piece)
+            self._run(np.array([ids[part]]), row, len(ids[part]) - 1, position=positions[part])
+            for one, position in zip(ids[part], positions[part].tolist(), strict=True):
+                self.position[row] = position
+                self._count(row, [one])
+            self.position[row] = seen
 
     def _live(self) -> list[NDArray[np.bool_]]:
         """By group, `[B,C]`."""
@@ -274,7 +303,7 @@ class Host:
         row: int | None,
         index: int,
         *,
-        position: int | None = None,
+        position: int | Ids | None = None,
         recorded: Arrays | None = None,
     ) -> NDArray[np.float32]:
         rows = slice(None) if row is None else slice(row, row + 1)
@@ -284,7 +313,9 @@ class Host:
         graph = next(graph for graph in self.graphs["decode"] if graph.contract["phase"] in (phase, "decoder"))
         given: Arrays = {
             "input_ids": tokens,
-            "position_ids": (self.position[rows, None] if position is None else position) + np.arange(width)[None],
+            "position_ids": position[None]
+            if isinstance(position, np.ndarray)
+            else (self.position[rows, None] if position is None else position) + np.arange(width)[None],
             "logits_index": np.full((count, 1), index),
             "length": np.ascontiguousarray(self.length[:, rows]),
             **{
@@ -393,6 +424,8 @@ class Host:
             for group, length in enumerate(self.length[:, row]):
                 self.columns["slot_position"][group][row, :, length] = self.position[row]
                 self.columns["slot_chunk"][group][row, :, length] = 2 * self.chunk[row] + delimiter
+                if "slot_token" in self.columns:
+                    self.columns["slot_token"][group][row, :, length] = token
                 if "slot_turn" in self.columns:
                     self.columns["slot_turn"][group][row, :, length] = 2 * self.turn[row] + nexus
                 for behaviour in self.cutters:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -52,3 +53,29 @@ def test_commands_it_lists_are_the_commands_there_are():
 
     listed = set(re.findall(r"^\| `(\w+)` \|", README.read_text(encoding="utf-8"), re.MULTILINE))
     assert listed == set(COMMANDS)
+
+
+def test_the_table_of_times_is_the_run_that_is_kept():
+    """`recipes/smollm2-135m/bench.json`, a cell a row."""
+    output = json.loads((README.parent / "recipes/smollm2-135m/bench.json").read_text(encoding="utf-8"))
+    lines = README.read_text(encoding="utf-8").split("| | cache | ms/token |")[1].split("\n\n")[0]
+    shown = {tuple(cell.strip() for cell in line.strip("| ").split("|")) for line in lines.splitlines()[2:]}
+    kept = set()
+    for cell in output["cells"]:
+        peer = cell["budget"] is None
+        name = f"{cell['name'].split()[0]}, full cache" if peer else f"budget {cell['budget']:g}"
+        spent, peak = cell.get("compress_s"), cell.get("peak_mib")
+        kept.add((
+            name, cell["cache"], f"{cell['tpot_ms']['median']:.1f}", f"{cell['ttft_s']['median']:.1f}",
+            f"{spent:.1f}" if spent else "–", f"{cell['read_mib']:.0f}", "–" if peak is None else f"{peak:.0f}",
+        ))  # fmt: skip
+    assert shown == kept
+    of = {cell["name"]: cell["tpot_ms"]["median"] for cell in output["cells"]}
+    assert output["cells"] and all(cell["context"] == 8192 for cell in output["cells"])
+    ours = of["float16, budget 0.2"]
+    found = [
+        of[name] / ours for name in ("llama.cpp f16", "onnxruntime-genai", "float32, budget 1", "float16, budget 1")
+    ]
+    text = " ".join(README.read_text(encoding="utf-8").split())
+    words = "llama.cpp's faster one {:.1f}, onnxruntime-genai's {:.1f}, our own float32 one {:.1f}, float16 one {:.1f}."
+    assert words.format(*found) in text

@@ -117,7 +117,8 @@ def with_adapter(method: Any, export: Path) -> Any:
     """The method, with a random adapter for an exported model if it is one that is learned."""
     if not method.learned:
         return method
-    adapter = tiny_adapter_at(export, export.parent / f"{export.name}.adapter.safetensors")
+    path = export.parent / f"{export.name}.{method.placement}.safetensors"
+    adapter = tiny_adapter_at(export, path, placement=method.placement)
     return type(method).model_validate({**method.model_dump(), "adapter": str(adapter)})
 
 

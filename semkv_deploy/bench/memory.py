@@ -6,12 +6,12 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
-_STATUS = Path("/proc/self/status")
 _INTERVAL_S = 0.01
 
 
-def _bytes(field: str) -> int:
-    line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(field))
+def _bytes(field: str, pid: int | None = None) -> int:
+    status = Path("/proc") / ("self" if pid is None else str(pid)) / "status"
+    line = next(line for line in status.read_text().splitlines() if line.startswith(field))
     return int(line.split()[1]) * 1024
 
 
@@ -20,9 +20,13 @@ def anonymous_bytes() -> int:
     return _bytes("RssAnon")
 
 
-def most_resident_bytes() -> int:
-    """Most bytes of any kind that were resident at one time since the process began: what a limit on it must allow."""
-    return _bytes("VmHWM")
+def most_resident_bytes(pid: int | None = None) -> int:
+    """Most bytes of any kind that were resident at one time since the process began: what a limit on it must allow.
+
+    Args:
+        pid: of another process; None: this one.
+    """
+    return _bytes("VmHWM", pid)
 
 
 class PeakMemory:

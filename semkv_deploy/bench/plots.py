@@ -96,15 +96,14 @@ def draw(output: dict[str, Any], path: Path) -> list[str]:
 
 
 def _colours(names: Sequence[str], peers: set[str]) -> dict[str, Any]:
-    """Ours from blue to green, peers from red to yellow."""
+    """Ours from dark blue to light green, peers from dark to light grey."""
     import matplotlib.pyplot as plt
 
     ours = [name for name in names if name not in peers]
     theirs = [name for name in names if name in peers]
-    cold, warm = plt.get_cmap("winter"), plt.get_cmap("autumn")
     return {
-        name: palette(0.75 * number / max(1, len(own) - 1))
-        for palette, own in ((cold, ours), (warm, theirs))
+        name: plt.get_cmap(palette)(0.95 - 0.5 * number / max(1, len(own) - 1))
+        for palette, own in (("GnBu", ours), ("Greys", theirs))
         for number, name in enumerate(own)
     }
 

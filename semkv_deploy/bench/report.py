@@ -37,6 +37,7 @@ class Plan:
         prefills: times that the prompt is read, where there is one turn.
         genai, gguf, transformers: peers.
         llama_caches: cache types of llama.cpp, each a peer.
+        llama_server: the program that serves it; None: the package xllamacpp.
         threads: of every runtime; None: the CPUs that this process may use.
     """
 
@@ -52,6 +53,7 @@ class Plan:
     genai: Path | None = None
     gguf: Path | None = None
     llama_caches: Sequence[str] = llama_cpp.CACHE_TYPES[:2]
+    llama_server: Path | None = None
     transformers: str | None = None
     threads: int | None = None
     allow_plugins: bool = False
@@ -87,6 +89,7 @@ def run(plan: Plan, say: Callable[[str], None]) -> dict[str, Any]:
             genai_model=plan.genai,
             gguf=plan.gguf,
             llama_caches=plan.llama_caches,
+            llama_server=plan.llama_server,
             transformers_source=plan.transformers,
             vocabulary=max(text) + 1,
         ),

@@ -82,6 +82,7 @@ def peers(
     genai_model: Path | None,
     gguf: Path | None,
     llama_caches: Sequence[str],
+    llama_server: Path | None,
     transformers_source: str | None,
     vocabulary: int,
 ) -> list[Subject]:
@@ -99,9 +100,11 @@ def peers(
         cache = genai.cache_type(genai_model)
         found.append(Subject("onnxruntime-genai", "genai", cache, {"path": str(genai_model)}))
     if gguf is not None:
-        llama_cpp.check(gguf, llama_caches, vocabulary)
+        llama_cpp.check(gguf, llama_caches, vocabulary, llama_server)
+        program = None if llama_server is None else str(llama_server)
         for cache in dict.fromkeys(llama_caches):
-            found.append(Subject(f"llama.cpp {cache}", "llama_cpp", cache, {"path": str(gguf), "cache": cache}))
+            options = {"path": str(gguf), "cache": cache, "program": program}
+            found.append(Subject(f"llama.cpp {cache}", "llama_cpp", cache, options))
     if transformers_source is not None:
         for cache in transformers.CACHES:
             options = {"path": transformers_source, "cache": cache}

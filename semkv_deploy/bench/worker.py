@@ -73,7 +73,8 @@ class Worker:
     def facts(self) -> dict[str, Any]:
         """What is known now."""
         peak = {"peak_mib": self._peak} if self._engine.memory_shows else {}
-        return {**self._engine.facts(), **peak, "process_mib": memory.most_resident_bytes() / (1 << 20)}
+        process = memory.most_resident_bytes(self._engine.pid) / (1 << 20)
+        return {**self._engine.facts(), **peak, "process_mib": process}
 
     def about(self) -> dict[str, str]:
         """What the runtime says of itself."""

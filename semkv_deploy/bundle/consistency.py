@@ -22,7 +22,7 @@ from semkv_deploy.methods.behaviours import (
     ReadAgain,
     SlotTables,
 )
-from semkv_deploy.methods.layout import CHUNK, DECODE, POSITION, TURN
+from semkv_deploy.methods.layout import CHUNK, DECODE, POSITION, TOKEN, TURN
 
 if TYPE_CHECKING:
     from semkv_deploy.bundle.contract import Contract, GraphContract, ProgramContract, TensorContract
@@ -282,6 +282,8 @@ def _turns(contract: Contract, behaviour: NexusTurns, field: str) -> Iterator[Co
         yield f"{field}.tokens", f"at most {behaviour.most} Nexus rows", behaviour.tokens
     if TURN not in contract.cache.slot_columns:
         yield "cache.slot_columns", f"{TURN.name} {TURN.shape}", [each.name for each in contract.cache.slot_columns]
+    if behaviour.placement == "spread" and TOKEN not in contract.cache.slot_columns:
+        yield "cache.slot_columns", f"{TOKEN.name} {TOKEN.shape}", [each.name for each in contract.cache.slot_columns]
     groups = contract.cache.groups
     fits = [0 < keep <= group.capacity for keep, group in zip(behaviour.keep_slots, groups, strict=False)]
     if len(behaviour.keep_slots) != len(groups) or not all(fits):

@@ -63,7 +63,7 @@ if TYPE_CHECKING:
     help="Turns of equal length that the context has; each ends with --tokens decoded.",
 )
 @click.option("--genai", type=PATH, help="Peer: an onnxruntime-genai model directory.")
-@click.option("--llama-cpp", type=PATH, metavar="GGUF", help="Peer: llama.cpp, through xllamacpp.")
+@click.option("--llama-cpp", type=PATH, metavar="GGUF", help="Peer: llama.cpp, through xllamacpp or --llama-server.")
 @click.option(
     "--llama-cpp-cache",
     "llama_caches",
@@ -73,6 +73,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Type of llama.cpp's cache, each a peer; may be given several times.",
 )
+@click.option("--llama-server", type=PATH, metavar="PROGRAM", help="llama-server to measure instead of xllamacpp's.")
 @click.option(
     "--transformers", metavar="SOURCE", help="Peer: transformers with DynamicCache and StaticCache, on a checkpoint."
 )
@@ -93,6 +94,7 @@ def bench(
     genai: Path | None,
     llama_cpp: Path | None,
     llama_caches: tuple[str, ...],
+    llama_server: Path | None,
     transformers: str | None,
     plot: Path | None,
     as_json: bool,
@@ -128,6 +130,7 @@ def bench(
         genai=genai,
         gguf=llama_cpp,
         llama_caches=llama_caches,
+        llama_server=llama_server,
         transformers=transformers,
         threads=threads,
         allow_plugins=allow_plugins,

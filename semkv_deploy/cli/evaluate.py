@@ -35,7 +35,7 @@ QUICK_METHODS = ("importance", "semanticache", "streaming-llm")
 )
 @budgets_option(default=["0.2", "0.5"])
 @click.option(
-    "--task", "tasks", multiple=True, help="Task; may be given several times.  [default: all for small models]"
+    "--task", "tasks", multiple=True, help="Task; may be given several times.  [default: those for small models]"
 )
 @click.option("--context", type=click.IntRange(min=64), default=1024, show_default=True, help="Tokens that are read.")
 @click.option("--examples", type=click.IntRange(min=2), default=8, show_default=True, help="Of each task.")
@@ -94,7 +94,7 @@ def evaluate(
         out=output,
         methods=[parse_entry(text, _value) for text in dict.fromkeys(_spelled_out(chosen))],
         budgets=sorted({_share(budget) for budget in budgets}, reverse=True),
-        tasks=[task_of(name) for name in tasks] or [task for task in TASKS.values() if task.small],
+        tasks=[task_of(name) for name in tasks] or [task for task in TASKS.values() if task.by_default],
         context=context,
         examples=examples,
         seed=seed,

@@ -104,9 +104,6 @@ class Method(BaseModel):
     learned: ClassVar[bool] = False
     """Whether it needs a file that was trained for the model, so that it has no parameters that fit every model."""
 
-    more_columns: ClassVar[tuple[str, ...]] = ()
-    """Slot columns beside the position and the chunk."""
-
     def for_build(self, *, records: bool, capped: bool = False) -> Self:
         """The method with every choice made that depends on the decoders it is built for.
 
@@ -119,6 +116,11 @@ class Method(BaseModel):
     def resolve(self, model: ModelFacts) -> Self:
         """The method with every choice made that depends on the model, so that manifests say what was built."""
         return self
+
+    @property
+    def more_columns(self) -> tuple[str, ...]:
+        """Slot columns beside the position and the chunk."""
+        return ()
 
     @property
     def budget_by(self) -> BudgetBy:

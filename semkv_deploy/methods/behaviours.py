@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from semkv_deploy.model.blocks import BlockRule
+from semkv_deploy.model.spread import SPREAD_RULE, Placement
 
 NO_MERGE = 2.0
 """A similarity threshold that no cosine reaches."""
@@ -154,7 +155,8 @@ FINISH_RULE = (
     "that is 0 kept x L rounded up, in double; K = nexus_share x slots rounded up, at most `most`; R = slots "
     "less nexus_share x slots rounded up; where slots < L: room is made for K, and the decoder appends K rows as a "
     "prompt of the row, in pieces of at most prefill_chunk, with ids first_id + min(turn, turns - 1) x most + 0 … K-1 "
-    "(no delimiters) and the positions that follow, which the position counts; once all rows whose turn is over have "
+    "(no delimiters) and the positions that follow, which the position counts, but for what spread_rule says; once all "
+    "rows whose turn is over have "
     "theirs, the program drops the turns' tokens but each one's last R; else they all stay; then such a row has one "
     "more finished turn, and begun is its position; turn and begun are 0 at first"
 )
@@ -187,6 +189,9 @@ class NexusTurns(BaseModel):
         description="when an ended turn is finished: as the next one begins, at once"
     )
     first_id: int = Field(description="id of the first Nexus row of turn 0: ids of the vocabulary are below", ge=1)
+    placement: Placement = Field(
+        default="appended", description="appended: Nexus rows have positions of their own; spread: those of tokens"
+    )
     most: int = Field(description="most Nexus rows of a turn", ge=1)
     turns: int = Field(description="turns whose Nexus rows differ; later ones have those of the last", ge=1)
     kept: float = Field(description="slots that a turn keeps, as a share of its tokens", gt=0, le=1)
@@ -196,6 +201,7 @@ class NexusTurns(BaseModel):
     keep_slots: tuple[int, ...] = Field(description="by group, slots that may stay when an open turn is cut")
     slot_turn_rule: str = SLOT_TURN_RULE
     finish_rule: str = FINISH_RULE
+    spread_rule: str = SPREAD_RULE
     nexus_room_rule: str = NEXUS_ROOM_RULE
     drop_rule: str = DROP_RULE
 

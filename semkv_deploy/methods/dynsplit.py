@@ -14,7 +14,7 @@ each has a table of its own; remains of blocks that were cut are joined with wha
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -58,7 +58,10 @@ class DynSplit(SemanticBlocks, Importance):
     attend: int | None = Field(default=None, ge=16, le=1 << 16)
     representatives: Kind = "min_max"
     recent_blocks: int = Field(default=4, ge=1, le=64)
-    more_columns: ClassVar[tuple[str, ...]] = (BLOCK,)
+
+    @property
+    def more_columns(self) -> tuple[str, ...]:
+        return (BLOCK,)
 
     @property
     def budget_by(self) -> BudgetBy:

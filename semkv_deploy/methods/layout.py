@@ -73,6 +73,9 @@ POSITION, CHUNK = "slot_position", "slot_chunk"
 TURN = Buffer(name="slot_turn", shape="B,1,C", dtype="int64")
 """The column of methods that work on turns: 2 x turns finished before a token, + 1 for a Nexus row; -1: pinned."""
 
+TOKEN = Buffer(name="slot_token", shape="B,1,C", dtype="int64")
+"""The column of methods that begin rows as tokens of a turn: the id that was appended."""
+
 
 class CacheLayout(BaseModel):
     """Everything a host keeps of a conversation.

@@ -1,9 +1,10 @@
 """SONIC (arXiv 2601.21927): a finished turn becomes a few learned Nexus tokens, and its own tokens leave the cache.
 
 The paper gives the idea; what is here is our completion (`sonic_adapter` has what is learned). When a turn is over, K
-Nexus rows are appended behind it as a prompt is, at the positions that follow. They see the whole turn, what is kept of
-earlier ones, and the Nexus rows before them; then the turn's tokens are dropped, with `CompactCache`. Nexus rows see
-each other causally, so that the first K rows of a turn are the same whatever K is: one adapter serves every budget.
+Nexus rows are appended behind it as a prompt is. They see the whole turn, what is kept of earlier ones, and the Nexus
+rows before them; then the turn's tokens are dropped, with `CompactCache`. Nexus rows see each other causally, so that
+the first K rows of a turn are the same whatever K is: one adapter serves every budget. A spread adapter's rows begin as
+tokens of the turn, at those tokens' positions; an appended one's have positions of their own, which follow.
 
 Ids of Nexus rows lie beyond the vocabulary. The decoder tells them apart by that alone: their embeddings come from a
 table of their own, and LoRA weights act on them and on no other row (`sonic_decoder`). Logits have no entry for them,
@@ -16,6 +17,7 @@ import hashlib
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -25,8 +27,9 @@ from semkv_deploy.errors import SemkvError
 from semkv_deploy.methods import text
 from semkv_deploy.methods.base import Method, State
 from semkv_deploy.methods.behaviours import NexusTurns
-from semkv_deploy.methods.layout import COMPRESS, DECODE, TURN
+from semkv_deploy.methods.layout import COMPRESS, DECODE, TOKEN, TURN
 from semkv_deploy.methods.sonic_adapter import SonicAdapter, load_adapter
+from semkv_deploy.model.spread import Placement
 from semkv_deploy.ops import compact_cache
 
 if TYPE_CHECKING:
@@ -55,7 +58,8 @@ class Sonic(Method):
         nexus_share: of these slots, how many are Nexus rows (rounded up); the others are the turn's last tokens.
         compress_at: "full": as the next turn begins, so that a turn can be undone until then; "turn": as it ends, while
             nobody waits.
-        k_max, turns_max: the adapter's most Nexus rows of a turn, and turns that differ; found by themselves.
+        k_max, turns_max, placement: the adapter's most Nexus rows of a turn, turns that differ, and where rows stand;
+            found by themselves.
     """
 
     kind: Literal["sonic"] = "sonic"
@@ -66,9 +70,9 @@ class Sonic(Method):
     nexus_share: float = Field(default=1.0, gt=0, le=1)
     k_max: int = Field(default=0, ge=0)
     turns_max: int = Field(default=0, ge=0)
+    placement: Placement = "appended"
 
     learned: ClassVar[bool] = True
-    more_columns: ClassVar[tuple[str, ...]] = (TURN.name,)
 
     _loaded: SonicAdapter | None = PrivateAttr(default=None)
 
@@ -108,8 +112,8 @@ class Sonic(Method):
             )
         adapter = load_adapter(Path(self.adapter))
         self._check(adapter, model)
-        own = {"adapter": Path(self.adapter).name, "k_max": adapter.k_max, "turns_max": adapter.turns_max}
-        resolved = self.model_copy(update=own)
+        own = {name: getattr(adapter, name) for name in ("k_max", "turns_max", "placement")}
+        resolved = self.model_copy(update={"adapter": Path(self.adapter).name, **own})
         resolved._loaded = adapter
         return resolved
 
@@ -145,6 +149,10 @@ class Sonic(Method):
             )
 
     @property
+    def more_columns(self) -> tuple[str, ...]:
+        return (TURN.name, TOKEN.name) if self.placement == "spread" else (TURN.name,)
+
+    @property
     def loaded(self) -> SonicAdapter:
         """The adapter.
 
@@ -166,14 +174,14 @@ class Sonic(Method):
         return with_adapter(model, self.loaded)
 
     def compressor(self, model: ModelFacts) -> onnx.ModelProto:
-        more = {"keep_index": "int64[batch,1,capacity]", TURN.name: "int64[batch,1,capacity]"}
+        more = dict.fromkeys(("keep_index", *self.more_columns), "int64[batch,1,capacity]")
         return text.parse_compressor(
             model,
             cluster_groups=1,
             inputs=tuple(more),
             operators=("CompactCache",),
             more=more,
-            outputs=(*text.COMPRESSED, f"{TURN.name}_out"),
+            outputs=(*text.COMPRESSED, *(f"{name}_out" for name in self.more_columns)),
             body=f"""
             zero = Constant <value = int64 {{0}}> ()
             minus_one = Constant <value = int64 {{-1}}> ()
@@ -181,7 +189,7 @@ class Sonic(Method):
                 semkv.CompactCache (key_cache, value_cache, slot_bias, keep_index)
             final_index = Identity (keep_index)
             {text.MOVE_METADATA}
-            {text.move_column(TURN.name)}
+            {"".join(map(text.move_column, self.more_columns))}
             evicted = Sub (length, length_out)
             some = Greater (evicted, zero)
             level = Where (some, zero, minus_one)
@@ -202,6 +210,7 @@ class Sonic(Method):
                 decoder=DECODE,
                 when="turn" if self.compress_at == "turn" else "begin",
                 first_id=model.vocab_size,
+                placement=self.placement,
                 most=self.k_max,
                 turns=self.turns_max,
                 kept=self.kept if self.kept is not None else profile.budget,
@@ -213,10 +222,10 @@ class Sonic(Method):
         ]
 
     def reference(self, program: str) -> Callable[..., State]:
-        return {COMPRESS: _drop}[program]
+        return {COMPRESS: partial(_drop, self.more_columns)}[program]
 
 
-def _drop(model: ModelFacts, state: State, *, keep_index: Tensor, **_: Any) -> State:
+def _drop(columns: tuple[str, ...], model: ModelFacts, state: State, *, keep_index: Tensor, **_: Any) -> State:
     import torch
 
     key, value, bias, length = compact_cache.reference(
@@ -224,7 +233,7 @@ def _drop(model: ModelFacts, state: State, *, keep_index: Tensor, **_: Any) -> S
     )
     moved = {
         name: state[name].gather(2, keep_index.clamp_min(0)).masked_fill(keep_index < 0, 0)
-        for name in ("slot_position", "slot_chunk", TURN.name)
+        for name in ("slot_position", "slot_chunk", *columns)
     }
     evicted = state["length"] - length
     after = {"key_cache": key, "value_cache": value, "slot_bias": bias, "length": length, **moved}

@@ -3,8 +3,9 @@
 SONIC (arXiv 2601.21927) names a base embedding and an additive embedding of the turn; its file format, and an adapter
 that acts on Nexus rows only, are our completion (the latter after Compressed Context Memory, arXiv 2312.03414).
 
-Row j of turn t (both from 0) enters the model as `nexus.embedding[j] + turn.embedding[min(t, turns_max - 1)]`, and on
-such rows a linear module's output has `lora_B @ (lora_A @ x)` added to it; other rows are the base model's.
+Row j of turn t (both from 0) enters the model as `nexus.embedding[j] + turn.embedding[min(t, turns_max - 1)]`, in a
+spread adapter with the embedding of the token that it begins as added, and on such rows a linear module's output has
+`lora_B @ (lora_A @ x)` added to it; other rows are the base model's.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from semkv_deploy.errors import SemkvError
+from semkv_deploy.model.spread import Placement
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-FORMAT = "semkv-sonic-1"
+FORMATS: Mapping[Placement, str] = {"appended": "semkv-sonic-1", "spread": "semkv-sonic-2"}
+"""What the file says it is, by placement: what knows the first only must refuse the second."""
 
 NEXUS, TURN = "nexus.embedding", "turn.embedding"
 """Names of the two tables: `[k_max,H]` and `[turns_max,H]`."""
@@ -54,6 +57,7 @@ class SonicAdapter:
         base: SHA-256 of the base model's first embedding rows, as `fingerprint` gives it.
         rank: of the LoRA weights; 0 where there are none.
         hidden, layers: of the base model.
+        placement: where a turn's Nexus rows stand.
         trained: how it was made: steps, tokens, recipe.
     """
 
@@ -65,6 +69,7 @@ class SonicAdapter:
     hidden: int
     layers: int
     corner: Corner = "causal"
+    placement: Placement = "appended"
     trained: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -123,7 +128,7 @@ def save_adapter(path: Path, adapter: SonicAdapter) -> None:
 
     _check(adapter, path)
     numbers = {name: str(getattr(adapter, name)) for name in _NUMBERS}
-    metadata = {"format": FORMAT, "base": adapter.base, **numbers, "corner": adapter.corner}
+    metadata = {"format": FORMATS[adapter.placement], "base": adapter.base, **numbers, "corner": adapter.corner}
     metadata["trained"] = json.dumps(dict(adapter.trained), sort_keys=True)
     tensors = {name: np.ascontiguousarray(tensor, dtype=np.float32) for name, tensor in adapter.tensors.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -149,9 +154,9 @@ def load_adapter(path: Path) -> SonicAdapter:
     try:
         with safe_open(path, "numpy") as file:
             metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                got = repr(metadata.get("format"))
-                raise SemkvError("not a SONIC adapter", where=path, expected=f"format {FORMAT}", got=got, fix=_FIX)
+            if metadata.get("format") not in FORMATS.values():
+                expected, got = f"format {' or '.join(FORMATS.values())}", repr(metadata.get("format"))
+                raise SemkvError("not a SONIC adapter", where=path, expected=expected, got=got, fix=_FIX)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, TypeError) as error:
         raise SemkvError("the adapter is damaged", where=path, got=error, fix="copy it again") from None
@@ -174,7 +179,10 @@ def _from_metadata(metadata: Mapping[str, str], tensors: Mapping[str, NDArray[An
     corner: Any = metadata.get("corner")
     if not isinstance(trained, dict) or not re.fullmatch("[0-9a-f]{64}", metadata.get("base", "")):
         raise SemkvError("base or trained is missing in its metadata", where=where, fix=_FIX)
-    return SonicAdapter(tensors=tensors, base=metadata["base"], corner=corner, trained=trained, **numbers)
+    placement = next(each for each, name in FORMATS.items() if name == metadata["format"])
+    return SonicAdapter(
+        tensors=tensors, base=metadata["base"], corner=corner, placement=placement, trained=trained, **numbers
+    )
 
 
 def _check(adapter: SonicAdapter, where: object) -> None:

@@ -1,7 +1,8 @@
 """Puts a SONIC adapter into a portable decoder: rows of Nexus tokens, and LoRA weights that act on them alone.
 
-A row is a Nexus row when its id is not below the vocabulary. Its embedding is a row of a second table, which has the
-sums of the adapter's two. A linear module's output becomes
+A row is a Nexus row when its id is not below the vocabulary V. Its embedding is a row of a second table, which has the
+sums of the adapter's two: row id - V, or, of a spread adapter, row r of the id V + r V + t, to which the embedding of
+token t is added. A linear module's output becomes
 
     y = W x + B u,    u = A x on Nexus rows, 0 on all others
 
@@ -100,12 +101,19 @@ def _embed(
     zero = edit.constant(0, np.int64)
     rows = edit.constant(sums.reshape(-1, adapter.hidden), np.float32, f"{PREFIX}.embedding.weight")
     (beyond,) = edit.node(gather, "Sub", [ids, vocabulary])
-    (row,) = edit.node(gather, "Where", [is_nexus, beyond, zero])
-    (token,) = edit.node(gather, "Where", [is_nexus, zero, ids])
+    number, begins = beyond, zero
+    if adapter.placement == "spread":
+        (number,) = edit.node(gather, "Div", [beyond, vocabulary])
+        (whole,) = edit.node(gather, "Mul", [number, vocabulary])
+        (begins,) = edit.node(gather, "Sub", [beyond, whole])
+    (row,) = edit.node(gather, "Where", [is_nexus, number, zero])
+    (token,) = edit.node(gather, "Where", [is_nexus, begins, ids])
     (learned,) = edit.node(gather, "Gather", [rows, row], name=f"{PREFIX}.embedding/Gather", axis=0)
     readers = list(gather.outputs[0].uses())
     gather.replace_input_with(1, token)
     after = _following(gather)
+    if adapter.placement == "spread":
+        (learned,) = edit.node(after, "Add", [learned, gather.outputs[0]], name=f"{PREFIX}.embedding/Add")
     (chosen,) = edit.node(after, "Where", [gate, learned, gather.outputs[0]], name=f"{PREFIX}.embedding/Where")
     _replace(readers, chosen, gather.outputs[0])
 

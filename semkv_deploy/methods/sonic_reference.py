@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from semkv_deploy.methods.sonic_adapter import SonicAdapter, check_base
+from semkv_deploy.model.spread import spread_order
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 
 @contextmanager
 def with_adapter(model: Any, adapter: SonicAdapter) -> Iterator[None]:
-    """Inside the block, a transformers model takes ids of Nexus rows: V + turn x k_max + row.
+    """Inside the block, a transformers model takes ids of Nexus rows: V + number, or of spread rows V + number x V +
+    token, number being turn x k_max + row.
 
     Raises:
         SemkvError: when the adapter is for another base model.
@@ -37,8 +39,13 @@ def with_adapter(model: Any, adapter: SonicAdapter) -> Iterator[None]:
     def after_embedding(_: Any, __: Any, rows: Tensor) -> Tensor:
         rows = rows.clone()
         for b, s in (ids[0] >= vocabulary).nonzero().tolist():
-            turn, row = divmod(int(ids[0][b, s]) - vocabulary, adapter.k_max)
+            number, token = int(ids[0][b, s]) - vocabulary, None
+            if adapter.placement == "spread":
+                number, token = divmod(number, vocabulary)
+            turn, row = divmod(number, adapter.k_max)
             rows[b, s] = torch.from_numpy(adapter.rows(turn, row + 1)[row])
+            if token is not None:
+                rows[b, s] += embedding.weight[token].detach()
         return rows
 
     def added(layer: int, module: str) -> Any:
@@ -72,11 +79,13 @@ class Row(NamedTuple):
 
     Attributes:
         id: of a token, or of a Nexus row.
+        position: of its own, or of the token that it begins as.
         turn: that it belongs to.
         stays: whether later turns see it.
     """
 
     id: int
+    position: int
     turn: int
     stays: bool
 
@@ -89,7 +98,7 @@ def conversation(
     first_id: int,
     sinks: int,
 ) -> list[Row]:
-    """Every row of a conversation, in order; a row's position is its number.
+    """Every row of a conversation, in order.
 
     Args:
         turns: tokens of each turn, the last one open.
@@ -97,14 +106,25 @@ def conversation(
         first_id: of Nexus rows.
     """
     rows: list[Row] = []
+    seen = 0
     for turn, tokens in enumerate(turns):
-        finished = turn < len(sizes)
-        nexus, recent = sizes[turn] if finished else (0, len(tokens))
+        nexus, recent = sizes[turn] if turn < len(sizes) else (0, len(tokens))
+        body = []
         for number, token in enumerate(tokens):
-            stays = not nexus or len(rows) < sinks or number >= len(tokens) - recent
-            rows.append(Row(token, turn, stays))
-        first = first_id + min(turn, adapter.turns_max - 1) * adapter.k_max
-        rows += [Row(first + number, turn, True) for number in range(nexus)]
+            stays = not nexus or seen < sinks or number >= len(tokens) - recent
+            body.append(Row(token, seen, turn, stays))
+            seen += 1
+        rows += body
+        first = min(turn, adapter.turns_max - 1) * adapter.k_max
+        if adapter.placement == "spread":
+            leaving = [row for row in body if not row.stays]
+            for number, place in enumerate(spread_order(len(leaving))[:nexus]):
+                begins = leaving[place]
+                rows.append(Row(first_id + (first + number) * first_id + begins.id, begins.position, turn, True))
+            continue
+        for number in range(nexus):
+            rows.append(Row(first_id + first + number, seen, turn, True))
+            seen += 1
     return rows
 
 
@@ -123,7 +143,7 @@ def masked_logits(model: Any, adapter: SonicAdapter, rows: Sequence[Row]) -> Ten
     with torch.no_grad(), with_adapter(model, adapter):
         logits: Tensor = model(
             input_ids=torch.tensor([[row.id for row in rows]]),
-            position_ids=torch.arange(len(rows))[None],
+            position_ids=torch.tensor([[row.position for row in rows]]),
             attention_mask=hidden,
             use_cache=False,
         ).logits

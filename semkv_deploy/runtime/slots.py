@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from semkv_deploy.methods.layout import CHUNK, POSITION, TURN
+from semkv_deploy.methods.layout import CHUNK, POSITION, TOKEN, TURN
 from semkv_deploy.model.delimiters import ChunkCounter
 
 if TYPE_CHECKING:
@@ -48,14 +48,19 @@ class Slots:
         }
         self.chunks = [ChunkCounter() for _ in range(batch)]
 
-    def append(self, row: int, ids: NDArray[np.int64]) -> None:
-        """Counts tokens, or Nexus rows, that were appended to a row, in every group."""
+    def append(self, row: int, ids: NDArray[np.int64], position: NDArray[np.int64] | None = None) -> None:
+        """Counts tokens, or Nexus rows, that were appended to a row, in every group.
+
+        Args:
+            position: of each, where they stand for what was seen before; None: the positions that follow.
+        """
         count = len(ids)
         words = np.minimum(ids, self._vocabulary)
         known = {
-            POSITION: self.position[row] + np.arange(count),
+            POSITION: self.position[row] + np.arange(count) if position is None else position,
             CHUNK: self.chunks[row].count(self._is_delimiter[words]),
             TURN.name: 2 * self.turn[row] + (words == self._vocabulary),
+            TOKEN.name: ids,
         }
         # A column of some other name starts at 0, whatever the slot held before.
         values = np.array([known.get(name, np.zeros(count, np.int64)) for name in self._names])
@@ -66,7 +71,8 @@ class Slots:
             slots = length[:, None] + np.arange(count)
             self._all[:, self._group[:, None], row, :, slots] = values.T[None, :, :, None]
         length += count
-        self.position[row] += count
+        if position is None:
+            self.position[row] += count
 
     def reset(self, rows: NDArray[np.bool_]) -> None:
         """Forgets these rows."""

@@ -23,7 +23,7 @@ from semkv_deploy.train.objective import contiguous, masked
 if TYPE_CHECKING:
     from semkv_deploy.train.data import Dialogues
     from semkv_deploy.train.objective import Objective
-    from semkv_deploy.train.recipe import Recipe
+    from semkv_deploy.train.recipe import AdapterShape, Recipe
 
 QUICK, QUICK_KEPT = 6, (0.2, 0.5)
 """Dialogues and kept shares of the measurement that goes with a checkpoint."""
@@ -35,10 +35,11 @@ Example = dict[str, dict[str, float]]
 """Of one dialogue, by way to spend slots: `kl`, `nll`, and `recall` where it asks for facts."""
 
 
-def held_out(dialogues: Dialogues, number: int, kept: float, k_max: int, source: str | None = None) -> Batch:
+def held_out(dialogues: Dialogues, number: int, kept: float, shape: AdapterShape, source: str | None = None) -> Batch:
     """One held-out dialogue at a kept share."""
     dialogue = dialogues.dialogue("held-out", number, source)
-    return batch_of([dialogue], [counts_for([len(turn) for turn in dialogue.turns[:-1]], kept, k_max)])
+    counts = counts_for([len(turn) for turn in dialogue.turns[:-1]], kept, shape.k_max)
+    return batch_of([dialogue], [counts], shape.placement)
 
 
 def later_rows(batch: Batch) -> Tensor:
@@ -54,7 +55,7 @@ def quick_kl(objective: Objective, dialogues: Dialogues, recipe: Recipe, device:
         for number in range(QUICK):
             teacher: Tensor | None = None
             for kept in QUICK_KEPT:
-                batch = held_out(dialogues, number, kept, recipe.adapter.k_max).to(device)
+                batch = held_out(dialogues, number, kept, recipe.adapter).to(device)
                 rows = later_rows(batch)
                 # The teacher sees text alone: the same at every kept share.
                 teacher = objective.teacher_logits(batch, rows)[0] if teacher is None else teacher
@@ -130,7 +131,7 @@ def evaluate(
         for number in range(examples):
             full: dict[str, Tensor] = {}
             for share in kept:
-                batch = held_out(dialogues, number, share, recipe.adapter.k_max, source(number)).to(device)
+                batch = held_out(dialogues, number, share, recipe.adapter, source(number)).to(device)
                 rows = later_rows(batch)
                 with objective.student.attending():
                     full = full or full_logits(objective, batch, rows)

@@ -14,6 +14,7 @@ import torch
 
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.methods.sonic_adapter import Corner
+from semkv_deploy.model.spread import Placement, spread_order
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,6 +55,7 @@ class Batch(NamedTuple):
         target: `[B,T]` the next token, -1 where there is none.
         answer: `[B,T]` 1 + number of the answer that the next token belongs to, 0 for none.
         nexus_turn, nexus_slot, nexus_position: `[B,R]`; a turn's rows follow its body, slots count from 0.
+        nexus_token: `[B,R]` the token of the body that a spread row begins as, at whose position it stands; -1: none.
     """
 
     ids: Tensor
@@ -64,6 +66,7 @@ class Batch(NamedTuple):
     nexus_turn: Tensor
     nexus_slot: Tensor
     nexus_position: Tensor
+    nexus_token: Tensor
 
     def to(self, device: torch.device) -> Batch:
         """The same on a device."""
@@ -80,7 +83,9 @@ def counts_for(lengths: Sequence[int], kept: float, k_max: int) -> list[int]:
     return [max(1, min(k_max, -int(-kept * length // 1))) for length in lengths]
 
 
-def batch_of(dialogues: Sequence[Dialogue], counts: Sequence[Sequence[int]]) -> Batch:
+def batch_of(
+    dialogues: Sequence[Dialogue], counts: Sequence[Sequence[int]], placement: Placement = "appended"
+) -> Batch:
     """Rows of dialogues whose finished turns get `counts` Nexus rows.
 
     Raises:
@@ -88,9 +93,9 @@ def batch_of(dialogues: Sequence[Dialogue], counts: Sequence[Sequence[int]]) -> 
     """
     columns: list[list[list[int]]] = [[] for _ in Batch._fields]
     for dialogue, of in zip(dialogues, counts, strict=True):
-        for column, rows in zip(columns, _rows(dialogue, of), strict=True):
+        for column, rows in zip(columns, _rows(dialogue, of, placement), strict=True):
             column.append(rows)
-    fills = {"turn": PAD, "nexus_turn": PAD, "target": -1}
+    fills = {"turn": PAD, "nexus_turn": PAD, "target": -1, "nexus_token": -1}
     return Batch(*(_filled(column, fills.get(name, 0)) for name, column in zip(Batch._fields, columns, strict=True)))
 
 
@@ -99,9 +104,17 @@ def _filled(rows: list[list[int]], fill: int) -> Tensor:
     return torch.tensor([[*row, *[fill] * (longest - len(row))] for row in rows], dtype=torch.int64)
 
 
-def _rows(dialogue: Dialogue, counts: Sequence[int]) -> tuple[list[int], ...]:
+def _rows(dialogue: Dialogue, counts: Sequence[int], placement: Placement) -> tuple[list[int], ...]:
     """One dialogue's lists, in the order of `Batch`."""
-    if len(dialogue.turns) < 2 or len(counts) != len(dialogue.turns) - 1 or min(counts) < 1:
+    if (
+        len(dialogue.turns) < 2
+        or len(counts) != len(dialogue.turns) - 1
+        or min(counts) < 1
+        or (
+            placement == "spread"
+            and any(count > len(body) for count, body in zip(counts, dialogue.turns, strict=False))
+        )
+    ):
         raise SemkvError(
             "a dialogue needs two turns at least, and a number of Nexus rows for each finished one",
             where=dialogue.source or None,
@@ -110,7 +123,8 @@ def _rows(dialogue: Dialogue, counts: Sequence[int]) -> tuple[list[int], ...]:
         )
     ids = list(dialogue.pinned)
     turn, position = [PINNED] * len(ids), list(range(len(ids)))
-    starts, nexus_turn, nexus_slot, nexus_position = [], list[int](), list[int](), list[int]()
+    starts, nexus_turn, nexus_slot = [], list[int](), list[int]()
+    nexus_position, nexus_token = list[int](), list[int]()
     at = len(ids)
     for number, body in enumerate(dialogue.turns):
         starts.append(len(ids))
@@ -121,14 +135,20 @@ def _rows(dialogue: Dialogue, counts: Sequence[int]) -> tuple[list[int], ...]:
         count = counts[number] if number < len(counts) else 0
         nexus_turn += [number] * count
         nexus_slot += range(count)
-        nexus_position += range(at, at + count)
-        at += count
+        if placement == "spread":
+            chosen = spread_order(len(body))[:count]
+            nexus_position += [at - len(body) + place for place in chosen]
+            nexus_token += [body[place] for place in chosen]
+        else:
+            nexus_position += range(at, at + count)
+            nexus_token += [-1] * count
+            at += count
     answer = [0] * len(ids)
     for number, (of, start, end) in enumerate(dialogue.answers, 1):
         # The row before a token predicts it.
         for row in range(starts[of] + start - 1, starts[of] + end - 1):
             answer[row] = number
-    return ids, turn, position, [*ids[1:], -1], answer, nexus_turn, nexus_slot, nexus_position
+    return ids, turn, position, [*ids[1:], -1], answer, nexus_turn, nexus_slot, nexus_position, nexus_token
 
 
 class Sight(NamedTuple):

@@ -114,7 +114,7 @@ class Objective(nn.Module):
                        layers: Collection[int] | None = None) -> Tensor:  # fmt: skip
         """Logits of rows `head` of the whole dialogue, bodies of finished turns hidden."""
         attend = masked(sight(batch, self.corner).whole, looks, layers)
-        nexus = self.student.embed_nexus(batch.nexus_turn, batch.nexus_slot)
+        nexus = self.student.embed_nexus(batch.nexus_turn, batch.nexus_slot, batch.nexus_token)
         position = torch.cat((batch.position, batch.nexus_position), 1)
         return self.student.run(attend, position, ids=batch.ids, nexus=nexus, head=head)
 
@@ -188,7 +188,7 @@ class Objective(nn.Module):
             )
             return attend_to(query, keys, values, nexus_seen, spec.scale)
 
-        nexus = self.student.embed_nexus(batch.nexus_turn, batch.nexus_slot)
+        nexus = self.student.embed_nexus(batch.nexus_turn, batch.nexus_slot, batch.nexus_token)
         self.student.run(attend, batch.nexus_position, nexus=nexus, head=None)
         found = {"match": torch.stack(errors).mean()}
         if reconstruct:
@@ -220,5 +220,7 @@ def repeat_sight(batch: Batch) -> Tensor:
 def repeat_shift(batch: Batch) -> Tensor:
     """`[B,T]`: by how much positions grow when a finished body is read again after its Nexus rows."""
     same = (batch.turn[:, None, :] == batch.turn[:, :, None]).sum(-1)
-    own = ((batch.nexus_turn[:, None, :] == batch.turn[:, :, None]) & (batch.turn >= 0)[:, :, None]).sum(-1)
-    return torch.where(own > 0, same + own, torch.zeros_like(own))
+    own_rows = (batch.nexus_turn[:, None, :] == batch.turn[:, :, None]) & (batch.turn >= 0)[:, :, None]
+    # Spread rows have positions of their turn.
+    own = (own_rows & (batch.nexus_token < 0)[:, None, :]).sum(-1)
+    return torch.where(own_rows.any(-1), same + own, torch.zeros_like(own))

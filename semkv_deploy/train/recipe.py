@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.methods.sonic_adapter import MODULES, Corner
+from semkv_deploy.model.spread import Placement
 
 LOSSES = ("kd", "ce", "attn", "rec", "reg", "match")
 
@@ -28,6 +29,8 @@ class AdapterShape(_Part):
         corner: whether a turn's Nexus rows see the earlier ones of it, or all (only for ablations: not deployed).
         start: what embeddings start from: a token such as "\\n" (`separator`), or the mean of the vocabulary's.
         noise: deviation of the start, in deviations of the vocabulary's embeddings.
+        placement: `appended` behind a turn, at positions of their own and from `start`; `spread` over it, each at the
+            position of one of the turn's tokens and from that token's embedding.
     """
 
     k_max: int = Field(64, ge=1, le=4096)
@@ -37,6 +40,7 @@ class AdapterShape(_Part):
     corner: Corner = "causal"
     start: Literal["separator", "mean"] = "separator"
     noise: float = Field(0.1, ge=0, le=10)
+    placement: Placement = "spread"
 
 
 class LossWeights(_Part):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from semkv_deploy.methods.sonic_adapter import Corner
+from semkv_deploy.model.spread import Placement, spread_order
 from semkv_deploy.train.layout import PINNED, Dialogue
 
 Rows = Sequence[Sequence[float]]
@@ -17,6 +18,7 @@ class Row(NamedTuple):
 
     Attributes:
         turn: `PINNED` for X.
+        token: of text, or that a spread Nexus row begins as.
         slot: of a Nexus row, from 0.
     """
 
@@ -27,14 +29,22 @@ class Row(NamedTuple):
     slot: int = -1
 
 
-def rows_of(dialogue: Dialogue, counts: Sequence[int]) -> list[Row]:
-    """`X, B1, N1, B2, N2, …` one row after the other; a row's position is its place."""
-    rows = [Row("text", PINNED, 0, token) for token in dialogue.pinned]
+def rows_of(dialogue: Dialogue, counts: Sequence[int], placement: Placement = "appended") -> list[Row]:
+    """`X, B1, N1, B2, N2, …` one row after the other; positions are places, of spread rows those of their tokens."""
+    rows = [Row("text", PINNED, place, token) for place, token in enumerate(dialogue.pinned)]
+    seen = len(rows)
     for turn, body in enumerate(dialogue.turns):
-        rows += [Row("text", turn, 0, token) for token in body]
-        if turn < len(counts):
-            rows += [Row("nexus", turn, 0, slot=slot) for slot in range(counts[turn])]
-    return [row._replace(position=place) for place, row in enumerate(rows)]
+        rows += [Row("text", turn, seen + place, token) for place, token in enumerate(body)]
+        seen += len(body)
+        for slot in range(counts[turn] if turn < len(counts) else 0):
+            if placement == "spread":
+                place = spread_order(len(body))[slot]
+                rows.append(Row("nexus", turn, seen - len(body) + place, body[place], slot))
+            else:
+                rows.append(Row("nexus", turn, seen + slot, slot=slot))
+        if placement == "appended" and turn < len(counts):
+            seen += counts[turn]
+    return rows
 
 
 def sees(query: Row, key: Row, corner: Corner = "causal") -> bool:

@@ -78,7 +78,9 @@ class Student(nn.Module):
             start = weight.float().mean(0) if separator is None else weight[separator].float()
             # Equal rows would differ by position alone.
             noise = shape.noise * weight.float().std() * torch.randn(shape.k_max, weight.shape[1])
-            self.nexus = nn.Parameter(start + noise.to(weight.device))
+            # Spread rows differ by their tokens; what is learned is added to those.
+            begin = start.cpu() + noise if shape.placement == "appended" else torch.zeros_like(noise)
+            self.nexus = nn.Parameter(begin.to(weight.device))
             self.turn = nn.Parameter(torch.zeros(shape.turns_max, weight.shape[1], device=weight.device))
             self._linears = {key: self._gated(*key) for key in self._places(shape.modules)}
 
@@ -119,9 +121,10 @@ class Student(nn.Module):
         """`lora_a` or `lora_b` of all modules."""
         return [getattr(gated, which) for gated in self._linears.values()]
 
-    def embed_nexus(self, turn: Tensor, slot: Tensor) -> Tensor:
-        """`[B,R,H]` embeddings of Nexus rows of turns and slots `[B,R]`."""
-        return self.nexus[slot] + self.turn[turn.clamp(0, self.shape.turns_max - 1)]
+    def embed_nexus(self, turn: Tensor, slot: Tensor, token: Tensor) -> Tensor:
+        """`[B,R,H]` embeddings of Nexus rows of turns, slots and tokens `[B,R]`."""
+        learned = self.nexus[slot] + self.turn[turn.clamp(0, self.shape.turns_max - 1)]
+        return learned + self._table()[token.clamp(min=0)] * (token >= 0)[..., None]
 
     def output_projection(self, layer: int) -> nn.Module:
         """A layer's projection of attention outputs, as text rows have it."""
@@ -178,6 +181,7 @@ class Student(nn.Module):
             hidden=weight.shape[1],
             layers=self.layers,
             corner=corner,
+            placement=self.shape.placement,
             trained=dict(trained),
         )
 
@@ -189,6 +193,11 @@ class Student(nn.Module):
         """
         check_base(adapter, self._table()[:1024].float().cpu().numpy(), self.layers, where)
         mine = self.export({}, adapter.corner)
+        if adapter.placement != mine.placement:
+            raise SemkvError(
+                "the adapter's Nexus rows stand elsewhere than the recipe's", where=where, expected=mine.placement,
+                got=adapter.placement, fix=f"set adapter.placement to {adapter.placement}",
+            )  # fmt: skip
         here, there = ({name: tensor.shape for name, tensor in of.tensors.items()} for of in (mine, adapter))
         if here != there:
             differ = sorted(name for name in here.keys() | there.keys() if here.get(name) != there.get(name))

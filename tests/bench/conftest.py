@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,19 @@ needs_genai = pytest.mark.skipif(find_spec("onnxruntime_genai") is None, reason=
 def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Llama of 2 layers, 4 heads over 2 KV heads of 16, vocabulary 260."""
     return tiny_gguf_at(tmp_path_factory.mktemp("gguf") / "tiny.gguf")
+
+
+@pytest.fixture(scope="session")
+def llama_server(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """llama.cpp's program where this machine has one, else one that takes the same options."""
+    found = shutil.which("llama-server")
+    if found:
+        return Path(found)
+    program = tmp_path_factory.mktemp("llama") / "llama-server"
+    script = Path(__file__).with_name("llama_server.py")
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} {script} "$@"\n', encoding="utf-8")
+    program.chmod(0o755)
+    return program
 
 
 @pytest.fixture(scope="session")

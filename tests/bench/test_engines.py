@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 
 from semkv_deploy.bench.engines import open_engine
 from semkv_deploy.bench.engines.base import Engine
+from semkv_deploy.bench.engines.llama_servers import ProgramServer, ServerOptions
 from semkv_deploy.bench.process import EngineProcess
 from semkv_deploy.bench.subjects import Subject
 from semkv_deploy.errors import SemkvError
@@ -117,14 +119,15 @@ def test_genai_says_when_its_context_is_full(tiny_genai: Path):
 
 
 @needs_llama_cpp
-@pytest.mark.parametrize("batch", [1, 2])
-def test_llama_cpp_goes_on_like_transformers(tiny_gguf: Path, batch: int):
+@pytest.mark.parametrize(("batch", "served"), [(1, "package"), (2, "package"), (1, "program"), (2, "program")])
+def test_llama_cpp_goes_on_like_transformers(tiny_gguf: Path, llama_server: Path, batch: int, served: str):
     """In a process of its own, as it is measured: what the server leaves running ends with it."""
+    program = str(llama_server) if served == "program" else None
     script = (
         "from tests.bench.test_engines import converse, chosen; from semkv_deploy.bench.engines import open_engine; "
         "import json, os\n"
         f"common = dict(path={str(tiny_gguf)!r}, batch={batch}, threads=1, context={CONTEXT})\n"
-        "llama = open_engine('llama_cpp', dict(cache='f32', **common))\n"
+        f"llama = open_engine('llama_cpp', dict(cache='f32', program={program!r}, **common))\n"
         f"first = converse(llama, {batch}); token = chosen(llama); llama.reset(); again = converse(llama, {batch})\n"
         "peer = open_engine('transformers', dict(cache='DynamicCache', **common))\n"
         f"theirs = converse(peer, {batch})\n"
@@ -136,6 +139,32 @@ def test_llama_cpp_goes_on_like_transformers(tiny_gguf: Path, batch: int):
     assert [each["live_slots"] for each in first] == [72, 105]
     assert first == again and first[1]["read_mib"] == pytest.approx(theirs[1]["read_mib"])
     assert tokens[0] == tokens[1] == tokens[2]
+
+
+@needs_llama_cpp
+def test_a_llama_server_tells_of_itself_and_ends_with_its_worker(tiny_gguf: Path, llama_server: Path):
+    options = {"path": str(tiny_gguf), "cache": "f16", "program": str(llama_server)}
+    subject = Subject("llama.cpp f16", "llama_cpp", "f16", options)
+    with EngineProcess(subject, threads=1, batch=1, context=CONTEXT) as it:
+        about = it.ask("about")
+        assert about["llama-server"] and about["llama.cpp"].startswith("CPU : ")
+        assert it.ask("prefill", rows=rows(1, 40))["seconds"] > 0
+        assert it.ask("facts")["process_mib"] > 1
+        below = Path(f"/proc/{it._process.pid}/task/{it._process.pid}/children").read_text().split()
+        assert below
+    left = [pid for pid in below if Path(f"/proc/{pid}").exists()]
+    until = time.monotonic() + 5
+    while left and time.monotonic() < until:
+        left = [pid for pid in left if Path(f"/proc/{pid}").exists()]
+    assert not left
+
+
+def test_a_llama_server_that_ends_is_told_with_its_last_words(tmp_path: Path):
+    program = tmp_path / "llama-server"
+    program.write_text("#!/bin/sh\necho no room for a cache >&2\nexit 1\n", encoding="utf-8")
+    program.chmod(0o755)
+    with pytest.raises(SemkvError, match=r"x\.gguf, f16 cache: llama\.cpp does not load it: no room for a cache"):
+        ProgramServer(program, ServerOptions("x.gguf", "f16", slots=1, context=8, threads=1))
 
 
 def test_a_process_answers_and_says_what_its_memory_is(of_bundle: dict[str, Any]):

@@ -18,7 +18,7 @@ from .conftest import needs_genai, needs_llama_cpp
 
 
 def peers(vocabulary: int = 1, llama_caches: tuple[str, ...] = ("f16",), **paths: Any) -> list[subjects.Subject]:
-    given = {"genai_model": None, "gguf": None, "transformers_source": None, **paths}
+    given = {"genai_model": None, "gguf": None, "llama_server": None, "transformers_source": None, **paths}
     return subjects.peers(llama_caches=llama_caches, vocabulary=vocabulary, **given)
 
 
@@ -48,6 +48,18 @@ def test_each_cache_type_of_llama_cpp_is_a_peer(tiny_gguf: Path):
     assert [(each.name, each.cache, each.is_peer) for each in found] == [
         ("llama.cpp f16", "f16", True), ("llama.cpp f32", "f32", True),
     ]  # fmt: skip
+
+
+def test_a_llama_server_stands_in_for_the_package(tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(base, "find_spec", lambda name: None)
+    program = tmp_path / "llama-server"
+    with pytest.raises(SemkvError, match=r"--llama-server .*: not a program .*llama_server\.sh"):
+        peers(gguf=tiny_gguf, llama_server=program)
+    program.write_text("#!/bin/sh\n", encoding="utf-8")
+    with pytest.raises(SemkvError, match="not a program"):
+        peers(gguf=tiny_gguf, llama_server=program)
+    program.chmod(0o755)
+    assert [each.options["program"] for each in peers(gguf=tiny_gguf, llama_server=program)] == [str(program)]
 
 
 def test_both_caches_of_transformers_are_peers():

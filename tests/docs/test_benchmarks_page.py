@@ -37,7 +37,7 @@ def test_commands_of_the_page(number: int, tiny_bundle: Path, tmp_path: Path):
 
 
 def test_options_of_larger_runs_are_there():
-    text = blocks(PAGE, "text")[0].replace("\\\n", " ")
+    text = "".join(blocks(PAGE, "text")).replace("\\\n", " ")
     for line in text.splitlines():
         assert bench.make_context("bench", shlex.split(line)[2:]).params["bundles"]
 

@@ -52,6 +52,21 @@ def worker(what: str, **request: Any) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def session_memory(planned: int, **request: Any) -> dict[str, Any]:
+    """What a session takes, by `worker`. Where that is less than planned, the most of three: samples may miss a short
+    peak, as they do where other tests have the processors, and never see one that was not there.
+
+    Args:
+        planned: bytes.
+    """
+    measured = worker("session", **request)
+    for _ in range(2):
+        if measured["peak_bytes"] < planned / 1.05:
+            again = worker("session", **request)
+            measured = max(measured, again, key=lambda each: each["peak_bytes"])
+    return measured
+
+
 def near(measured: float) -> Any:
     """Within 5 %, which is what a plan promises."""
     return pytest.approx(measured, rel=0.05)

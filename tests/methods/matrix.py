@@ -36,7 +36,7 @@ FORMS: dict[str, Method] = {
     "importance, predicted, at turns, no sinks": Importance(
         queries="predicted", compress_at="turn", sinks=0, recent=0.5
     ),
-    "sonic": Sonic(kept=0.2),
+    "sonic": Sonic(kept=0.2, placement="spread"),
     "sonic, at turns, with a window": Sonic(kept=0.4, compress_at="turn", nexus_share=0.5, sinks=2),
     "dynsplit": DynSplit(),
     "dynsplit, predicted, at turns": DynSplit(queries="predicted", compress_at="turn", pool="max", block=32),

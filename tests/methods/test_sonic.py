@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from semkv_deploy.compiler.pipeline import build_bundle
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.methods import Method, Sonic
 from semkv_deploy.methods.layout import COMPRESS
-from semkv_deploy.methods.sonic_adapter import load_adapter
+from semkv_deploy.methods.sonic_adapter import load_adapter, save_adapter
 from semkv_deploy.methods.sonic_decoder import add_adapter
 from semkv_deploy.methods.sonic_reference import with_adapter
 from semkv_deploy.passes.branch_adapters import branch_adapters
@@ -77,15 +78,24 @@ def test_ordinary_rows_are_the_base_models_bit_for_bit(branched: bool, adapter: 
     assert not np.array_equal(mixed["logits"][:, 5:], plain["logits"][:, 5:])
 
 
+@pytest.mark.parametrize("placement", ["appended", "spread"])
 @pytest.mark.parametrize("branched", [False, True], ids=["portable", "behind conditions"])
-def test_nexus_rows_are_those_of_the_reference(branched: bool, adapter: Path, tiny_export: Path, tiny_checkpoint: Path):
-    """Rows of the first and of the last turn, with words between."""
+def test_nexus_rows_are_those_of_the_reference(
+    branched: bool, placement: str, tiny_export: Path, tiny_checkpoint: Path, tmp_path: Path
+):
+    """Rows of the first and of the last turn, with words between; spread ones begin as a token each."""
     import torch
     from transformers import AutoModelForCausalLM
 
     from semkv_deploy.export.decoder import ReferenceDecoder
 
-    given = feeds([7, VOCAB, VOCAB + 7, 30, VOCAB + 2 * 8, VOCAB + 3 * 8 - 1])
+    adapter = tiny_adapter_at(tiny_export, tmp_path / "a.safetensors", placement=placement)
+    numbers, begins = (0, 7, 2 * 8, 3 * 8 - 1), (0, 9, 300, VOCAB - 1)
+    nexus = [
+        VOCAB + number * VOCAB + token if placement == "spread" else VOCAB + number
+        for number, token in zip(numbers, begins, strict=True)
+    ]
+    given = feeds([7, *nexus[:2], 30, *nexus[2:]])
     model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint, dtype="float32").eval()
     with with_adapter(model, load_adapter(adapter)):
         expected = ReferenceDecoder(model)({name: torch.from_numpy(array) for name, array in given.items()})
@@ -97,17 +107,34 @@ def test_nexus_rows_are_those_of_the_reference(branched: bool, adapter: Path, ti
         model(torch.tensor([[VOCAB]]))
 
 
-def test_dropping_slots_matches_the_reference():
+def test_a_spread_row_of_nothing_learned_is_the_token_itself(tiny_export: Path, tmp_path: Path):
+    """Tables and LoRA weights of 0: logits and caches are those of the tokens that rows begin as."""
+    learned = load_adapter(tiny_adapter_at(tiny_export, tmp_path / "a.safetensors", placement="spread"))
+    nothing = {name: np.zeros_like(tensor) for name, tensor in learned.tensors.items()}
+    save_adapter(tmp_path / "b.safetensors", dataclasses.replace(learned, tensors=nothing))
+    words = [300, 12, 511]
+    rows = [VOCAB + number * VOCAB + token for number, token in enumerate(words)]
+    ours, plain = (
+        run(decoder(tiny_export, tmp_path / "b.safetensors"), feeds(rows)),
+        run(decoder(tiny_export, None), feeds(words)),
+    )
+    for name, array in ours.items():
+        np.testing.assert_allclose(array, plain[name], atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("placement", ["appended", "spread"])
+def test_dropping_slots_matches_the_reference(placement: Any):
     import onnxruntime as ort
     import torch
 
-    method = Sonic()
+    method = Sonic(placement=placement)
     state = example(method, batch=3)
     keep = np.full((3, 1, CAPACITY), -1)
     keep[0, 0, :50] = np.r_[0:4, 60:106]
     keep[1, 0, : CAPACITY - 7] = np.arange(CAPACITY - 7)
-    turn = np.random.default_rng(0).integers(-1, 9, (3, 1, CAPACITY))
-    feed = {**state, "keep_index": keep, "slot_turn": turn}
+    random = np.random.default_rng(0)
+    columns = {name: random.integers(-1, 9, (3, 1, CAPACITY)) for name in method.more_columns}
+    feed = {**state, "keep_index": keep, **columns}
     graph = method.compressor(facts())
     session = ort.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
     names = [value.name for value in session.get_outputs()]

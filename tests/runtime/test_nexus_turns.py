@@ -28,9 +28,10 @@ BUDGET = 0.25
 """Of 512 tokens: 128 slots, of which 96 stay when a turn is cut."""
 
 
-@pytest.fixture(scope="module")
-def adapter(tiny_export: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_adapter_at(tiny_export, tmp_path_factory.mktemp("adapter") / "a.safetensors")
+@pytest.fixture(scope="module", params=["appended", "spread"])
+def adapter(request: pytest.FixtureRequest, tiny_export: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("adapter") / "a.safetensors"
+    return tiny_adapter_at(tiny_export, path, placement=request.param)
 
 
 @pytest.fixture(scope="module")
@@ -90,9 +91,10 @@ def test_what_is_dropped_and_what_is_hidden_give_the_same_logits(
         stays = [place for place, row in enumerate(rows[: where[-1] + 1]) if row.stays or row.turn == number]
         for group in range(2):
             live = int(session.length[group, 0])
-            assert session.slot_position[group][0, 0, :live].tolist() == stays
+            assert session.slot_position[group][0, 0, :live].tolist() == [rows[place].position for place in stays]
         session.end_turn()
-    assert session.stats.runs > 6 and session.position[0] == len(rows)
+    counted = rows if learned.placement == "appended" else [row for row in rows if row.id < VOCAB]
+    assert session.stats.runs > 6 and session.position[0] == len(counted)
 
 
 def test_eight_turns_match_the_reference_engine(bundle: Bundle, adapter: Path, model: Any):
@@ -175,6 +177,29 @@ def test_how_much_of_a_turn_stays_may_change_between_turns(bundle: Bundle):
     ):
         with pytest.raises(SemkvError, match=words):
             session.keep_of_turns(**wrong)  # type: ignore[arg-type]
+
+
+def test_spread_rows_begin_as_tokens_that_a_cut_has_left(tiny_export: Path, tmp_path: Path):
+    """Of a turn that was too long for the cache only the last tokens are there."""
+    path = tiny_adapter_at(tiny_export, tmp_path / "a.safetensors", placement="spread")
+    bundle = build_bundle(
+        tiny_export / "decoder.onnx", tmp_path / "b", budgets=[BUDGET], method=Sonic(adapter=str(path), kept=0.2),
+        weights="fp32", native="off",
+    )  # fmt: skip
+    session = open_session(bundle)
+    session.keep_of_turns(tokens=8)
+    tokens = text(1, 200)
+    session.prefill(tokens)
+    live = int(session.length[0, 0])
+    left = session.slot_position[0][0, 0, SINKS:live].tolist()
+    assert session.slots.columns["slot_token"][0][0, 0, SINKS:live].tolist() == [tokens[at] for at in left]
+    # Room for the 8 may take more of them: what is left is what rows begin as.
+    session.compress()
+    assert session.length[0, 0] == SINKS + 8 and session.position[0] == 200
+    began = session.slot_position[0][0, 0, SINKS : SINKS + 8].tolist()
+    assert set(began) <= set(left) and began[:2] == [199, 198] and len(set(began)) == 8
+    ids = session.slots.columns["slot_token"][0][0, 0, SINKS : SINKS + 8].tolist()
+    assert ids == [VOCAB + row * VOCAB + tokens[at] for row, at in enumerate(began)]
 
 
 def test_an_ended_turn_can_be_taken_back_until_the_next_begins(bundle: Bundle):
@@ -267,16 +292,19 @@ def test_an_interrupted_call_is_taken_back_and_can_be_made_again(fail_at: int, b
     assert same(snapshot(whole), snapshot(session))
 
 
-def test_a_refused_prompt_leaves_the_turn_as_it_is(bundle: Bundle):
+def test_a_refused_prompt_leaves_the_turn_as_it_is(bundle: Bundle, adapter: Path):
     session = open_session(bundle, budget=BUDGET)
     session.prefill(text(1, 490))
     session.end_turn()
     before = snapshot(session)
-    # 8 Nexus rows take positions as well.
-    with pytest.raises(SemkvError, match=r"15 more tokens do not fit the context.*got 498 \+ 15"):
-        session.prefill(text(2, 15))
+    # 8 Nexus rows with positions of their own take some of the context as well.
+    seen = 498 if load_adapter(adapter).placement == "appended" else 490
+    with pytest.raises(
+        SemkvError, match=rf"{513 - seen} more tokens do not fit the context.*got {seen} \+ {513 - seen}"
+    ):
+        session.prefill(text(2, 513 - seen))
     assert same(before, snapshot(session))
-    session.prefill(text(2, 14))
+    session.prefill(text(2, 512 - seen))
     assert session.position[0] == 512
 
 

@@ -51,15 +51,16 @@ def random_dialogue(seed: int, lengths: tuple[int, ...] = (9, 7, 8), pinned: int
     return Dialogue(tokens(pinned), tuple(map(tokens, lengths)), answers)
 
 
-@pytest.fixture
-def student() -> Iterator[Any]:
+@pytest.fixture(params=["appended", "spread"])
+def student(request: pytest.FixtureRequest) -> Iterator[Any]:
     """With weights that do something on every Nexus row."""
     import torch
 
     from semkv_deploy.train.recipe import AdapterShape
     from semkv_deploy.train.student import Student
 
-    shape = AdapterShape(k_max=6, turns_max=3, rank=4, modules=("q_proj", "k_proj", "v_proj", "o_proj", "up_proj"))
+    modules = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj")
+    shape = AdapterShape(k_max=6, turns_max=3, rank=4, modules=modules, placement=request.param)
     made = Student(tiny_model(), shape, separator=5)
     torch.manual_seed(1)
     with torch.no_grad():

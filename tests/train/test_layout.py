@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from semkv_deploy.errors import SemkvError
+from semkv_deploy.model.spread import spread_order
 from semkv_deploy.train import reference
 from semkv_deploy.train.layout import PAD, Batch, Dialogue, batch_of, causal, counts_for, sight, window
 from tests.train.conftest import random_dialogue
@@ -25,19 +26,30 @@ def in_memory(batch: Batch, row: int, rows: list[reference.Row]) -> list[int]:
     return [next(text if each.kind == "text" else nexus) for each in rows]
 
 
-@given(st.lists(SIZES, min_size=1, max_size=2), st.sampled_from(["causal", "full"]))
-@settings(max_examples=25, deadline=None)
-def test_masks_and_positions_are_those_of_the_statement(sizes, corner):
+@given(
+    st.lists(SIZES, min_size=1, max_size=2),
+    st.sampled_from(["causal", "full"]),
+    st.sampled_from(["appended", "spread"]),
+)
+@settings(max_examples=50, deadline=None)
+def test_masks_and_positions_are_those_of_the_statement(sizes, corner, placement):
     dialogues = [made(*each) for each in sizes]
-    batch = batch_of([dialogue for dialogue, _ in dialogues], [counts for _, counts in dialogues])
+    if placement == "spread":  # no more rows than tokens to begin as
+        dialogues = [
+            (dialogue, [min(count, len(body)) for count, body in zip(counts, dialogue.turns, strict=False)])
+            for dialogue, counts in dialogues
+        ]
+    batch = batch_of([dialogue for dialogue, _ in dialogues], [counts for _, counts in dialogues], placement)
     whole, stream = sight(batch, corner).whole, window(batch)
     positions = torch.cat((batch.position, batch.nexus_position), 1)
     for number, (dialogue, counts) in enumerate(dialogues):
-        rows = reference.rows_of(dialogue, counts)
+        rows = reference.rows_of(dialogue, counts, placement)
         place = in_memory(batch, number, rows)
         expected = torch.zeros_like(whole[number])
         for query, at in zip(rows, place, strict=True):
             assert positions[number, at] == query.position
+            if query.kind == "nexus":
+                assert batch.nexus_token[number, at - batch.ids.shape[1]] == query.token
             for key, there in zip(rows, place, strict=True):
                 expected[at, there] = reference.sees(query, key, corner)
                 if query.kind == key.kind == "text":
@@ -70,6 +82,20 @@ def test_no_history_is_no_window():
     batch = batch_of([random_dialogue(3)], [[2, 2]])
     dropped = window(batch, history=False)
     assert torch.equal(dropped, sight(batch).text_text) and (window(batch) & ~dropped).any()
+
+
+def test_spread_rows_are_nested_and_half_of_them_are_the_last_tokens():
+    assert spread_order(8) == [7, 6, 3, 5, 4, 1, 2, 0] and spread_order(1) == [0] and spread_order(0) == []
+    for length in range(1, 70):
+        order = spread_order(length)
+        assert sorted(order) == list(range(length))
+        few = order[: max(2, length // 4)]
+        assert set(range(length - len(few) // 2, length)) <= set(few)
+        # No stretch is left out: of the rest, every eighth of the turn has its share.
+        if length >= 64:
+            assert {token * 8 // length for token in few} == set(range(8))
+    with pytest.raises(SemkvError, match="a number of Nexus rows for each finished one"):
+        batch_of([random_dialogue(0, (3, 5))], [[4]], "spread")
 
 
 def test_counts_are_shares_rounded_up_within_what_there_is():

@@ -99,7 +99,7 @@ def test_stages_train_what_they_say(tokenizer, cache, tmp_path):
 def test_losses_fall_on_a_toy_task(loss, student):
     """The same dialogues again and again: 25 steps take off a good part of each loss."""
     objective = Objective(student, corner="causal", guided=[1], answer_weight=1, floor=0.02)
-    batch = batch_of([random_dialogue(n, (10, 8, 8)) for n in range(2)], [[5, 4], [5, 4]])
+    batch = batch_of([random_dialogue(n, (10, 8, 8)) for n in range(2)], [[5, 4], [5, 4]], student.shape.placement)
     weights = LossWeights.model_validate({loss: 1, **({"match": 0.001} if loss == "rec" else {})})
     parameters = [
         *student.embedding_parameters(),

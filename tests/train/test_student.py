@@ -26,7 +26,7 @@ def objective(student: Any) -> Objective:
 
 
 def whole_logits(objective: Objective, counts: list[int] = COUNTS, **changes: Any) -> Any:
-    batch = batch_of([random_dialogue(7)], [counts])._replace(**changes)
+    batch = batch_of([random_dialogue(7)], [counts], objective.student.shape.placement)._replace(**changes)
     with torch.no_grad(), objective.student.attending():
         return batch, objective.student_logits(batch, torch.arange(batch.ids.shape[1]))
 
@@ -67,7 +67,7 @@ def test_a_gated_module_leaves_rows_before_the_gate_alone(student):
 
 def deleted_logits(student: Student, counts: list[int]) -> torch.Tensor:
     """Logits of the open turn as a deployment has them: bodies leave the cache, row by row run in pieces."""
-    batch = batch_of([random_dialogue(7)], [counts])
+    batch = batch_of([random_dialogue(7)], [counts], student.shape.placement)
     cache: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def run(rows: dict[str, Any], position: torch.Tensor, kept: int | None) -> torch.Tensor:
@@ -95,7 +95,7 @@ def deleted_logits(student: Student, counts: list[int]) -> torch.Tensor:
         for turn, count in enumerate(counts):
             run({"ids": batch.ids[:, text(turn)]}, batch.position[:, text(turn)], None)
             own = (batch.nexus_turn == turn)[0]
-            nexus = student.embed_nexus(batch.nexus_turn[:, own], batch.nexus_slot[:, own])
+            nexus = student.embed_nexus(*(of[:, own] for of in (batch.nexus_turn, batch.nexus_slot, batch.nexus_token)))
             run({"nexus": nexus, "head": None}, batch.nexus_position[:, own], live)
             live += count
             assert cache[0][0].shape[2] == live
@@ -114,9 +114,9 @@ def test_fewer_slots_are_a_prefix_of_more(student):
     """Keys and values of a turn's first K rows do not know how many follow."""
 
     def rows(count: int) -> list[torch.Tensor]:
-        batch = batch_of([random_dialogue(7, (9, 7))], [[count]])
+        batch = batch_of([random_dialogue(7, (9, 7))], [[count]], student.shape.placement)
         looks: dict[int, Look] = {}
-        nexus = student.embed_nexus(batch.nexus_turn, batch.nexus_slot)
+        nexus = student.embed_nexus(batch.nexus_turn, batch.nexus_slot, batch.nexus_token)
         with torch.no_grad(), student.attending():
             position = torch.cat((batch.position, batch.nexus_position), 1)
             student.run(masked(sight(batch).whole, looks), position, ids=batch.ids, nexus=nexus)
@@ -129,8 +129,9 @@ def test_fewer_slots_are_a_prefix_of_more(student):
 def test_a_batch_is_its_dialogues_one_by_one(objective):
     dialogues, counts = [random_dialogue(1, (5, 4)), random_dialogue(2, (9, 6, 7), pinned=2)], [[2], [4, 1]]
     weights = LossWeights(kd=1, ce=1, attn=1, reg=1)
-    both = batch_of(dialogues, counts)
-    alone = [batch_of([dialogue], [of]) for dialogue, of in zip(dialogues, counts, strict=True)]
+    placement = objective.student.shape.placement
+    both = batch_of(dialogues, counts, placement)
+    alone = [batch_of([dialogue], [of], placement) for dialogue, of in zip(dialogues, counts, strict=True)]
     with torch.no_grad():
         sizes = [objective.row_weights(batch).sum() for batch in alone]
         parts = [objective(batch, weights) for batch in alone]
@@ -140,7 +141,8 @@ def test_a_batch_is_its_dialogues_one_by_one(objective):
 
 
 def test_losses_have_gradients_where_they_should_and_nowhere_else(objective):
-    batch = batch_of([random_dialogue(1), random_dialogue(2)], [COUNTS, [2, 2]])
+    placement = objective.student.shape.placement
+    batch = batch_of([random_dialogue(1), random_dialogue(2)], [COUNTS, [2, 2]], placement)
     for name in LossWeights.model_fields:
         other = {"kd": 1e-9} if name == "rec" else {}
         weights = LossWeights.model_validate({name: 1, **other})
@@ -165,7 +167,7 @@ def test_match_is_zero_where_nexus_rows_hold_what_the_bodies_did(objective, monk
     """Queries that see the bodies as well as the Nexus rows' place: nothing is missing, so nothing is wrong."""
     import semkv_deploy.train.objective as module
 
-    batch = batch_of([random_dialogue(1)], [COUNTS])
+    batch = batch_of([random_dialogue(1)], [COUNTS], objective.student.shape.placement)
     assert objective(batch, LossWeights(match=1))["match"] > 0.01
     full = sight(batch)._replace(text_text=causal(batch), text_nexus=torch.zeros_like(sight(batch).text_nexus))
     monkeypatch.setattr(module, "sight", lambda *_: full)
@@ -179,6 +181,8 @@ def test_reconstruction_sees_a_turns_own_nexus_rows_and_nothing_of_others():
     assert not seen[9:, 14:].any()
     # A finished body is read again right behind its Nexus rows: as many positions on as body and rows are long.
     assert repeat_shift(batch)[0].tolist() == [0, 0, 6, 6, 6, 6, 6, 6, 6, 0, 0, 0, 0, 0]
+    spread = batch_of([random_dialogue(1, (4, 3, 5), pinned=2)], [[2, 3]], "spread")
+    assert repeat_shift(spread)[0].tolist() == [0, 0, 4, 4, 4, 4, 3, 3, 3, 0, 0, 0, 0, 0]
     assert contiguous(batch)[0].tolist() == list(range(14))
 
 
@@ -186,21 +190,30 @@ def test_an_adapter_is_what_was_trained_and_training_goes_on_from_it(student, tm
     path = tmp_path / "a.safetensors"
     save_adapter(path, student.export({"steps": 3}, "causal"))
     adapter = load_adapter(path)
-    rows = student.embed_nexus(torch.tensor([[7, 7]]), torch.tensor([[0, 1]])).detach().numpy()[0]
+    assert adapter.placement == student.shape.placement
+    none = torch.tensor([[-1, -1]])
+    rows = student.embed_nexus(torch.tensor([[7, 7]]), torch.tensor([[0, 1]]), none).detach().numpy()[0]
     assert np.array_equal(adapter.rows(7, 2), rows)
     assert len(adapter.modules) == 10 and adapter.rank == 4
     other = Student(tiny_model(), student.shape, separator=9, seed=5)
     other.take(adapter)
     assert all(torch.equal(a, b) for a, b in zip(other.parameters(), student.parameters(), strict=True))
-    smaller = Student(tiny_model(), AdapterShape(k_max=4, turns_max=3, rank=4, modules=("q_proj",)), None)
+    shape = student.shape.model_copy(update={"k_max": 4, "modules": ("q_proj",)})
+    smaller = Student(tiny_model(), shape, None)
     with pytest.raises(SemkvError, match="the adapter has another shape than the recipe's"):
         smaller.take(adapter)
+    elsewhere = {"appended": "spread", "spread": "appended"}[adapter.placement]
+    with pytest.raises(SemkvError, match=f"stand elsewhere.*Set adapter.placement to {adapter.placement}"):
+        Student(tiny_model(), student.shape.model_copy(update={"placement": elsewhere}), None).take(adapter)
 
 
-def test_rows_start_from_a_separator_or_from_the_mean():
+def test_rows_start_from_a_separator_or_from_the_mean_and_spread_ones_from_their_tokens():
     table = tiny_model().get_input_embeddings().weight
+    spread = Student(tiny_model(), AdapterShape(k_max=4, modules=(), placement="spread"), 5)
+    index = torch.tensor([[0, 1]])
+    assert torch.equal(spread.embed_nexus(index, index, torch.tensor([[7, 9]]))[0], table[[7, 9]])
     for separator, expected in ((5, table[5]), (None, table.mean(0))):
-        made = Student(tiny_model(), AdapterShape(k_max=4, noise=0, modules=()), separator)
+        made = Student(tiny_model(), AdapterShape(k_max=4, noise=0, modules=(), placement="appended"), separator)
         assert torch.allclose(made.nexus, expected.expand(4, -1)) and not made.turn.any()
         assert made.export({}, "causal").rank == 0
 

@@ -1,4 +1,5 @@
 #include "behaviours/nexus_turns.h"
+#include "behaviours/spread_order.h"
 
 #include <algorithm>
 #include <cmath>
@@ -38,7 +39,8 @@ void TurnKeeper::beginTurn(Rows const& rows)
 
 int64_t TurnKeeper::due(int64_t row) const
 {
-    return mEnded[static_cast<size_t>(row)] ? sizes(row).first : 0;
+    // Rows that are spread over the turn have its positions.
+    return mEnded[static_cast<size_t>(row)] && !mSpec.spread ? sizes(row).first : 0;
 }
 
 void TurnKeeper::beforeAppend(Ids const& appended)
@@ -170,7 +172,7 @@ void TurnKeeper::finish(Rows const& rows)
             if (nexus > 0)
             {
                 until[row] = mSlots.at(r) - recent;
-                append(r, nexus);
+                append(r, nexus, first[row], until[row]);
             }
         }
     }
@@ -178,16 +180,12 @@ void TurnKeeper::finish(Rows const& rows)
     for (size_t group = 0; group < mSlots.groups; ++group)
     {
         Kept stays = live(group);
-        Column const& position = mSlots.column("slot_position")[group];
-        Column const& turn = mSlots.column("slot_turn")[group];
         for (size_t row = 0; row < rows.size(); ++row)
         {
-            int64_t const* const at = position.slots(static_cast<int64_t>(row), 0);
-            int64_t const* const of = turn.slots(static_cast<int64_t>(row), 0);
+            int64_t const r = static_cast<int64_t>(row);
             for (size_t slot = 0; rows[row] && slot < stays[row].size(); ++slot)
             {
-                bool const left = of[slot] == 2 * mSlots.turn[row] && at[slot] >= first[row] && at[slot] < until[row];
-                stays[row][slot] = stays[row][slot] && !left;
+                stays[row][slot] = stays[row][slot] && !leaves(r, group, slot, first[row], until[row]);
             }
         }
         keep.push_back(std::move(stays));
@@ -204,33 +202,72 @@ void TurnKeeper::finish(Rows const& rows)
     }
 }
 
-// Runs a turn's Nexus rows as a prompt of the row.
-void TurnKeeper::append(int64_t row, int64_t nexus)
+void TurnKeeper::append(int64_t row, int64_t count, int64_t first, int64_t end)
 {
     Ids room(static_cast<size_t>(mSlots.batch), 0);
-    room[static_cast<size_t>(row)] = nexus;
+    room[static_cast<size_t>(row)] = count;
     beforeAppend(room);
-    int64_t const turn = std::min(mSlots.turn[static_cast<size_t>(row)], mSpec.turns - 1);
-    for (int64_t start = 0; start < nexus; start += mContract.prefillChunk)
+    auto const [ids, positions] = nexusRows(row, count, first, end);
+    size_t const piece = static_cast<size_t>(mContract.prefillChunk);
+    for (size_t start = 0; start < ids.size(); start += piece)
     {
-        int64_t const tokens = std::min(mContract.prefillChunk, nexus - start);
-        Ids ids, positions;
-        for (int64_t i = 0; i < tokens; ++i)
-        {
-            ids.push_back(mSpec.firstId + turn * mSpec.most + start + i);
-            positions.push_back(mSlots.at(row) + i);
-        }
+        size_t const stop = std::min(start + piece, ids.size());
+        int64_t const tokens = static_cast<int64_t>(stop - start);
+        auto const part = [&](Ids const& all) { return Ids(all.data() + start, all.data() + stop); };
         Feeds feeds;
         for (StepInput const& input : mContract.stepInputs)
         {
             feeds[input.name] = Array(Type::kInt64, input.shape(1));
         }
-        feeds["input_ids"] = Array::of({1, tokens}, ids);
-        feeds["position_ids"] = Array::of({1, tokens}, positions);
+        feeds["input_ids"] = Array::of({1, tokens}, part(ids));
+        feeds["position_ids"] = Array::of({1, tokens}, part(positions));
         feeds["logits_index"] = Array::of({1, 1}, {tokens - 1});
         feeds["length"] = mSlots.lengthsOf(row);
         mEngine.run(mSpec.decoder, feeds, row);
-        mSlots.append(row, ids.data(), ids.size());
+        mSlots.append(row, ids.data() + start, stop - start, mSpec.spread ? positions.data() + start : nullptr);
     }
+}
+
+bool TurnKeeper::leaves(int64_t row, size_t group, size_t slot, int64_t first, int64_t end)
+{
+    int64_t const position = mSlots.column("slot_position")[group].slots(row, 0)[slot];
+    int64_t const turn = mSlots.column("slot_turn")[group].slots(row, 0)[slot];
+    return turn == 2 * mSlots.turn[static_cast<size_t>(row)] && position >= first && position < end;
+}
+
+std::pair<Ids, Ids> TurnKeeper::nexusRows(int64_t row, int64_t count, int64_t first, int64_t end)
+{
+    Ids ids, positions;
+    int64_t const number = std::min(mSlots.turn[static_cast<size_t>(row)], mSpec.turns - 1) * mSpec.most;
+    if (!mSpec.spread)
+    {
+        for (int64_t i = 0; i < count; ++i)
+        {
+            ids.push_back(mSpec.firstId + number + i);
+            positions.push_back(mSlots.at(row) + i);
+        }
+        return {ids, positions};
+    }
+    std::vector<size_t> body;
+    for (size_t slot = 0; slot < static_cast<size_t>(mSlots.length(0, row)); ++slot)
+    {
+        if (leaves(row, 0, slot, first, end))
+        {
+            body.push_back(slot);
+        }
+    }
+    int64_t const* const token = mSlots.column("slot_token")[0].slots(row, 0);
+    int64_t const* const position = mSlots.column("slot_position")[0].slots(row, 0);
+    for (size_t const place : spreadOrder(body.size()))
+    {
+        int64_t const i = static_cast<int64_t>(ids.size());
+        if (i == count)
+        {
+            break;
+        }
+        ids.push_back(mSpec.firstId + (number + i) * mSpec.firstId + token[body[place]]);
+        positions.push_back(position[body[place]]);
+    }
+    return {ids, positions};
 }
 } // namespace semkv::runtime

@@ -47,7 +47,12 @@ private:
     std::pair<int64_t, int64_t> sizes(int64_t row) const;
     void end(Rows const& rows);
     void finish(Rows const& rows);
-    void append(int64_t row, int64_t count);
+    // Runs Nexus rows for what has positions from first until before end, as a prompt of the row.
+    void append(int64_t row, int64_t count, int64_t first, int64_t end);
+    bool leaves(int64_t row, size_t group, size_t slot, int64_t first, int64_t end);
+
+    // Ids and positions of a row's Nexus rows, `count` or, where fewer tokens are left to begin as, so many.
+    std::pair<Ids, Ids> nexusRows(int64_t row, int64_t count, int64_t first, int64_t end);
     void makeRoom(Ids const& count);
     void cut(std::vector<uint8_t>& stays, size_t group, int64_t row, int64_t most);
     Kept live(size_t group) const;

@@ -127,6 +127,7 @@ struct NexusTurns
 {
     std::string program, decoder;
     bool atOnce;
+    bool spread; // Nexus rows begin as tokens of the turn, at their positions
     int64_t firstId, most, turns;
     double kept;
     int64_t tokens;

@@ -173,11 +173,12 @@ ReadAgain readReadAgain(Field const& field, Contract const& contract)
 NexusTurns readNexusTurns(Field const& field, Contract const& contract)
 {
     field.only({"kind", "program", "decoder", "when", "first_id", "most", "turns", "kept", "tokens", "nexus_share",
-        "sinks", "keep_slots"});
+        "sinks", "keep_slots", "placement"});
     NexusTurns turns;
     turns.program = programOf(field, contract, "program", true);
     turns.decoder = programOf(field, contract, "decoder", false);
     turns.atOnce = field.at("when").text({"begin", "turn"}) == "turn";
+    turns.spread = field.has("placement") && field.at("placement").text({"appended", "spread"}) == "spread";
     turns.firstId = field.at("first_id").integer(contract.vocabSize, contract.vocabSize);
     turns.most = field.at("most").integer(1, kMost);
     turns.turns = field.at("turns").integer(1, kMost / turns.most);
@@ -186,11 +187,14 @@ NexusTurns readNexusTurns(Field const& field, Contract const& contract)
     turns.nexusShare = field.at("nexus_share").number(0, 1);
     turns.sinks = field.at("sinks").integer(0, kMost);
     turns.keepSlots = slotsByGroup(field.at("keep_slots"), contract);
-    bool const counted = std::any_of(contract.columns.begin(), contract.columns.end(),
-        [](Buffer const& column) { return column.name == "slot_turn" && column.dims[1] == "1"; });
-    if (!counted)
+    for (std::string const name : {"slot_turn", "slot_token"})
     {
-        field.contradicts("a slot column slot_turn B,1,C", "none");
+        bool const counted = std::any_of(contract.columns.begin(), contract.columns.end(),
+            [&](Buffer const& column) { return column.name == name && column.dims[1] == "1"; });
+        if (!counted && (turns.spread || name == "slot_turn"))
+        {
+            field.contradicts("a slot column " + name + " B,1,C", "none");
+        }
     }
     checkInputs(field, contract, turns.program, {"length", "keep_index"}, {});
     return turns;

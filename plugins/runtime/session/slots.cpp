@@ -32,7 +32,7 @@ Slots::Slots(Contract const& contract, int64_t rows, std::vector<uint8_t> delimi
     }
 }
 
-void Slots::append(int64_t row, int64_t const* ids, size_t count)
+void Slots::append(int64_t row, int64_t const* ids, size_t count, int64_t const* positions)
 {
     size_t const r = static_cast<size_t>(row);
     for (size_t i = 0; i < count; ++i)
@@ -42,9 +42,10 @@ void Slots::append(int64_t row, int64_t const* ids, size_t count)
         for (size_t c = 0; c < names.size(); ++c)
         {
             // A column of some other name starts at 0, whatever the slot held before.
-            int64_t const value = names[c] == "slot_position" ? position[r]
+            int64_t const value = names[c] == "slot_position" ? (positions != nullptr ? positions[i] : position[r])
                 : names[c] == "slot_chunk"                    ? chunk
                 : names[c] == "slot_turn"                     ? 2 * turn[r] + nexus
+                : names[c] == "slot_token"                    ? ids[i]
                                                               : 0;
             for (size_t group = 0; group < groups; ++group)
             {
@@ -59,7 +60,7 @@ void Slots::append(int64_t row, int64_t const* ids, size_t count)
         {
             ++length(group, row);
         }
-        ++position[r];
+        position[r] += positions == nullptr;
     }
 }
 

@@ -40,8 +40,9 @@ class Slots
 public:
     Slots(Contract const& contract, int64_t batch, std::vector<uint8_t> isDelimiter);
 
-    // Counts tokens, or Nexus rows (ids beyond the vocabulary), that were appended to a row, in every group.
-    void append(int64_t row, int64_t const* ids, size_t count);
+    // Counts tokens, or Nexus rows (ids beyond the vocabulary), that were appended to a row, in every group. With
+    // positions they stand for what was seen before; else they have those that follow.
+    void append(int64_t row, int64_t const* ids, size_t count, int64_t const* positions = nullptr);
     void reset(Rows const& rows);
 
     int64_t length(size_t group, int64_t row) const

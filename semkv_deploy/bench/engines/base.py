@@ -26,6 +26,11 @@ class Engine(ABC):
 
     memory_shows = False
 
+    @property
+    def pid(self) -> int | None:
+        """Of the process that has the model; None: this one."""
+        return None
+
     @abstractmethod
     def reset(self) -> None:
         """Forgets the conversations of all rows."""

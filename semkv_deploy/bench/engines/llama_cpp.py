@@ -1,4 +1,4 @@
-"""llama.cpp with its full cache, as the package xllamacpp brings it: llama-server inside this process.
+"""llama.cpp with its full cache, behind its server.
 
 Times are those that the server takes of itself, so that HTTP and JSON cost it nothing.
 """
@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from semkv_deploy.bench.engines.base import Engine, Rows, require_package, require_vocabulary
+from semkv_deploy.bench.engines.llama_servers import PackagedServer, ProgramServer, ServerOptions, check_program
 from semkv_deploy.errors import SemkvError
 
 OPTION = "--llama-cpp"
+PROGRAM_OPTION = "--llama-server"
 
 CACHE_TYPES = ("f16", "q8_0", "f32", "bf16", "q4_0")
 """Of both keys and values, as llama.cpp calls them."""
@@ -33,10 +35,11 @@ BLOCK = 32
 """Elements of a head that share a scale in q8_0 and q4_0."""
 
 
-def check(path: Path, caches: Sequence[str], vocabulary: int) -> None:
-    """Fails unless the package is installed and the file is a GGUF that takes the caches and the tokens.
+def check(path: Path, caches: Sequence[str], vocabulary: int, program: Path | None = None) -> None:
+    """Fails unless the server is there and the file is a GGUF that takes the caches and the tokens.
 
     Args:
+        program: a llama-server; None: the package's.
         vocabulary: entries that it must have at least.
 
     Raises:
@@ -48,7 +51,10 @@ def check(path: Path, caches: Sequence[str], vocabulary: int) -> None:
         start = file.read(4)
     if start != b"GGUF":
         raise SemkvError("not a GGUF file", where=f"{OPTION} {path}", expected="it to start with 'GGUF'", got=start)
-    require_package("xllamacpp", OPTION)
+    if program is None:
+        require_package("xllamacpp", OPTION)
+    else:
+        check_program(program, PROGRAM_OPTION)
     facts = _Facts.read(path)
     require_vocabulary(facts.vocabulary, vocabulary, f"{OPTION} {path}")
     for cache in caches:
@@ -71,7 +77,10 @@ def compiled_below(about: str, flags: Sequence[str]) -> str | None:
     """
     if "avx512f" not in flags or "AVX512 = 1" in about:
         return None
-    return "llama.cpp was not compiled for this processor's AVX-512: xllamacpp built from source here may be faster"
+    return (
+        "llama.cpp was not compiled for this processor's AVX-512: one built here may be faster "
+        f"(scripts/llama_server.sh, {PROGRAM_OPTION})"
+    )
 
 
 class _Facts(NamedTuple):
@@ -121,31 +130,15 @@ class LlamaCppEngine(Engine):
         path: the GGUF file.
         cache: one of `CACHE_TYPES`.
         context: tokens of a row.
+        program: a llama-server to start; None: the package xllamacpp's.
     """
 
-    def __init__(self, path: str, cache: str, batch: int, threads: int, context: int) -> None:
-        import xllamacpp
-
-        self._api, self._batch, self._context = xllamacpp, batch, context + _SPARE
-        parameters = xllamacpp.CommonParams()
-        parameters.model.path = path
-        # The server deals the context out to its slots.
-        parameters.n_parallel, parameters.n_ctx = batch, batch * self._context
-        parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = threads
-        kind = getattr(xllamacpp.ggml_type, f"GGML_TYPE_{cache.upper()}")
-        parameters.cache_type_k = parameters.cache_type_v = kind
-        parameters.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_ENABLED
-        parameters.n_gpu_layers = 0
-        # Its model and context are the ones asked for, whatever the machine has; nothing is kept beside the slots.
-        parameters.fit_params, parameters.cache_ram_mib, parameters.n_ctx_checkpoints = False, 0, 0
-        # Errors only; no pages of its own for a browser.
-        parameters.verbosity, parameters.ui = 0, False
-        try:
-            self._server = xllamacpp.Server(parameters)
-        except RuntimeError as error:
-            raise SemkvError(
-                f"llama.cpp does not load it: {str(error).rstrip('.')}", where=f"{OPTION} {path}, {cache} cache"
-            ) from None
+    def __init__(
+        self, path: str, cache: str, batch: int, threads: int, context: int, program: str | None = None
+    ) -> None:
+        self._batch, self._context = batch, context + _SPARE
+        asked = ServerOptions(path, cache, slots=batch, context=batch * self._context, threads=threads)
+        self._server = PackagedServer(asked) if program is None else ProgramServer(Path(program), asked)
         self._slot_mib = batch * _Facts.read(Path(path)).slot_elements * _BYTES[cache] / (1 << 20)
         self._threads = ThreadPoolExecutor(batch)
         self.reset()
@@ -209,13 +202,17 @@ class LlamaCppEngine(Engine):
 
     def _post(self, path: str, **data: Any) -> dict[str, Any]:
         request = urllib.request.Request(
-            self._server.listening_address + path, json.dumps(data).encode(), {"Content-Type": "application/json"}
+            self._server.address + path, json.dumps(data).encode(), {"Content-Type": "application/json"}
         )
         try:
             with urllib.request.urlopen(request) as answer:
                 return dict(json.load(answer))
         except urllib.error.HTTPError as error:
             raise SemkvError(f"llama.cpp refuses: {error.read().decode(errors='replace')}", where=OPTION) from None
+
+    @property
+    def pid(self) -> int | None:
+        return self._server.pid
 
     def facts(self) -> dict[str, Any]:
         live = len(self._ids[0])
@@ -226,8 +223,8 @@ class LlamaCppEngine(Engine):
         }
 
     def about(self) -> dict[str, str]:
-        return {"xllamacpp": self._api.__version__, "llama.cpp": self._api.get_system_info().strip(" |")}
+        return self._server.about()
 
     def close(self) -> None:
         self._threads.shutdown()
-        del self._server
+        self._server.close()

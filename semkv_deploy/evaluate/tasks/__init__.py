@@ -11,6 +11,7 @@ from semkv_deploy.evaluate.tasks.facts import Facts
 from semkv_deploy.evaluate.tasks.longbench import LongBench
 from semkv_deploy.evaluate.tasks.passkey import Passkey
 from semkv_deploy.evaluate.tasks.ruler import Ruler
+from semkv_deploy.evaluate.tasks.turns import Turns
 
 TASKS: dict[str, Task] = {
     task.name: task
@@ -18,6 +19,7 @@ TASKS: dict[str, Task] = {
         Continuation("prose"),
         Continuation("code"),
         Continuation("chat"),
+        Turns(),
         Agreement(),
         Passkey(),
         Facts(),

@@ -96,7 +96,7 @@ class Task:
         unit: of the metric, for tables.
         extra: tokens that come after compression, at most.
         has_reference: whether `measure` needs what `reference` gives.
-        small: whether a model of 135M parameters is above its floor on it.
+        by_default: whether it is measured where no task is named: not if a model of 135M parameters is below its floor.
     """
 
     name: str
@@ -109,7 +109,7 @@ class Task:
     headroom_higher: ClassVar[bool] = True
     extra: ClassVar[int] = 128
     has_reference: ClassVar[bool] = False
-    small: ClassVar[bool] = True
+    by_default: ClassVar[bool] = True
 
     def examples(self, setting: Setting) -> list[Example]:
         """The examples: the same for the same setting."""

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semkv_deploy.errors import SemkvError
-from semkv_deploy.methods.layout import POSITION, TURN
+from semkv_deploy.methods.layout import POSITION, TOKEN, TURN
+from semkv_deploy.model.spread import spread_order
 from semkv_deploy.runtime.behaviours.group_program import GroupProgramRunner
 
 if TYPE_CHECKING:
@@ -47,7 +48,8 @@ class TurnKeeper(GroupProgramRunner):
             self._finish(rows)
 
     def due(self, row: int) -> int:
-        return self._sizes(row)[0] if self._ended[row] else 0
+        # Rows that are spread over the turn have its positions.
+        return self._sizes(row)[0] if self._ended[row] and self.behaviour.placement == "appended" else 0
 
     def before_append(self, count: NDArray[np.int64]) -> None:
         if (self._slots.length + count > self._capacity[:, None]).any():
@@ -147,35 +149,56 @@ class TurnKeeper(GroupProgramRunner):
             nexus, recent = self._sizes(row)
             if nexus:
                 end[row] = slots.position[row] - recent
-                self._append(row, nexus)
+                self._append(row, nexus, int(first[row]), int(end[row]))
         self.stats.seconds += time.perf_counter() - started
-        keep = []
-        for group in range(len(self._capacity)):
-            position = slots.columns[POSITION][group][:, 0]
-            left = self._own(group) & (position >= first[:, None]) & (position < end[:, None])
-            keep.append(self._live(group) & ~(rows[:, None] & left))
+        keep = [
+            self._live(group) & ~(rows[:, None] & self._leaving(group, first, end))
+            for group in range(len(self._capacity))
+        ]
         self._drop(keep)
         slots.turn[rows] += 1
         self._begun[rows], self._ended[rows] = slots.position[rows], False
 
-    def _append(self, row: int, count: int) -> None:
-        """Runs a turn's Nexus rows as a prompt of the row."""
+    def _leaving(self, group: int, first: NDArray[np.int64], end: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """`[B,C]`: live slots of each row's open turn with positions from first `[B]` until before end `[B]`."""
+        position = self._slots.columns[POSITION][group][:, 0]
+        leaving: NDArray[np.bool_] = self._own(group) & (position >= first[:, None]) & (position < end[:, None])
+        return leaving
+
+    def _append(self, row: int, count: int, first: int, end: int) -> None:
+        """Runs Nexus rows for a row's turn as a prompt of the row.
+
+        Args:
+            first, end: positions of what they are to stand for.
+        """
         room = np.zeros(self._engine.batch, np.int64)
         room[row] = count
         self.before_append(room)
-        behaviour, slots, contract = self.behaviour, self._slots, self._engine.contract
-        first = behaviour.first_id + min(int(slots.turn[row]), behaviour.turns - 1) * behaviour.most
-        for start in range(0, count, contract.prefill_chunk):
-            ids = first + np.arange(start, min(start + contract.prefill_chunk, count))
+        slots, contract = self._slots, self._engine.contract
+        ids, position = self._nexus(row, count, first, end)
+        for start in range(0, len(ids), contract.prefill_chunk):
+            piece = slice(start, start + contract.prefill_chunk)
             feeds = {
                 **{each.name: np.zeros(int(each.shape), np.int64) for each in contract.cache.step_inputs},
-                "input_ids": ids[None],
-                "position_ids": slots.position[row] + np.arange(len(ids))[None],
-                "logits_index": np.array([[len(ids) - 1]]),
+                "input_ids": ids[None, piece],
+                "position_ids": position[None, piece],
+                "logits_index": np.array([[len(ids[piece]) - 1]]),
                 "length": slots.length[:, row : row + 1],
             }
-            self._engine.run(behaviour.decoder, feeds, row=row)
-            slots.append(row, ids)
+            self._engine.run(self.behaviour.decoder, feeds, row=row)
+            slots.append(row, ids[piece], position[piece] if self.behaviour.placement == "spread" else None)
+
+    def _nexus(self, row: int, count: int, first: int, end: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Ids and positions of a row's Nexus rows, `count` or, where fewer tokens are left to begin as, so many."""
+        behaviour, slots = self.behaviour, self._slots
+        number = min(int(slots.turn[row]), behaviour.turns - 1) * behaviour.most + np.arange(count)
+        if behaviour.placement == "appended":
+            return behaviour.first_id + number, slots.position[row] + np.arange(count)
+        bounds = (np.full(self._engine.batch, bound) for bound in (first, end))
+        body = np.flatnonzero(self._leaving(0, *bounds)[row])
+        chosen = body[spread_order(len(body))[:count]]
+        token, position = (slots.columns[name][0][row, 0, chosen] for name in (TOKEN.name, POSITION))
+        return behaviour.first_id * (1 + number[: len(chosen)]) + token, position
 
     def _make_room(self, count: NDArray[np.int64]) -> None:
         """Drops finished turns, the oldest first, and then the oldest slots of the open one."""

@@ -29,7 +29,7 @@ class ChatRecall(Task):
     name, metric, headroom, texts = "chat-recall", "recall", "recall", ("prose",)
     unit: ClassVar[str] = f"share recalled, of {FACTS} questions"
     extra: ClassVar[int] = 256
-    small: ClassVar[bool] = False
+    by_default: ClassVar[bool] = False
 
     def examples(self, setting: Setting) -> list[Example]:
         template = ChatTemplate.of(setting.tokenizer)

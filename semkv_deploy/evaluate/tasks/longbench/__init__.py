@@ -23,7 +23,7 @@ class LongBench(Task):
     name, metric, headroom, records = "longbench", "f1", "f1", ("longbench",)
     unit: ClassVar[str] = "F1 of words with the best accepted answer"
     extra: ClassVar[int] = 256
-    small: ClassVar[bool] = False
+    by_default: ClassVar[bool] = False
 
     def examples(self, setting: Setting) -> list[Example]:
         records = setting.records["longbench"]

@@ -28,7 +28,7 @@ class Ruler(Task):
     metric, headroom, texts = "match", "match", ("prose",)
     unit: ClassVar[str] = "share of the expected strings in the answer"
     extra: ClassVar[int] = 256
-    small: ClassVar[bool] = False
+    by_default: ClassVar[bool] = False
 
     def __init__(self, kind: str) -> None:
         self.name, self.kind = f"ruler-{kind}", kind
