@@ -95,6 +95,7 @@ class Host:
         self.length = np.zeros((len(self.groups), self.batch), np.int64)
         self.chunk, self.after_delimiter = [0] * self.batch, [False] * self.batch
         self.turn, self.begun, self.ended = (np.zeros(self.batch, np.int64) for _ in range(3))
+        self.frozen = np.zeros_like(self.length)
         self.unread: list[list[int]] = [[] for _ in range(self.batch)]
         self.open: list[list[int]] = [[] for _ in range(self.batch)]
         self.closed = [0] * self.batch
@@ -135,7 +136,7 @@ class Host:
 
     def end_turn(self, rows: list[int] | None = None) -> None:
         for behaviour in self.contract["behaviours"]:
-            if behaviour["kind"] == "nexus_turns":
+            if behaviour["kind"] in ("nexus_turns", "isolated_turns"):
                 ended = np.isin(np.arange(self.batch), range(self.batch) if rows is None else rows)
                 self.ended |= ended & (self.position > self.begun)
                 if behaviour["when"] == "turn":
@@ -153,10 +154,12 @@ class Host:
 
     def _finish_turns(self, rows: list[int]) -> None:
         rows = [row for row in rows if self.ended[row]]
-        behaviours = [each for each in self.contract["behaviours"] if each["kind"] == "nexus_turns"]
-        if not rows or not behaviours:
+        if not rows:
             return
-        (behaviour,) = behaviours
+        (behaviour,) = (each for each in self.contract["behaviours"] if each["kind"].endswith("_turns"))
+        if behaviour["kind"] == "isolated_turns":
+            self._finish_isolated(behaviour, rows)
+            return
         gone = np.zeros((2, self.batch), np.int64)
         for row in rows:
             first = max(int(self.begun[row]), behaviour["sinks"])
@@ -180,6 +183,43 @@ class Host:
         self._drop(behaviour, kept)
         self.turn[rows] += 1
         self.begun[rows], self.ended[rows] = self.position[rows], 0
+
+    def _finish_isolated(self, behaviour: dict[str, Any], rows: list[int]) -> None:
+        for each in self.contract["behaviours"]:
+            if each["kind"] == "read_again":
+                self._read_again(each, rows)
+        share = np.array(behaviour["turn_share"])[:, None]
+        own = np.ceil(share * (self.position - self.begun)).astype(np.int64)
+        wanted = np.isin(np.arange(self.batch), rows) & np.ones_like(self.length, bool)
+        self._fit(behaviour, wanted, np.maximum(own, behaviour["least"] - self.frozen), 0)
+        self.frozen[:, rows] = self.length[:, rows]
+        self.begun[rows], self.ended[rows] = self.position[rows], 0
+
+    def _fit(self, behaviour: dict[str, Any], wanted: NDArray[np.bool_], own: Ids, recent_least: int) -> None:
+        """Fits rows of groups, `[groups,B]`, to `own` slots of their open turns. This host pins nothing."""
+        keep = np.array(behaviour["keep_slots"])[:, None]
+        sinks = np.array(behaviour["by_group"]["sinks"])[:, None] + np.zeros_like(self.frozen)
+        own = np.minimum(np.minimum(own, self.length - self.frozen), np.maximum(keep - self.frozen, keep // 2))
+        recent = np.maximum(np.floor(behaviour["recent_share"] * own).astype(np.int64), recent_least)
+        over = wanted & (self.frozen + own < self.length)
+        self._compress_alike(behaviour, over, np.maximum(sinks, self.frozen), self.frozen + own, recent)
+        before = self.length.copy()
+        over, target = wanted & (before > keep), keep + np.zeros_like(before)
+        self._compress_alike(behaviour, over, sinks, target, before - self.frozen)
+        self.frozen -= before - self.length
+
+    def _compress_alike(
+        self, behaviour: dict[str, Any], over: NDArray[np.bool_], sinks: Ids, target: Ids, recent: Ids
+    ) -> None:
+        while over.any():
+            for group in np.flatnonzero(over.any(1)):
+                least = sinks[group][over[group]].min()
+                alike = over[group] & (sinks[group] == least)
+                slots = np.where(alike, target[group], self.groups[group]["capacity"])
+                given = {"target": slots, "recent": np.where(alike, recent[group], 0), "sinks": np.array(least)}
+                self._run_group(behaviour["program"], group, {**self._fixed(behaviour, group), **given})
+                over[group] &= ~alike
+            self.compressions += 1
 
     def _append(self, row: int, ids: list[int]) -> None:
         self._room_for(row, len(ids))
@@ -449,10 +489,14 @@ class Host:
             if each["kind"] == "nexus_turns":
                 self._drop_turns(each, appended)
                 return
-        (behaviour,) = (each for each in self.contract["behaviours"] if each["kind"] == "make_room")
+        kinds = ("make_room", "isolated_turns")
+        (behaviour,) = (each for each in self.contract["behaviours"] if each["kind"] in kinds)
         for each in self.contract["behaviours"]:
             if each["kind"] == "read_again":
                 self._read_again(each, np.flatnonzero(np.any(full, axis=0)).tolist())
+        if behaviour["kind"] == "isolated_turns":
+            self._fit(behaviour, np.array(full), self.length - self.frozen, behaviour["recent_least"])
+            return
         for group, rows in enumerate(full):
             if rows.any():
                 keep, capacity = behaviour["keep_slots"][group], self.groups[group]["capacity"]
@@ -461,11 +505,12 @@ class Host:
 
     def _compress(self, behaviour: dict[str, Any], group: int, target: Ids) -> None:
         recent = np.maximum(np.floor(behaviour["recent_share"] * target), behaviour["recent_least"]).astype(np.int64)
-        given: Arrays = {"target": target, "recent": recent}
-        for name, values in behaviour["by_group"].items():
-            fixed = np.array(values[group])
-            given[name] = fixed.astype(np.float32) if fixed.dtype == np.float64 else fixed
+        given: Arrays = {"target": target, "recent": recent, **self._fixed(behaviour, group)}
         self._run_group(behaviour["program"], group, given)
+
+    def _fixed(self, behaviour: dict[str, Any], group: int) -> Arrays:
+        given = {name: np.array(values[group]) for name, values in behaviour["by_group"].items()}
+        return {name: each.astype(np.float32) if each.dtype == np.float64 else each for name, each in given.items()}
 
     def _run_group(self, name_of_program: str, group: int, given: Arrays) -> None:
         program = self.contract["programs"][name_of_program]

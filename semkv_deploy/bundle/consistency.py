@@ -13,7 +13,15 @@ from semkv_deploy.budget import SLOT_MULTIPLE
 from semkv_deploy.bundle.files import REBUILD
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.graph.external import is_inside
-from semkv_deploy.methods.behaviours import Blocks, BlockTables, MakeRoom, NexusTurns, ReadAgain, SlotTables
+from semkv_deploy.methods.behaviours import (
+    Blocks,
+    BlockTables,
+    IsolatedTurns,
+    MakeRoom,
+    NexusTurns,
+    ReadAgain,
+    SlotTables,
+)
 from semkv_deploy.methods.layout import CHUNK, DECODE, POSITION, TOKEN, TURN
 
 if TYPE_CHECKING:
@@ -313,6 +321,20 @@ def _inputs(contract: Contract, behaviour: MakeRoom, field: str) -> Iterator[Con
                     yield f"{field}.by_group.{tensor.name}", tensor.dtype, repr(value)
 
 
+def _isolated(contract: Contract, behaviour: IsolatedTurns, field: str) -> Iterator[Contradiction]:
+    """Without sinks a program would choose from older turns as from the open one."""
+    halves = [keep - keep // 2 for keep in behaviour.keep_slots]
+    sinks = behaviour.by_group.get("sinks", ())
+    if not all(isinstance(each, int) and 0 <= each <= half for each, half in zip(sinks, halves, strict=False)):
+        yield f"{field}.by_group.sinks", f"at most half of keep_slots, {halves}", sinks
+    if not sinks:
+        yield f"{field}.by_group", "values of sinks", sorted(behaviour.by_group)
+    program = contract.programs.get(behaviour.program)
+    for graph in program.graphs if program is not None else ():
+        if not graph.has_input("sinks"):
+            yield f"graph {graph.name}", "an input sinks", "none of that name"
+
+
 def _behaviours(contract: Contract) -> Iterator[Contradiction]:
     groups = len(contract.cache.groups)
     for number, behaviour in enumerate(contract.behaviours):
@@ -339,6 +361,8 @@ def _behaviours(contract: Contract) -> Iterator[Contradiction]:
             yield from _turns(contract, behaviour, field)
             continue
         yield from _inputs(contract, behaviour, field)
+        if isinstance(behaviour, IsolatedTurns):
+            yield from _isolated(contract, behaviour, field)
         lists = {"keep_slots": behaviour.keep_slots, "turn_share": behaviour.turn_share, **behaviour.by_group}
         for name, values in lists.items():
             if len(values) != groups:

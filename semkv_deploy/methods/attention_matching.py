@@ -134,7 +134,7 @@ _BIAS = f"""
     shares = Mul (kept_shares, used)
     share_kept = ReduceSum <keepdims = 1> (shares, slot_axis)
     lost = Sub (used, share_kept)
-    {_SOLVE.format(p="bias", matrix="shares", wanted="lost")}
+    {_SOLVE.format(p="bias", matrix="shares_FREE", wanted="lost")}
     counted = Add (bias_solved, unit)
     counted_least = Constant <value = float {{{math.exp(-LARGEST):.8f}}}> ()
     counted_most = Constant <value = float {{{math.exp(LARGEST):.8f}}}> ()
@@ -156,20 +156,45 @@ _VALUES = f"""
     value_kept = Cast <to = 1> (value_chosen)
     output_kept = MatMul (weights_kept, value_kept)
     output_lost = Sub (output_wanted, output_kept)
-    {_SOLVE.format(p="value", matrix="weights_kept", wanted="output_lost")}
+    {_SOLVE.format(p="value", matrix="weights_kept_FREE", wanted="output_lost")}
     value_fitted = Add (value_kept, value_solved)
     value_cache_out = CastLike (value_fitted, value_cache)
 """
 
 
-def fitted(values_too: bool) -> str:
-    """ONNX text after `CompactCache` gave `key_cache_out`, `value_chosen`, `bias_chosen` and `length_out`."""
+_FREE = """
+    is_free = GreaterOrEqual (slot, sinks)
+    free_number = Cast <to = 1> (is_free)
+"""
+
+# Of a column that is 0 the solution is 0, so that a bias grows by log 1, and a value by 0.
+_FREE_SHARES = "shares_free = Mul (shares, free_number)"
+_FREE_WEIGHTS = "weights_kept_free = Mul (weights_kept, free_number)"
+
+
+def fitted(values_too: bool, below_sinks_frozen: bool = False) -> str:
+    """ONNX text after `CompactCache` gave `key_cache_out`, `value_chosen`, `bias_chosen` and `length_out`.
+
+    Args:
+        values_too: values are fitted as well, not biases only.
+        below_sinks_frozen: slots below `sinks` stay as they are, and rows in which nothing is dropped keep their
+            queries: another run may be theirs.
+    """
     values = _VALUES if values_too else "value_cache_out = Identity (value_chosen)"
+    bias, used_up, free = _BIAS, "Sub (reference_queries, reference_queries)", ""
+    if below_sinks_frozen:
+        bias = bias.replace("lost = Sub (used, share_kept)", f"lost = Sub (used, share_kept)\n{_FREE_SHARES}")
+        values = values.replace(
+            "output_kept = MatMul (weights_kept, value_kept)",
+            f"output_kept = MatMul (weights_kept, value_kept)\n{_FREE_WEIGHTS}",
+        )
+        used_up, free = "Where (over_rows, none, reference_queries)", "_free"
     return f"""
         slots_axes = Constant <value = int64[3] {{1, 2, 3}}> ()
-        {_BIAS}
-        {values}
-        reference_queries_out = Sub (reference_queries, reference_queries)
+        {_FREE if below_sinks_frozen else ""}
+        {bias.replace("_FREE", free)}
+        {values.replace("_FREE", free)}
+        reference_queries_out = {used_up}
     """
 
 
@@ -183,7 +208,9 @@ def native_fitted(values_too: bool) -> str:
     """
 
 
-def fit_slots(before: dict[str, Tensor], after: dict[str, Tensor], counts: Tensor, values_too: bool) -> None:
+def fit_slots(
+    before: dict[str, Tensor], after: dict[str, Tensor], counts: Tensor, values_too: bool, frozen: int = 0
+) -> None:
     """The reference: changes `slot_bias` and `value_cache` of `after` in place.
 
     Args:
@@ -191,6 +218,8 @@ def fit_slots(before: dict[str, Tensor], after: dict[str, Tensor], counts: Tenso
             `[B,H,R,D]`, before slots were chosen.
         after: the same of those that stay, without `reference_queries`.
         counts: `[B]` bool: in other rows nothing was dropped, or nothing is to be fitted.
+        values_too: values are fitted as well, not biases only.
+        frozen: the first so many slots stay as they are.
     """
     import torch
 
@@ -207,14 +236,15 @@ def fit_slots(before: dict[str, Tensor], after: dict[str, Tensor], counts: Tenso
         mass = (logits - largest).exp().sum(-1, keepdim=True)
         chosen = queries @ after["key_cache"][b, h, :kept].float().T + after["slot_bias"][b, h, :kept]
         shares = (chosen - largest).exp() / mass
-        counted = 1 + _least_squares(shares, 1 - shares.sum(-1, keepdim=True))[:, 0]
+        free = (torch.arange(kept) >= frozen).float()
+        counted = 1 + _least_squares(shares * free, 1 - shares.sum(-1, keepdim=True))[:, 0]
         more = counted.clamp(math.exp(-LARGEST), math.exp(LARGEST)).log()
         after["slot_bias"][b, h, :kept] += more
         if values_too:
             weights = (chosen + more).softmax(-1)
             values = after["value_cache"][b, h, :kept]
             lost = logits.softmax(-1) @ value - weights @ values.float()
-            values += _least_squares(weights, lost).to(values.dtype)
+            values += _least_squares(weights * free, lost).to(values.dtype)
 
 
 def _least_squares(matrix: Tensor, wanted: Tensor) -> Tensor:

@@ -66,13 +66,66 @@ class MakeRoom(BaseModel):
         return len(ladder) if isinstance(ladder, tuple) else 0
 
 
+FREEZE_RULE = (
+    "frozen[group, row] are the row's first slots that are of finished turns, pinned[group, row] those of them that "
+    "were pinned; begun[row] is the position at which its open turn began; all are 0 at first. A row's turn has ended "
+    "once the host says so; where it has a token it is finished before the row's next run (with when = turn, at "
+    "once): in each group its slots are fitted to own, which is turn_share x (position - begun) rounded up, in "
+    "double, but at least `least` less frozen; then frozen is length, and begun is position"
+)
+OVERFLOW_RULE = (
+    "before a run that appends n[row] tokens (0 to a row that the run does not move), each row of a group in which "
+    "length + n > capacity - reserve is fitted to own = length - frozen; its turn goes on"
+)
+FIT_RULE = (
+    "own is at most length - frozen, and at most the larger of keep_slots - frozen and half of keep_slots, rounded "
+    "down. First, where frozen + own < length, the program gets the target frozen + own, and as sinks the larger of "
+    "by_group's and frozen: nothing of older turns changes. Then, where length > keep_slots, older turns give way: "
+    "the target is keep_slots, sinks the larger of by_group's and pinned, and recent = length - frozen, both as they "
+    "are before that run; frozen falls by as much as length. A run has one number of sinks: rows of a group that need "
+    "others are in runs of their own, those with the least first; rows that a run is not for get the capacity as "
+    "their target and are copied"
+)
+OWN_RECENT_RULE = (
+    "of a turn's own slots recent[row] are recent_share x own, rounded down; before an append, where the turn goes "
+    "on, at least recent_least"
+)
+
+
+class IsolatedTurns(MakeRoom):
+    """Compress a turn once, when it is over, and never again while there is room: each turn by itself.
+
+    A host pins what a row has so far by making it frozen and pinned, where keep_slots less its half, rounded down, has
+    room for it; its turn then begins at its position.
+    """
+
+    kind: Literal["isolated_turns"] = Field(  # type: ignore[assignment]
+        default="isolated_turns", description="says which behaviour it is"
+    )
+    when: Literal["begin", "turn"] = Field(  # type: ignore[assignment]
+        description="when an ended turn is finished: as the next one begins, at once"
+    )
+    keep_slots: tuple[int, ...] = Field(description="by group, slots that a compression leaves at most")
+    turn_share: tuple[float, ...] = Field(description="by group, slots that a turn keeps as a share of its tokens")
+    least: int = Field(description="slots that the first turn keeps at least", ge=1)
+    recent_share: float = Field(description="of a turn's slots, how many are never merged", ge=0, le=1)
+    recent_least: int = Field(
+        default=0, description="slots of a turn that goes on that are never merged, however few it keeps", ge=0
+    )
+    full_rule: str = OVERFLOW_RULE
+    turn_rule: str = FREEZE_RULE
+    recent_rule: str = OWN_RECENT_RULE
+    fit_rule: str = FIT_RULE
+
+
 READ_RULE = (
-    "unread[row] are the tokens appended since the row was last read again; before a run for which a group has to make "
-    "room (full_rule), and with when = turn at a turn's end, each row that has to, or whose turn it is, is read again: "
-    "its unread tokens in pieces of piece tokens, one row and one run at a time as a prompt is, each appended behind "
-    "the row's live slots, in the place of the one before it, with positions from min(position, max_context - piece) "
-    "on; the input is [n, runs] in the n-th, from 1, of these runs and 0 in all others; neither length, position nor "
-    "slot columns change, and logits mean nothing; then unread[row] is empty"
+    "unread[row] are the tokens appended since the row was last read again; before a run for which a group has to "
+    "make room (full_rule), with when = turn at a turn's end, and before isolated_turns finish a turn, each row that "
+    "has to, or whose turn it is, is read again: its unread tokens in pieces of piece tokens, one row and one run at "
+    "a time as a prompt is, each appended behind the row's live slots, in the place of the one before it, with "
+    "positions from min(position, max_context - piece) on; the input is [n, runs] in the n-th, from 1, of these runs "
+    "and 0 in all others; neither length, position nor slot columns change, and logits mean nothing; then unread[row] "
+    "is empty"
 )
 
 
@@ -219,6 +272,6 @@ class SlotTables(BaseModel):
 
 
 Behaviour = Annotated[
-    MakeRoom | ReadAgain | NexusTurns | Blocks | BlockTables | SlotTables, Field(discriminator="kind")
+    MakeRoom | IsolatedTurns | ReadAgain | NexusTurns | Blocks | BlockTables | SlotTables, Field(discriminator="kind")
 ]
 """What manifests hold; they say which by `kind`."""

@@ -23,7 +23,7 @@ from pydantic import Field, model_validator
 
 from semkv_deploy.methods import rotation, text
 from semkv_deploy.methods.attention_matching import QUERIES, REFERENCE_QUERIES, fit_slots, fitted, native_fitted
-from semkv_deploy.methods.base import BiasMode, Method, State
+from semkv_deploy.methods.base import BiasMode, State
 from semkv_deploy.methods.behaviours import ReadAgain
 from semkv_deploy.methods.importance_prediction import (
     LEAST_ATTENTION,
@@ -32,8 +32,9 @@ from semkv_deploy.methods.importance_prediction import (
     fit_predictor,
     slot_features,
 )
+from semkv_deploy.methods.isolated_turns import IsolatesTurns
 from semkv_deploy.methods.layout import COMPRESS, DECODE
-from semkv_deploy.methods.merging import MERGED, function_proto, merge_dropped
+from semkv_deploy.methods.merging import function_proto, merge_dropped, merged
 from semkv_deploy.methods.selection import KEEP_HIGHEST, keep_highest
 from semkv_deploy.methods.slot_attention import RECORD, with_slot_attention
 from semkv_deploy.ops import compact_cache
@@ -101,7 +102,7 @@ _MOVE_ATTENTION = """
 """
 
 
-class Importance(Method):
+class Importance(IsolatesTurns):
     """Keeps the slots of the highest importance, each KV head its own.
 
     Attributes:
@@ -207,11 +208,16 @@ class Importance(Method):
             record_attention(decoder, self.fitted_queries)
 
     def compressor(self, model: ModelFacts) -> onnx.ModelProto:
-        standing = {"none": _UNCHANGED, "merge": MERGED}.get(self.fits) or fitted(self.fits == "all")
+        standing = _UNCHANGED
+        if self.fits == "merge":
+            standing = merged(self.isolates)
+        elif self.fits != "none":
+            standing = fitted(self.fits == "all", self.isolates)
         return self._compressor(model, _CHOSEN + standing)
 
     def native_compressor(self, model: ModelFacts) -> onnx.ModelProto:
-        if not self.fitted_queries:
+        # The native form fits every slot that stays.
+        if not self.fitted_queries or self.isolates:
             return self.compressor(model)
         return self._compressor(model, native_fitted(self.fits == "all"))
 
@@ -322,11 +328,13 @@ def _compress(
     }
     excess = state["length"] - target
     after: State = {"key_cache": key, "value_cache": value, "slot_bias": bias, "length": length, **moved}
+    frozen = sinks if method.isolates else 0
     if method.merges_dropped and scored:
-        merge_dropped(state, after, keep, score)
+        merge_dropped(state, after, keep, score, frozen)
     if method.fitted_queries:
-        fit_slots(state, after, (excess > 0) & bool(scored), method.fits == "all")
-        after["reference_queries"] = state["reference_queries"] * 0
+        fit_slots(state, after, (excess > 0) & bool(scored), method.fits == "all", frozen)
+        used_up = (excess > 0)[:, None, None, None] | (not method.isolates)
+        after["reference_queries"] = state["reference_queries"].masked_fill(used_up, 0)
     return {**after, "level": torch.where(excess > 0, 0, -1), "evicted": excess.clamp_min(0)}
 
 

@@ -29,20 +29,27 @@ FUNCTION, FUNCTION_DOMAIN = "MergeDropped", "semkv.methods"
 
 INPUTS = (
     "key_cache", "value_cache", "key_kept", "value_kept", "bias_kept", "length", "length_kept",
-    "keep_index", "is_kept", "score", "scored",
+    "keep_index", "is_kept", "score", "scored", "frozen",
 )  # fmt: skip
 """Caches before (`key_cache`, `value_cache` `[B,H,C,D]`, `length` `[B]`) and after slots were chosen (`*_kept`),
 `keep_index` `[B,H,C]` as `CompactCache` takes it, bool `is_kept` `[B,H,C]` which slots these are, `score` `[B,H,C]` the
-log of each slot's weight, and `scored`: 0 merges nothing."""
+log of each slot's weight, `scored`: 0 merges nothing, and `frozen`: nothing is merged into the first so many slots."""
 
 OUTPUTS = ("value_merged", "bias_merged")
 
-MERGED = f"""
+
+def merged(below_sinks_frozen: bool) -> str:
+    """ONNX text after `KEEP_HIGHEST` and `CompactCache`, from `score`, the log of weights.
+
+    Args:
+        below_sinks_frozen: nothing is merged into the slots below `sinks`.
+    """
+    return f"""
     value_cache_out, slot_bias_out = {FUNCTION_DOMAIN}.{FUNCTION} (
         key_cache, value_cache, key_cache_out, value_chosen, bias_chosen, length, length_out, keep_index, is_kept,
-        score, scored)
-"""
-"""After `KEEP_HIGHEST` and `CompactCache`, from `score`, the log of weights."""
+        score, scored, {"sinks" if below_sinks_frozen else "zero"})
+    """
+
 
 UNITS = """
     key_f = Cast <to = 1> (key_cache)
@@ -80,7 +87,6 @@ KEPT_ROWS = """
     head_dim_1 = Shape <start = 3, end = 4> (key_cache)
     one_row = Constant <value_ints = [1]> ()
     row_shape = Concat <axis = 0> (one_row, one_row, one_row, head_dim_1)
-    kept_there = GreaterOrEqual (keep_index, zero)
     kept_from = Max (keep_index, zero)
     kept_column = Unsqueeze (kept_from, channel_axis)
     kept_rows = Expand (kept_column, row_shape)
@@ -132,8 +138,9 @@ _BODY = f"""
     kept_unit = GatherElements <axis = 2> (unit, kept_rows)
     kept_unit_columns = Transpose <perm = [0, 1, 3, 2]> (kept_unit)
     cosine_any = MatMul (dropped_unit, kept_unit_columns)
-    kept_there_row = Unsqueeze (kept_there, slot_axis)
-    cosine = Where (kept_there_row, cosine_any, no_cosine)
+    kept_takes = GreaterOrEqual (keep_index, frozen)
+    kept_takes_row = Unsqueeze (kept_takes, slot_axis)
+    cosine = Where (kept_takes_row, cosine_any, no_cosine)
     nearest = ArgMax <axis = 3, keepdims = 0> (cosine)
     best = ReduceMax <keepdims = 0> (cosine, channel_axis)
     is_near = Greater (best, least_cosine)
@@ -174,7 +181,9 @@ def parse_body(body: str) -> onnx.FunctionProto:
     )
 
 
-def merge_dropped(before: dict[str, Tensor], after: dict[str, Tensor], keep: Tensor, score: Tensor) -> None:
+def merge_dropped(
+    before: dict[str, Tensor], after: dict[str, Tensor], keep: Tensor, score: Tensor, frozen: int = 0
+) -> None:
     """The reference: changes `slot_bias` and `value_cache` of `after` in place.
 
     Args:
@@ -182,6 +191,7 @@ def merge_dropped(before: dict[str, Tensor], after: dict[str, Tensor], keep: Ten
         after: `key_cache`, `value_cache`, `slot_bias` `[B,H,C]` and `length` of those that stay.
         keep: `[B,H,C]`, the slots that stay, negative behind the last.
         score: `[B,H,C]`, the log of each slot's weight, before.
+        frozen: nothing is merged into the first so many slots.
     """
     import torch
 
@@ -193,6 +203,8 @@ def merge_dropped(before: dict[str, Tensor], after: dict[str, Tensor], keep: Ten
         total, share = weight[kept].clone(), weight[kept, None] * value[kept]
         for slot in sorted(set(range(int(before["length"][b]))) - set(kept)):
             cosine = unit[kept] @ unit[slot]
+            # What stays of them is first, in the same order.
+            cosine[:frozen] = -2
             nearest = int(cosine.argmax())
             if cosine[nearest] > LEAST_COSINE:
                 counts = min(weight[slot], weight[kept[nearest]])

@@ -20,9 +20,10 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from semkv_deploy.methods import rotation, text
-from semkv_deploy.methods.base import Method, State
+from semkv_deploy.methods.base import State
 from semkv_deploy.methods.behaviours import NO_MERGE
 from semkv_deploy.methods.eviction import EVICT_OLDEST, evict_oldest
+from semkv_deploy.methods.isolated_turns import IsolatesTurns
 from semkv_deploy.methods.layout import COMPRESS
 from semkv_deploy.methods.semanticache_cluster import cluster_state, cluster_text, native_cluster_text
 from semkv_deploy.methods.threshold_curve import LEVELS, THRESHOLDS, ThresholdCurve, measure
@@ -30,6 +31,7 @@ from semkv_deploy.methods.threshold_curve import LEVELS, THRESHOLDS, ThresholdCu
 if TYPE_CHECKING:
     import onnx
     from torch import Tensor
+    from typing_extensions import Self
 
     from semkv_deploy.budget import BudgetProfile
     from semkv_deploy.methods.calibration import CalibrationText, Settings
@@ -56,7 +58,7 @@ PAPER: dict[str, Any] = {
 """The paper's form (arXiv 2603.14303, algorithm 1 and equations 1-4); what it leaves open as in most readings."""
 
 
-class SemantiCache(Method):
+class SemantiCache(IsolatesTurns):
     """Merges similar keys of a chunk into cores; old cores are merged again, weighted by their size.
 
     Attributes:
@@ -104,10 +106,11 @@ class SemantiCache(Method):
         preset = PAPER if given.get("form") == "paper" else ONE_LEVEL if given.get("ladder") == "paper" else {}
         return {**preset, **given}
 
-    def resolve(self, model: ModelFacts) -> SemantiCache:
-        if self.merge_keys != "auto":
-            return self
-        return self.model_copy(update={"merge_keys": "unrotated" if rotation.can_unrotate(model) else "cached"})
+    def resolve(self, model: ModelFacts) -> Self:
+        method = super().resolve(model)
+        if method.merge_keys != "auto":
+            return method
+        return method.model_copy(update={"merge_keys": "unrotated" if rotation.can_unrotate(model) else "cached"})
 
     @property
     def clusters_by_head(self) -> bool:

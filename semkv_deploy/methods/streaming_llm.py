@@ -10,8 +10,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 from semkv_deploy.methods import text
-from semkv_deploy.methods.base import Method, State
+from semkv_deploy.methods.base import State
 from semkv_deploy.methods.eviction import EVICT_OLDEST, evict_oldest
+from semkv_deploy.methods.isolated_turns import IsolatesTurns
 from semkv_deploy.methods.layout import COMPRESS
 
 if TYPE_CHECKING:
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
     from semkv_deploy.model.config import ModelFacts
 
 
-class StreamingLLM(Method):
-    """Keeps the first `sinks` slots and the most recent ones."""
+class StreamingLLM(IsolatesTurns):
+    """Keeps the first `sinks` slots and the most recent ones; with `turns=isolated`, of every turn the most recent."""
 
     kind: Literal["streaming-llm"] = "streaming-llm"
 

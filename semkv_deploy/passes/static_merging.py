@@ -22,7 +22,9 @@ _BODY = """
     UNITS
     unit_columns = Transpose <perm = [0, 1, 3, 2]> (unit)
     value_f = Cast <to = 1> (value_cache)
-    kept_row = Unsqueeze (is_kept, slot_axis)
+    is_free = GreaterOrEqual (slot, frozen)
+    takes = And (is_kept, is_free)
+    takes_row = Unsqueeze (takes, slot_axis)
     tile = Constant <value_int = TILE> ()
     tile_less_one = Constant <value_int = LAST_OF_TILE> ()
     capacity_up = Add (capacity, tile_less_one)
@@ -44,7 +46,7 @@ _BODY = """
             dropped_here = And (dropped_any, exists)
             unit_here = Gather <axis = 2> (unit, from)
             cosine_any = MatMul (unit_here, unit_columns)
-            cosine = Where (kept_row, cosine_any, no_cosine)
+            cosine = Where (takes_row, cosine_any, no_cosine)
             nearest = ArgMax <axis = 3, keepdims = 0> (cosine)
             best = ReduceMax <keepdims = 0> (cosine, channel_axis)
             is_near = Greater (best, least_cosine)
@@ -67,6 +69,7 @@ _BODY = """
         }
     >
     KEPT_ROWS
+    kept_there = GreaterOrEqual (keep_index, zero)
     total_any = GatherElements <axis = 2> (total_weight, kept_from)
     total_kept = Where (kept_there, total_any, weight_kept)
     share_kept = GatherElements <axis = 2> (total_share, kept_rows)

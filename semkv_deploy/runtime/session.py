@@ -217,7 +217,7 @@ class Session(Turns):
         with self._undone_if_failed():
             for behaviour in self.behaviours:
                 behaviour.compress(rows)
-        if self.keeps_turns:
+        if self.finishes_turns:
             self._open[rows] = False
 
     def generate(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from semkv_deploy.errors import SemkvError
+from semkv_deploy.runtime.behaviours.isolated_turns import TurnIsolator
 from semkv_deploy.runtime.behaviours.nexus_turns import TurnKeeper
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ class Turns:
         raise SemkvError(
             "the bundle's method pins nothing",
             where="session",
-            expected="method importance with queries=repeat, or sonic, and a budget below 1",
+            expected="turns=isolated, method importance with queries=repeat, or sonic, and a budget below 1",
             fix="build with --method importance",
         )
 
@@ -160,6 +161,11 @@ class Turns:
     def keeps_turns(self) -> bool:
         """Whether the method makes something of turns as such: `pin`, `keep_of_turns` and `trim_turns` work."""
         return any(isinstance(behaviour, TurnKeeper) for behaviour in self.behaviours)
+
+    @property
+    def finishes_turns(self) -> bool:
+        """Whether a turn that was compressed is over: what is appended then begins the next one."""
+        return any(isinstance(behaviour, TurnKeeper | TurnIsolator) for behaviour in self.behaviours)
 
     def _keeper(self) -> TurnKeeper:
         for behaviour in self.behaviours:

@@ -173,7 +173,8 @@ def converse(bundle: Bundle, root: Path, target: str, batch: int, atol: float) -
             host.end_turn()
             same(host, session, atol)
         # A session drops the turns of all rows at once where several go on in one call.
-        at_once = isinstance(bundle.manifest.method, Sonic) and batch > 1
+        turns = isinstance(bundle.manifest.method, Sonic) or getattr(bundle.manifest.method, "isolates", False)
+        at_once = turns and batch > 1
         assert session.stats.runs == host.compressions or (at_once and session.stats.runs < host.compressions)
         assert host.compressions > 1 or not bundle.manifest.method.compresses
         session.reset()

@@ -5,7 +5,15 @@ from __future__ import annotations
 import contract_tables
 
 from semkv_deploy.bundle.contract import Contract, GraphContract, ProfileContract, ProgramContract, TensorContract
-from semkv_deploy.methods.behaviours import Blocks, BlockTables, MakeRoom, NexusTurns, ReadAgain, SlotTables
+from semkv_deploy.methods.behaviours import (
+    Blocks,
+    BlockTables,
+    IsolatedTurns,
+    MakeRoom,
+    NexusTurns,
+    ReadAgain,
+    SlotTables,
+)
 from semkv_deploy.methods.layout import Binding, Buffer, CacheLayout
 from semkv_deploy.model.blocks import DomainWeights
 from semkv_deploy.model.cache_groups import CacheGroup
@@ -23,6 +31,7 @@ MODELS = (
     TensorContract,
     ProfileContract,
     MakeRoom,
+    IsolatedTurns,
     ReadAgain,
     NexusTurns,
     Blocks,

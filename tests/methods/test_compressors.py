@@ -190,6 +190,26 @@ def test_a_threshold_of_one_changes_nothing_but_what_is_evicted(merge_keys: Any)
     assert result["evicted"].tolist() == [28] and result["length"].tolist() == [100]
 
 
+ISOLATING = {name: method for name, method in COMPRESSING.items() if getattr(method, "isolates", False)}
+
+
+@pytest.mark.parametrize("method", ISOLATING.values(), ids=ISOLATING)
+@pytest.mark.parametrize("sinks", [4, 60])
+def test_where_turns_are_isolated_sinks_are_untouched_bit_for_bit(method: Method, sinks: int):
+    """Nothing is merged into them and nothing fitted: they are what older turns kept. What follows is fitted."""
+    method = method.model_copy(update={"sinks": sinks})
+    state = example(method, batch=3)
+    targets = [sinks + 12, CAPACITY, sinks + 30]
+    result = run(method, state, ladder(method), targets, [6, 0, 15])
+    for name in ("key_cache", "value_cache", "slot_bias"):
+        np.testing.assert_array_equal(result[name][:, :, :sinks], state[name][:, :, :sinks])
+    assert (result["length"] <= targets).all() and result["level"].tolist()[1] == -1
+    if method.fitted_queries:
+        # Row 1 was copied: another run may be its own. The others' queries are used up.
+        np.testing.assert_array_equal(result["reference_queries"][1], state["reference_queries"][1])
+        assert not result["reference_queries"][[0, 2]].any() and state["reference_queries"][[1, 2]].any((1, 2, 3)).all()
+
+
 def test_merged_slots_keep_their_weight():
     """The number of tokens that slots stand for does not change: sum over slots of exp(bias)."""
     method = SemantiCache()

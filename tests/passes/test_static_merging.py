@@ -18,8 +18,11 @@ from ..methods.test_compressors import CAPACITY, example, facts, run
 MERGING = Importance(queries="predicted", fit="merge", sinks=2)
 
 
-def static(tile: int) -> onnx.ModelProto:
-    graph = MERGING.compressor(facts())
+ISOLATED = MERGING.model_copy(update={"turns": "isolated", "sinks": 20})
+
+
+def static(tile: int, method: Importance = MERGING) -> onnx.ModelProto:
+    graph = method.compressor(facts())
     others = [function for function in graph.functions if function.name != FUNCTION]
     assert len(others) < len(graph.functions)
     del graph.functions[:]
@@ -29,11 +32,12 @@ def static(tile: int) -> onnx.ModelProto:
 
 @pytest.mark.parametrize("tile", [48, 128, 1000], ids=["tiles that do not fit", "one tile", "a larger tile"])
 @pytest.mark.parametrize("keep", [0.75, 0.3], ids=["loose", "tight"])
-def test_it_is_the_portable_body(tile: int, keep: float):
-    state = example(MERGING, batch=3)
+@pytest.mark.parametrize("method", [MERGING, ISOLATED], ids=["together", "isolated"])
+def test_it_is_the_portable_body(tile: int, keep: float, method: Importance):
+    state = example(method, batch=3)
     target = [int(keep * CAPACITY), int(keep * CAPACITY) - 5, CAPACITY]
-    asked = ([], target, [MERGING.recent_slots(slots) for slots in target])
-    ours, portable = run(MERGING, state, *asked, static(tile)), run(MERGING, state, *asked)
+    asked = ([], target, [method.recent_slots(slots) for slots in target])
+    ours, portable = run(method, state, *asked, static(tile, method)), run(method, state, *asked)
     assert (portable["slot_bias"][0] != 0).any()
     for name, expected in portable.items():
         np.testing.assert_allclose(ours[name], expected, atol=2e-6, err_msg=name)

@@ -24,16 +24,17 @@ def bundle(tiny_bundle: Path) -> Bundle:
 
 
 AT_TURNS = StreamingLLM(compress_at="turn")
+ISOLATED = StreamingLLM(turns="isolated")
 
 
 @pytest.fixture(scope="module")
 def bundles(bundle: Bundle, tiny_export: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Bundle]:
-    """Merging when the cache is full; evicting at every turn's end; reading again and evicting when it is full."""
+    """Merging when the cache is full; evicting at turns' ends; reading again and evicting; evicting inside turns."""
     out = tmp_path_factory.mktemp("bundles")
     options: dict[str, Any] = {"budgets": [0.25, 0.5, 1.0], "weights": "fp32", "max_context": 512}
     built = [
         build_bundle(tiny_export / "decoder.onnx", out / name, method=method, **options)
-        for name, method in (("at_turns", AT_TURNS), ("importance", Importance(fit="none")))
+        for name, method in (("at_turns", AT_TURNS), ("importance", Importance(fit="none")), ("isolated", ISOLATED))
     ]
     return [bundle, *built]
 
@@ -229,12 +230,12 @@ Action = st.one_of(
 )
 
 
-@settings(max_examples=16, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     actions=st.lists(Action, min_size=3, max_size=12),
     seed=st.integers(0, 50),
     budget=st.sampled_from([0.25, 0.5, 1.0]),
-    method=st.sampled_from([0, 1, 2]),
+    method=st.sampled_from([0, 1, 2, 3]),
 )
 def test_any_order_of_calls_leaves_rows_as_they_are_alone(
     actions: list[Any], seed: int, budget: float, method: int, bundles: list[Bundle]

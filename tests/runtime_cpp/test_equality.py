@@ -20,6 +20,7 @@ from .driver import Driver
 CASES = [
     ("streaming-llm", 1),
     ("streaming-llm, at turns", 4),
+    ("streaming-llm, isolated", 4),
     ("semanticache", 4),
     ("semanticache, by head, at turns", 1),
     ("importance", 4),

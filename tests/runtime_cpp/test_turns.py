@@ -30,7 +30,9 @@ def same_refusal(session: Any, cpp: Driver, do: str, **arguments: Any) -> str:
     return str(ours.value)
 
 
-@pytest.mark.parametrize("name", ["semanticache", "importance", "sonic", "dynsplit", "dynsplit-select", "full"])
+@pytest.mark.parametrize(
+    "name", ["semanticache", "streaming-llm, isolated", "importance", "sonic", "dynsplit", "dynsplit-select", "full"]
+)
 def test_turns_are_taken_back(name: str, driver: Path, bundle_of: Callable[..., Path], tmp_path: Path):
     """One row's, ended or not; what follows is as if it had never been."""
     bundle = bundle_of(name)
@@ -93,7 +95,7 @@ def test_what_is_pinned_stays(name: str, driver: Path, bundle_of: Callable[..., 
 
 def test_too_much_is_pinned(driver: Path, bundle_of: Callable[..., Path], tmp_path: Path):
     """Nothing is pinned then."""
-    for name in ("importance", "sonic", "semanticache"):
+    for name in ("importance", "sonic", "semanticache", "importance, fitted, isolated"):
         bundle = bundle_of(name)
         session = session_of(bundle, 2)
         with Driver(driver) as cpp:

@@ -25,6 +25,7 @@ def counted(program: Path, bundle: Path) -> tuple[int, int]:
     "name, compresses_within",
     [
         ("semanticache", True),
+        ("streaming-llm, isolated", True),
         ("importance", True),
         ("importance, at turns", False),
         ("sonic", True),

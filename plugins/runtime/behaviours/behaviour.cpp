@@ -1,6 +1,7 @@
 #include "behaviours/behaviour.h"
 
 #include "behaviours/blocks.h"
+#include "behaviours/isolated_turns.h"
 #include "behaviours/make_room.h"
 #include "behaviours/nexus_turns.h"
 #include "behaviours/read_again.h"
@@ -101,11 +102,30 @@ void Behaviour::runGroups(std::string const& program, std::map<size_t, Feeds> fe
     ++stats.runs;
 }
 
+void Behaviour::clearDead(char const* buffer, int64_t row)
+{
+    for (size_t group = 0; mContract.buffer(buffer) != nullptr && group < mSlots.groups; ++group)
+    {
+        Array said = mEngine.read(buffer, group);
+        int64_t const heads = said.shape[1], capacity = said.shape[2];
+        for (int64_t head = 0; head < heads; ++head)
+        {
+            float* const of = said.as<float>() + (row * heads + head) * capacity;
+            std::fill(of + mSlots.length(group, row), of + capacity, 0.0f);
+        }
+        mEngine.write(buffer, group, said);
+    }
+}
+
 std::unique_ptr<Behaviour> interpreter(BehaviourSpec const& spec, Engine& engine, Slots& slots)
 {
     if (auto const* room = std::get_if<MakeRoom>(&spec))
     {
         return std::make_unique<RoomMaker>(*room, engine, slots);
+    }
+    if (auto const* isolated = std::get_if<IsolatedTurns>(&spec))
+    {
+        return std::make_unique<TurnIsolator>(*isolated, engine, slots);
     }
     if (auto const* read = std::get_if<ReadAgain>(&spec))
     {

@@ -40,6 +40,12 @@ public:
     // Decoder inputs of the behaviour's own, for a run of a row or of all.
     virtual void stepInputs(int64_t, Feeds&) const {}
 
+    // Of these rows, those whose turn has ended and that it compresses before they go on.
+    virtual Rows finishes(Rows const& rows) const
+    {
+        return Rows(rows.size(), 0);
+    }
+
     // Before tokens are appended to these rows: what the end of their last turn left to be done is done.
     virtual void beginTurn(Rows const&) {}
 
@@ -100,6 +106,10 @@ public:
 protected:
     // Runs a program on groups, and takes over the lengths and slot columns that come out.
     void runGroups(std::string const& program, std::map<size_t, Feeds> feeds);
+
+    // Forgets what a float32 buffer, if there is one, says of a row's dead slots: it would be said of the next that lie
+    // there.
+    void clearDead(char const* buffer, int64_t row);
 
     Engine& mEngine;
     Contract const& mContract;

@@ -1,4 +1,5 @@
 // What a caller pins, and what is left of a turn that is taken back.
+#include "behaviours/isolated_turns.h"
 #include "behaviours/make_room.h"
 #include "behaviours/nexus_turns.h"
 
@@ -95,18 +96,40 @@ double RoomMaker::numberOf(Array const& value)
 
 void RoomMaker::takenBack(int64_t row)
 {
-    // What is said of slots would be said of the next that lie there.
-    for (size_t group = 0; mPins && group < mSlots.groups; ++group)
+    if (mPins)
     {
-        Array attention = mEngine.read(kAttention, group);
-        int64_t const heads = attention.shape[1], capacity = attention.shape[2];
-        for (int64_t head = 0; head < heads; ++head)
-        {
-            float* const of = attention.as<float>() + (row * heads + head) * capacity;
-            std::fill(of + mSlots.length(group, row), of + capacity, 0.0f);
-        }
-        mEngine.write(kAttention, group, attention);
+        clearDead(kAttention, row);
     }
+}
+
+// Slots stay for their place: whatever the row holds is frozen, and older turns give way behind it.
+void TurnIsolator::pin(Rows const& rows, Ids const&)
+{
+    for (size_t group = 0; group < mSlots.groups; ++group)
+    {
+        int64_t after = 0;
+        bool gone = false; // a part that is gone already cannot be kept
+        Ids tokens;
+        for (size_t row = 0; row < rows.size(); ++row)
+        {
+            int64_t const length = mSlots.length(group, static_cast<int64_t>(row));
+            tokens.push_back(mSlots.position[row] - mBegun[row]);
+            after = std::max(after, rows[row] ? length : mPinned[group][row]);
+            gone = gone || (rows[row] && length - mFrozen[group][row] < tokens[row]);
+        }
+        if (gone || after > mostPinned(group))
+        {
+            tooSmall(mContract, group, mostPinned(group), std::max(after, mostOf(rows, tokens)));
+        }
+    }
+    for (size_t row = 0; row < rows.size(); ++row)
+    {
+        for (size_t group = 0; rows[row] && group < mSlots.groups; ++group)
+        {
+            mPinned[group][row] = mSlots.length(group, static_cast<int64_t>(row));
+        }
+    }
+    freeze(rows);
 }
 
 void TurnKeeper::pin(Rows const& rows, Ids const&)

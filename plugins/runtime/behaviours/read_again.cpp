@@ -12,6 +12,14 @@ Rereader::Rereader(ReadAgain const& spec, Engine& engine, Slots& slots)
 {
 }
 
+void Rereader::beginTurn(Rows const& rows)
+{
+    for (Behaviour const* other : others)
+    {
+        read(other->finishes(rows));
+    }
+}
+
 void Rereader::beforeAppend(Ids const& count)
 {
     Rows rows(count.size(), 0);

@@ -10,6 +10,7 @@ class Rereader : public Behaviour
 public:
     Rereader(ReadAgain const& spec, Engine& engine, Slots& slots);
 
+    void beginTurn(Rows const& rows) override;
     void beforeAppend(Ids const& count) override;
     void appended(int64_t row, int64_t const* ids, size_t count) override;
     void endTurn(Rows const& rows) override;

@@ -111,6 +111,11 @@ struct MakeRoom
     std::map<std::string, std::vector<Array>> byGroup;
 };
 
+// Of the same fields; a turn's own slots are meant where those of make_room are of all that a row holds.
+struct IsolatedTurns : MakeRoom
+{
+};
+
 struct ReadAgain
 {
     std::string program, input;
@@ -165,7 +170,7 @@ struct SlotTables
     int64_t join, most, closed;
 };
 
-using BehaviourSpec = std::variant<MakeRoom, ReadAgain, NexusTurns, BlockRule, SlotTables>;
+using BehaviourSpec = std::variant<MakeRoom, IsolatedTurns, ReadAgain, NexusTurns, BlockRule, SlotTables>;
 
 struct Contract
 {

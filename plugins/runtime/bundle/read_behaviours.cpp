@@ -87,13 +87,13 @@ Array fixedInput(Field const& field)
     return array;
 }
 
-MakeRoom readMakeRoom(Field const& field, Contract const& contract)
+MakeRoom readMakeRoom(Field const& field, Contract const& contract, char const* otherwise)
 {
     field.only({"kind", "program", "when", "keep_slots", "turn_share", "least", "recent_share", "recent_least",
         "reserve", "by_group"});
     MakeRoom room;
     room.program = programOf(field, contract, "program", true);
-    room.atTurns = field.at("when").text({"full", "turn"}) == "turn";
+    room.atTurns = field.at("when").text({otherwise, "turn"}) == "turn";
     room.keepSlots = slotsByGroup(field.at("keep_slots"), contract);
     room.turnShare = field.at("turn_share").numbers(0, kMost);
     room.least = field.at("least").integer(1, kMost);
@@ -128,6 +128,33 @@ MakeRoom readMakeRoom(Field const& field, Contract const& contract)
     }
     checkInputs(field, contract, room.program, {"length", "target", "recent"}, room.byGroup);
     return room;
+}
+
+IsolatedTurns readIsolatedTurns(Field const& field, Contract const& contract)
+{
+    IsolatedTurns turns{readMakeRoom(field, contract, "begin")};
+    auto const sinks = turns.byGroup.find("sinks");
+    // Without them a program would choose from older turns as from the open one; and half is what these may have.
+    bool whole = sinks != turns.byGroup.end();
+    for (size_t group = 0; whole && group < contract.groups.size(); ++group)
+    {
+        Array const& value = sinks->second[group];
+        int64_t const keep = turns.keepSlots[group];
+        whole = value.type == Type::kInt64 && value.shape.empty() && value.as<int64_t>()[0] >= 0
+            && value.as<int64_t>()[0] <= keep - keep / 2;
+    }
+    if (!whole)
+    {
+        field.at("by_group").contradicts("for each group sinks, at most half of keep_slots", "others");
+    }
+    for (Graph const& graph : contract.programs.at(turns.program).graphs)
+    {
+        if (graph.input("sinks") == nullptr)
+        {
+            field.at("program").contradicts("an input sinks of graph " + graph.name, "none of that name");
+        }
+    }
+    return turns;
 }
 
 ReadAgain readReadAgain(Field const& field, Contract const& contract)
@@ -263,10 +290,14 @@ SlotTables readSlotTables(Field const& field, Contract const& contract)
 BehaviourSpec readBehaviour(Field const& field, Contract const& contract)
 {
     std::string const kind
-        = field.at("kind").text({"make_room", "read_again", "nexus_turns", "blocks", "block_tables", "slot_tables"});
+        = field.at("kind").text({"make_room", "read_again", "isolated_turns", "nexus_turns", "blocks", "block_tables", "slot_tables"});
     if (kind == "make_room")
     {
-        return readMakeRoom(field, contract);
+        return readMakeRoom(field, contract, "full");
+    }
+    if (kind == "isolated_turns")
+    {
+        return readIsolatedTurns(field, contract);
     }
     if (kind == "read_again")
     {

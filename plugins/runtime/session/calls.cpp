@@ -172,7 +172,7 @@ void Session::compress(int64_t row)
             behaviour->compress(rows);
         }
     });
-    for (size_t r = 0; keepsTurns() && r < rows.size(); ++r)
+    for (size_t r = 0; finishesTurns() && r < rows.size(); ++r)
     {
         mOpen[r] = mOpen[r] && !rows[r];
     }
@@ -182,6 +182,13 @@ bool Session::keepsTurns() const
 {
     return std::any_of(mContract.behaviours.begin(), mContract.behaviours.end(),
         [](BehaviourSpec const& spec) { return std::holds_alternative<NexusTurns>(spec); });
+}
+
+bool Session::finishesTurns() const
+{
+    return keepsTurns()
+        || std::any_of(mContract.behaviours.begin(), mContract.behaviours.end(),
+            [](BehaviourSpec const& spec) { return std::holds_alternative<IsolatedTurns>(spec); });
 }
 
 void Session::reset(int64_t row)

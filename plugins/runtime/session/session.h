@@ -76,6 +76,9 @@ public:
     // Whether the method makes something of turns as such: then `pin`, `keepOfTurns` and `trimTurns` may be called.
     bool keepsTurns() const;
 
+    // Whether a turn that was compressed is over: what is appended then begins the next one.
+    bool finishesTurns() const;
+
     // Slots that a turn keeps, for turns that are finished from now on: as a share of its tokens, or whatever its
     // length; the other is 0. Throws SEMKV_BAD_ARGUMENT where the method keeps no turns, or has fewer Nexus rows.
     void keepOfTurns(double share, int64_t tokens);

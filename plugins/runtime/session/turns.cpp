@@ -114,7 +114,7 @@ void Session::pin(int64_t row)
     }
     throw Error(SEMKV_BAD_ARGUMENT, "the bundle's method pins nothing")
         .where("session")
-        .expected("method importance with queries=repeat, or sonic, and a budget below 1")
+        .expected("turns=isolated, method importance with queries=repeat, or sonic, and a budget below 1")
         .fix("build with --method importance");
 }
 

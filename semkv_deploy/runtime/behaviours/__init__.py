@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from semkv_deploy.runtime.behaviours.base import Interpreter
 from semkv_deploy.runtime.behaviours.block_tables import BlockTabulator
 from semkv_deploy.runtime.behaviours.blocks import BlockKeeper
+from semkv_deploy.runtime.behaviours.isolated_turns import TurnIsolator
 from semkv_deploy.runtime.behaviours.make_room import RoomMaker
 from semkv_deploy.runtime.behaviours.nexus_turns import TurnKeeper
 from semkv_deploy.runtime.behaviours.read_again import Rereader
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 _BY_KIND: dict[str, Callable[[Any, Engine, Slots], Interpreter]] = {
     "make_room": RoomMaker,
+    "isolated_turns": TurnIsolator,
     "read_again": Rereader,
     "nexus_turns": TurnKeeper,
     "blocks": BlockKeeper,

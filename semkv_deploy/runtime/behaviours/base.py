@@ -57,6 +57,10 @@ class Interpreter:
         """Decoder inputs of the behaviour's own, for a run of so many tokens in each of these rows."""
         return {}
 
+    def finishes(self, rows: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Of these rows, those whose turn has ended and that it compresses before they go on."""
+        return np.zeros_like(rows)
+
     def begin_turn(self, rows: NDArray[np.bool_]) -> None:
         """Called before tokens are appended to these rows: what the end of their last turn left to be done is done."""
 

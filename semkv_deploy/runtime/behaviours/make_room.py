@@ -36,7 +36,8 @@ class RoomMaker(GroupProgramRunner):
         buffers = {buffer.name for buffer in engine.contract.cache.buffers}
         # Scores of blocks are means: they tell no slot from its neighbours.
         by_slot = all(each.kind != "blocks" for each in engine.contract.behaviours)
-        self.pins = SLOT_ATTENTION in buffers and by_slot
+        self._scored = SLOT_ATTENTION in buffers
+        self.pins = self._scored and by_slot
         self._capacity = np.array([group.capacity for group in engine.contract.cache.groups], np.int64)
         self._keep = np.array(behaviour.keep_slots, np.int64)
         self._fixed = [
@@ -81,8 +82,12 @@ class RoomMaker(GroupProgramRunner):
             self._engine.write(SLOT_ATTENTION, group, attention)
 
     def taken_back(self, row: int) -> None:
-        # What is said of slots would be said of the next that lie there.
-        for group in range(len(self._keep) if self.pins else 0):
+        if self.pins:
+            self._clear_dead(row)
+
+    def _clear_dead(self, row: int) -> None:
+        """Forgets what is said of a row's dead slots: it would be said of the next that lie there."""
+        for group in range(len(self._keep) if self._scored else 0):
             attention = np.array(self._engine.read(SLOT_ATTENTION, group))
             attention[row, :, self._slots.length[group, row] :] = 0
             self._engine.write(SLOT_ATTENTION, group, attention)

@@ -30,6 +30,10 @@ class Rereader(Interpreter):
         self._unread = [np.zeros(0, np.int64) for _ in range(engine.batch)]
         self._until = np.zeros(engine.batch, np.int64)
 
+    def begin_turn(self, rows: NDArray[np.bool_]) -> None:
+        for other in self.others:
+            self._read(other.finishes(rows))
+
     def before_append(self, count: NDArray[np.int64]) -> None:
         most = self._capacity[:, None] - self.behaviour.piece
         self._read(np.asarray((self._slots.length + count > most).any(0)))
