@@ -166,8 +166,8 @@ def test_six_turns_match_the_reference_engine(name: str, bundle_of: Make, model:
     reference = Session(engine)
     for turn, counts in enumerate([[30, 22], [17, 60], [90, 9], [25, 40], [31, 150], [40, 12]]):
         prompts = [text(turn + 10 * row, count) for row, count in enumerate(counts)]
-        # What is solved for in steps carries rounding along, most of it where native attention rounds otherwise.
-        atol = 1e-1 if "fitted" in name else 4e-3
+        # What is solved for in steps carries rounding along.
+        atol = 3e-2 if "fitted" in name else 4e-3
         np.testing.assert_allclose(session.prefill(prompts), reference.prefill(prompts), atol=atol)
         for each in (session, reference):
             each.end_turn(turn % 2)
@@ -175,7 +175,9 @@ def test_six_turns_match_the_reference_engine(name: str, bundle_of: Make, model:
                 each.end_turn()
         ours, theirs = snapshot(session), snapshot(reference)
         for key, array in ours.items():
-            np.testing.assert_allclose(array, theirs[key], atol=atol, err_msg=f"turn {turn}, {key}")
+            # Of values what is solved for is a share.
+            rtol = 3e-2 if "fitted" in name and key.startswith("value") else 1e-7
+            np.testing.assert_allclose(array, theirs[key], rtol=rtol, atol=atol, err_msg=f"turn {turn}, {key}")
         np.testing.assert_array_equal(frozen(session), frozen(reference))
     assert session.stats.runs == reference.stats.runs > 5
     assert len(set(frozen(session)[0].tolist())) == 2
