@@ -1,8 +1,12 @@
 #!/usr/bin/env bash
-# Builds plugins/onnxruntime/: libsemkv_onnxruntime.so, native operators for ONNX Runtime on a CPU.
+# Builds plugins/onnxruntime/: libsemkv_onnxruntime.so, native operators for ONNX Runtime on a CPU; or, with the word cuda,
+# plugins/onnxruntime_cuda/: libsemkv_onnxruntime_cuda.so, those for its CUDA provider.
 #
 #   scripts/build_native.sh [--out DIR] [--sanitize LIST] [--jobs N] [--no-werror] [--print-headers]
+#   scripts/build_native.sh cuda [--arch LIST] [--jobs N] [--no-werror]
 #
+#   cuda             build with nvcc in build/native-cuda (scripts/build_plugins.sh --help says where nvcc is looked for, and
+#                    what --arch takes), and put the library into semkv_deploy/native
 #   --out DIR        build there, and nothing more (default: build/native, and the library is put into semkv_deploy/native,
 #                    where builds and sessions look for it)
 #   --sanitize LIST  sanitizers, e.g. address,undefined or thread; builds semkv_native_check only, a program that runs the
@@ -19,6 +23,22 @@
 set -euo pipefail
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+# Moved into place: sessions may have the one before mapped.
+install_library() {
+  local name="${1##*/}" to="$root/semkv_deploy/native"
+  mkdir -p "$to"
+  cp "$1" "$to/.$name.$$"
+  mv -f "$to/.$name.$$" "$to/$name"
+  echo "build_native: done, semkv_deploy/native/$name"
+}
+
+if [ "${1:-}" = cuda ]; then
+  shift
+  "$root/scripts/build_plugins.sh" --kernels-only --onnxruntime --target semkv_onnxruntime_cuda "$@" \
+    --out "$root/build/native-cuda"
+  install_library "$root/build/native-cuda/libsemkv_onnxruntime_cuda.so"
+  exit
+fi
 out="" sanitize="" jobs=1 werror=ON print=0
 while [ $# -gt 0 ]; do
   case "$1" in
@@ -87,11 +107,7 @@ cmake -S "$root/plugins/onnxruntime" -B "$out" "${options[@]}" >"$out/configure.
   cat "$out/configure.log" >&2; exit 1; }
 cmake --build "$out" -j "$jobs" >"$out/build.log" 2>&1 || { cat "$out/build.log" >&2; exit 1; }
 if [ "$install" = 1 ]; then
-  # Moved into place: sessions may have the one before mapped.
-  mkdir -p "$root/semkv_deploy/native"
-  cp "$out/libsemkv_onnxruntime.so" "$root/semkv_deploy/native/.libsemkv_onnxruntime.so.$$"
-  mv -f "$root/semkv_deploy/native/.libsemkv_onnxruntime.so.$$" "$root/semkv_deploy/native/libsemkv_onnxruntime.so"
-  echo "build_native: done, semkv_deploy/native/libsemkv_onnxruntime.so"
+  install_library "$out/libsemkv_onnxruntime.so"
 else
   echo "build_native: done, $out"
 fi

@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # Builds plugins/: libsemkv_plugins.so, libsemkv_autoload.so and libsemkv_kernels.so (the kernels with a C interface).
 #
-#   scripts/build_plugins.sh [--arch LIST] [--out DIR] [--kernels-only] [--emulated] [--sanitize] [--target NAME]
+#   scripts/build_plugins.sh [--arch LIST] [--out DIR] [--kernels-only] [--onnxruntime] [--emulated] [--sanitize]
+#                            [--target NAME]
 #
 #   --arch LIST      compute capabilities, e.g. "80;90" (one per machine code) or "native"; default: 75 to 120 and PTX
 #   --out DIR        build folder (default build/plugins, or build/plugins-emulated)
 #   --kernels-only   no TensorRT headers needed, no plugins built
+#   --onnxruntime    libsemkv_onnxruntime_cuda.so too, for ONNX Runtime (scripts/build_native.sh cuda builds and installs it)
 #   --emulated       compile the kernels for the CPU (tests), --sanitize adds the address and undefined-behaviour sanitizers
 #   --target NAME    build one CMake target only
 #   --jobs N         parallel compilations (default 1)
@@ -20,18 +22,19 @@
 # wheel kernel-lens==2.0.1 (Apache-2.0 headers of 10.14) as installed for $PYTHON (default python3), or as downloaded into
 # the cache folder ${XDG_CACHE_HOME:-~/.cache}/semkv-deploy. nvcc: $CUDACXX; PATH; cuda, else the newest cuda-* in
 # ${CUDA_TOOLKITS:-/usr/local}; the PyPI wheels nvidia-cuda-nvcc and nvidia-cuda-cccl as installed for $PYTHON. Asks nothing;
-# needs no network once the headers are there.
+# needs no network once the headers are there. ONNX Runtime headers: as scripts/build_native.sh finds them.
 set -euo pipefail
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 python="${PYTHON:-python3}"
-arch="" out="" kernels_only=0 emulated=0 sanitize=0 target="" jobs=1 print="" werror=ON
+arch="" out="" kernels_only=0 onnxruntime=0 emulated=0 sanitize=0 target="" jobs=1 print="" werror=ON
 while [ $# -gt 0 ]; do
   case "$1" in
     --arch|--out|--target|--jobs)
       if [ -z "${2:-}" ]; then echo "build_plugins: option $1: expected a value, got none; see --help" >&2; exit 2; fi
       printf -v "${1#--}" %s "$2"; shift 2 ;;
     --kernels-only) kernels_only=1; shift ;;
+    --onnxruntime) onnxruntime=1; shift ;;
     --emulated) emulated=1; shift ;;
     --sanitize) sanitize=1; shift ;;
     --no-werror) werror=OFF; shift ;;
@@ -105,6 +108,13 @@ else
   headers="$(find_headers)"
   options+=(-DSEMKV_PLUGINS=ON "-DSEMKV_TENSORRT_INCLUDE=$headers")
 fi
+ort_headers=""
+if [ "$onnxruntime" = 1 ]; then
+  me=build_plugins
+  . "$root/scripts/headers.sh"
+  ort_headers="$(find_onnxruntime)"
+fi
+options+=("-DSEMKV_ONNXRUNTIME_INCLUDE=$ort_headers")
 options+=("-DSEMKV_EMULATED=$emulated" "-DSEMKV_SANITIZE=$sanitize")
 if [ "$emulated" = 1 ]; then
   out="${out:-$root/build/plugins-emulated}"

@@ -106,3 +106,15 @@ def test_options_that_are_not(bare: dict[str, str]) -> None:
     assert "unknown option '--fast'" in run(bare, "--fast").stderr
     assert "option --jobs: expected a value" in run(bare, "--jobs").stderr
     assert "Builds plugins/onnxruntime/" in run({**os.environ}, "--help").stdout
+
+
+def test_operators_for_cuda_take_nvcc(bare: dict[str, str], tmp_path: Path) -> None:
+    environment = {
+        **bare,
+        "ONNXRUNTIME_ROOT": onnxruntime_at(tmp_path / "ort"),
+        "CUDA_TOOLKITS": str(tmp_path),
+        "PYTHON": "/no/python",
+    }
+    done = run(environment, "cuda")
+    assert done.returncode != 0 and "no nvcc: expected it in CUDACXX, on PATH" in done.stderr
+    assert "unknown option '--fast'" in run(environment, "cuda", "--fast").stderr

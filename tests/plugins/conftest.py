@@ -38,9 +38,12 @@ def _build(out: Path, *arguments: str) -> Path:
 
 @pytest.fixture(scope="session")
 def emulated_kernels() -> Path:
-    """libsemkv_kernels.so for the CPU, under the address and undefined-behaviour sanitizers; no TensorRT headers."""
+    """libsemkv_kernels.so for the CPU, under the address and undefined-behaviour sanitizers; no TensorRT headers.
+
+    Beside it libsemkv_onnxruntime_cuda.so, of the same objects.
+    """
     out = BUILD / "plugins-emulated-kernels"
-    done = _script("--out", str(out), "--emulated", "--sanitize", "--kernels-only")
+    done = _script("--out", str(out), "--emulated", "--sanitize", "--kernels-only", "--onnxruntime")
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     return out / "libsemkv_kernels.so"
 
@@ -48,7 +51,8 @@ def emulated_kernels() -> Path:
 @pytest.fixture(scope="session")
 def harness(emulated_kernels: Path) -> Path:
     """The API harness, in the build folder of the emulated kernels so that these are compiled once."""
-    out = _build(emulated_kernels.parent, "--emulated", "--sanitize", "--target", "semkv_api_harness")
+    options = ("--emulated", "--sanitize", "--onnxruntime", "--target", "semkv_api_harness")
+    out = _build(emulated_kernels.parent, *options)
     return out / "semkv_api_harness"
 
 
@@ -58,4 +62,4 @@ def cuda_build() -> Path:
     found = _script("--print-nvcc")
     if found.returncode:
         pytest.skip(found.stderr.strip().splitlines()[-1])
-    return _build(BUILD / "plugins-cuda", "--arch", ARCHITECTURES)
+    return _build(BUILD / "plugins-cuda", "--onnxruntime", "--arch", ARCHITECTURES)

@@ -184,7 +184,7 @@ Operator::Operator(std::string name, std::vector<ONNXTensorElementDataType> inpu
 {
     version = kOrtVersion;
     GetName = [](OrtCustomOp const* op) { return static_cast<Operator const*>(op)->name.c_str(); };
-    GetExecutionProviderType = [](OrtCustomOp const*) -> char const* { return "CPUExecutionProvider"; };
+    GetExecutionProviderType = [](OrtCustomOp const*) -> char const* { return kProvider; };
     GetInputTypeCount = [](OrtCustomOp const* op) { return static_cast<Operator const*>(op)->inputs.size(); };
     GetInputType = [](OrtCustomOp const* op, size_t i) { return static_cast<Operator const*>(op)->inputs[i]; };
     GetOutputTypeCount = [](OrtCustomOp const* op) { return static_cast<Operator const*>(op)->outputs.size(); };

@@ -16,6 +16,9 @@ namespace semkv::native
 // The oldest version that has all that is used (KernelContext_ParallelFor): ONNX Runtime 1.17 and later.
 constexpr uint32_t kOrtVersion = 17;
 
+// The execution provider whose memory operators work in; each library says its own.
+extern char const* const kProvider;
+
 // Set once, by RegisterCustomOps.
 OrtApi const& ort();
 void setOrt(OrtApi const& api);
@@ -58,6 +61,8 @@ public:
     Tensor continued(size_t index, Tensor const& from, size_t elementBytes) const;
 
     Parallel parallel() const;
+
+    OrtKernelContext* context() const { return mContext; }
 
 private:
     OrtKernelContext* mContext;
