@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-Target = Literal["onnxruntime-cpu", "tensorrt-rtx", "tensorrt"]
+Target = Literal["onnxruntime-cpu", "onnxruntime-cuda", "tensorrt-rtx", "tensorrt"]
 """Runtimes that bundles are built for."""
 
 TensorRTTarget = Literal["tensorrt", "tensorrt-rtx"]
@@ -17,10 +17,12 @@ StoredWeights = Literal["fp32", "int8", "int4", "kept"]
 """How a bundle's are stored. kept: as they came, from a graph whose weights were quantised already."""
 
 CacheType = Literal["float32", "float16", "bfloat16", "int8"]
-"""Types of caches that `onnxruntime-cpu` has; all but float32 take native operators."""
+"""Types of caches that `onnxruntime-cpu` has; all but float32 take native operators. `onnxruntime-cuda`: float32."""
 
 Native = Literal["auto", "on", "off"]
-"""Whether `onnxruntime-cpu` has native operators: where their library is, for certain, or never."""
+"""Whether `onnxruntime-cpu` has native operators: where their library is, for certain, or never.
+
+`onnxruntime-cuda` always has."""
 
 DType = Literal["float16", "bfloat16", "float32"]
 """Types of weights and caches that `tensorrt*` targets have."""

@@ -30,6 +30,7 @@ def native_operators(request: pytest.FixtureRequest, tmp_path_factory: pytest.Te
         library = request.getfixturevalue("native_library")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(native, "LIBRARY", library)
+        patch.setattr(native, "CUDA_LIBRARY", library.with_name("no_library_for_cuda.so"))
         yield
 
 

@@ -175,7 +175,8 @@ class Contract(BaseModel):
     )
     native: int | None = Field(
         default=None,
-        description="version of libsemkv_onnxruntime, whose operators the graphs have; null: they need no library",
+        description="version of libsemkv_onnxruntime (onnxruntime-cuda: libsemkv_onnxruntime_cuda), whose operators "
+        "the graphs have; null: they need no library",
         ge=1,
     )
     engine_layout: EngineLayout | None = Field(description="of TensorRT targets; null elsewhere")

@@ -12,7 +12,7 @@ import click
 from semkv_deploy.choices import TensorRTTarget
 from semkv_deploy.cli.options import PATH, json_option
 from semkv_deploy.errors import SemkvError
-from semkv_deploy.targets import PLANNED, TARGETS, TO_RUN
+from semkv_deploy.targets import TARGETS, TO_RUN
 from semkv_deploy.terminal import show_table
 
 
@@ -55,7 +55,7 @@ def findings(plugin_library: Path | None = None) -> dict[str, object]:
         },
         "python": platform.python_version(),
         "versions": tool_versions(),
-        "targets": {name: _target(name) for name in (*TARGETS, *PLANNED)},
+        "targets": {name: _target(name) for name in TARGETS},
     }
     if plugin_library is not None:
         found["plugins"] = {"library": str(plugin_library), "targets": _creators(plugin_library)}
@@ -64,8 +64,7 @@ def findings(plugin_library: Path | None = None) -> dict[str, object]:
 
 def _target(name: str) -> dict[str, object]:
     """Returns whether a target builds (`available`, `missing`) and runs (`runnable`, `missing_to_run`) here."""
-    missing = TARGETS[name]() if name in TARGETS else PLANNED[name]
-    to_run = TO_RUN[name]() if name in TO_RUN else PLANNED[name]
+    missing, to_run = TARGETS[name](), TO_RUN[name]()
     return {
         "available": missing is None,
         "missing": missing,
@@ -82,6 +81,8 @@ def _notes(name: str) -> list[str]:
     if name == "onnxruntime-cpu":
         lacking = native.missing()
         return [f"native operators: {lacking or f'version {native.VERSION}, on {native.simd()}'}"]
+    if name == "onnxruntime-cuda":
+        return [f"native operators for CUDA: {native.missing_cuda() or f'version {native.CUDA_VERSION}'}"]
     if name == "tensorrt":
         return [f"TensorRT {installed_version('tensorrt')} builds for the GPU here"]
     if name != "tensorrt-rtx":

@@ -12,6 +12,7 @@ import numpy as np
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.lint.onnxruntime import HEAD_SIZE_MULTIPLE
 from semkv_deploy.targets import is_tensorrt, require_available
+from semkv_deploy.targets.onnxruntime.native import CUDA_HEAD_SIZES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -50,6 +51,22 @@ def check_head_size(size: int, where: object) -> None:
             expected=f"a multiple of {HEAD_SIZE_MULTIPLE}",
             got=size,
             fix="export it: the portable graph runs in any runtime",
+        )
+
+
+def check_cuda_head_size(size: int, targets: Sequence[str]) -> None:
+    """Checks that the CUDA kernels of `onnxruntime-cuda`, if that is a target, take heads of `size` values.
+
+    Raises:
+        SemkvError: when they do not.
+    """
+    if "onnxruntime-cuda" in targets and size not in CUDA_HEAD_SIZES:
+        raise SemkvError(
+            "the model's head size is one that the CUDA kernels do not take",
+            where="--target onnxruntime-cuda",
+            expected=" or ".join(map(str, CUDA_HEAD_SIZES)),
+            got=size,
+            fix="build for onnxruntime-cpu or tensorrt",
         )
 
 

@@ -26,6 +26,7 @@ from semkv_deploy.bundle.own import foreign
 from semkv_deploy.compiler import calibrate, reading
 from semkv_deploy.compiler import domains as domain
 from semkv_deploy.compiler.limits import (
+    check_cuda_head_size,
     check_head_size,
     check_reading,
     check_selecting,
@@ -43,7 +44,7 @@ from semkv_deploy.runtime.tokens import load_tokenizer
 from semkv_deploy.targets import is_tensorrt
 from semkv_deploy.targets.build import Progress, TargetInputs, WrittenProgram, file_stem
 from semkv_deploy.targets.onnxruntime.build import BuiltDecoder, build_onnxruntime, lower_decoder, save_decoder
-from semkv_deploy.targets.onnxruntime.native import NativeChoice, choose_native
+from semkv_deploy.targets.onnxruntime.native import choices_of
 
 if TYPE_CHECKING:
     from semkv_deploy.choices import BudgetBy, CacheType, Native, WeightFormat
@@ -113,7 +114,8 @@ def build_bundle(
             None: as the method does, unless groups are given.
         target: one or several.
         weights: how `onnxruntime-*` targets store weights.
-        native: whether `onnxruntime-*` targets have native operators; "auto": where their library is here.
+        native: whether `onnxruntime-cpu` has native operators; "auto": where their library is here. `onnxruntime-cuda`
+            always has.
         cache_dtype: type of the caches of `onnxruntime-*` targets; all but float32 take native operators.
         tensorrt: options of the `tensorrt*` targets; None: the defaults.
         calibration_text: None: the text that ships with the package.
@@ -133,18 +135,18 @@ def build_bundle(
     targets = [target] if isinstance(target, str) else list(dict.fromkeys(target))
     options = tensorrt or TensorRTOptions()
     check_targets(targets, options)
-    of_host = not all(map(is_tensorrt, targets))
-    choice = choose_native(native, cache_dtype) if of_host else NativeChoice(False, "float32", "")
+    choices = choices_of([name for name in targets if not is_tensorrt(name)], native, cache_dtype)
     check_source_limits(source)
     sources = [Path(source).parent] if Path(source).suffix == ".onnx" else local_source(source)
     with new_directory(out, force=force, foreign=foreign, sources=sources) as root:
         model = take_source(source, root, family, progress, prove_import=prove_import, config_from=config_from)
         check_head_size(model.head_dim, source)
+        check_cuda_head_size(model.head_dim, targets)
         stored = weights_of_source(root, weights, targets, progress)
         context = choose_context(max_context, model.max_position)
         method = method.for_build(records=not any(map(is_tensorrt, targets)), capped=is_capped(root)).resolve(model)
         check_reading(method, targets)
-        check_selecting(method, targets, cache_dtype, options, native=choice.on)
+        check_selecting(method, targets, cache_dtype, options, native=all(choice.on for choice in choices.values()))
         cache_types = {options.dtype if is_tensorrt(name) else cache_dtype for name in targets}
         resolved = resolve_budgets(budgets, context, slot_bytes(model, cache_types))
         budget_by = budget_by or ("uniform" if groups is not None or min(resolved) == 1 else method.budget_by)
@@ -193,7 +195,7 @@ def build_bundle(
                 stored,
                 reference.path,
                 reference.built,
-                choice,
+                choices[name],
                 cost=lambda decoder, cache_dtype, native: calibrate.weight_cost(
                     decoder,
                     model,

@@ -39,6 +39,10 @@ _NOTES = {
         "activation and compressor bytes are what ONNX Runtime's arenas keep",
         "not counted: Python and the libraries, the pages of the weights' file that the kernel caches while it loads",
     ],
+    "onnxruntime-cuda": [
+        "counted as for onnxruntime-cpu, on the GPU; that was not measured",
+        "not counted: the CUDA context, and the workspaces of CUDA's libraries",
+    ],
     "tensorrt-rtx": [
         "weights and activations follow the builder's own log; buffers and metadata are what a host allocates",
         "activations of float32 at 2,048 slots and more, and of layers whose MLP runs beside attention, are estimates",
@@ -77,7 +81,7 @@ class PlanRow(BaseModel):
     bias_bytes: int = Field(description="float32 bias of every slot, layer and KV head")
     spare_bytes: int = Field(
         description="keys, values and biases of the buffers that compression writes to, for each shape of groups: two "
-        "on onnxruntime-cpu, one on tensorrt; none where nothing is compressed"
+        "on onnxruntime-cpu, one on a GPU; none where nothing is compressed"
     )
     activation_decode_bytes: int = Field(description="peak of a decode step: MLP, residuals, masks; none of the above")
     activation_prefill_bytes: int = Field(description="peak of a prefill chunk; one row's chunk is prefilled at a time")
@@ -120,12 +124,10 @@ class Plan(BaseModel):
     source: str = Field(description="base name of the checkpoint")
     family: str
     target: Target
-    stored_as: str = Field(description="weights on onnxruntime-cpu; type of weights and caches on tensorrt")
+    stored_as: str = Field(description="weights on onnxruntime; type of weights and caches on tensorrt")
     cache_type: CacheType = Field(description="type of keys and values")
-    native: bool = Field(description="onnxruntime-cpu: with native operators")
-    layout: EngineLayout | None = Field(
-        description="tensorrt: engines and optimization profiles; null on onnxruntime-cpu"
-    )
+    native: bool = Field(description="onnxruntime: with native operators")
+    layout: EngineLayout | None = Field(description="tensorrt: engines and optimization profiles; null on onnxruntime")
     method: str
     max_context: int
     model_max_context: int
@@ -157,7 +159,7 @@ class _Planner:
 
     @property
     def on_onnxruntime(self) -> bool:
-        return self.target == "onnxruntime-cpu"
+        return not is_tensorrt(self.target)
 
     def profile(self, budget: BudgetLike, context: int) -> BudgetProfile:
         return budget_profile(
@@ -171,11 +173,10 @@ class _Planner:
     def count(self, profile: BudgetProfile, batch: int) -> Bytes:
         need = Need(self.shape, self.method, profile, batch)
         if self.on_onnxruntime:
-            from semkv_deploy.targets.onnxruntime.engine import GROUP_WORKERS
+            from semkv_deploy.targets.onnxruntime.place import place_of
 
-            return onnxruntime_bytes(
-                need, self.weights, GROUP_WORKERS, cache_dtype=self.cache_dtype, native=self.native
-            )
+            workers = place_of(self.target).workers
+            return onnxruntime_bytes(need, self.weights, workers, cache_dtype=self.cache_dtype, native=self.native)
         return tensorrt_bytes(need, self.dtype, self.layout)
 
     def row(self, budget: Budget, batch: int, context: int, memory: int | None) -> PlanRow:
@@ -292,14 +293,16 @@ class _Planner:
                     yield " ".join(named), count
 
 
-def _uses_native(native: Native, cache_dtype: CacheType) -> bool:
+def _uses_native(target: Target, native: Native, cache_dtype: CacheType) -> bool:
     """Whether a build would have native operators; those that are asked for need not be here yet.
 
     Raises:
         SemkvError: for caches that only native operators have, without them.
     """
-    from semkv_deploy.targets.onnxruntime.native import choose_native
+    from semkv_deploy.targets.onnxruntime.native import choose_native, choose_native_cuda
 
+    if target == "onnxruntime-cuda":
+        return choose_native_cuda(native, cache_dtype).on
     if native == "on" or (native == "auto" and cache_dtype != "float32"):
         return True
     return choose_native(native, cache_dtype).on
@@ -327,7 +330,7 @@ def make_plan(
         source: `decoder.onnx` of an export, or a directory with config.json.
         budgets, batches: one row for each pair.
         max_context: most tokens of a conversation; None: the model's, at most 8,192, as `build` does.
-        weights: on onnxruntime-cpu.
+        weights: on onnxruntime.
         dtype, layout: on tensorrt and tensorrt-rtx.
         memory: bytes there are; None: not checked.
         cache_groups: see `model.cache_groups.parse_groups`.
@@ -348,7 +351,7 @@ def make_plan(
     context = choose_context(max_context, shape.max_position)
     groups = parse_groups(cache_groups, shape.layers, shape.kv_heads)
     method = method.for_build(records=not is_tensorrt(known))
-    uses_native = known == "onnxruntime-cpu" and _uses_native(native, cache_dtype)
+    uses_native = not is_tensorrt(known) and _uses_native(known, native, cache_dtype)
     planner = _Planner(shape, method, known, weights, dtype, layout, groups, cache_dtype, uses_native)
     # In order and once each, as `build` makes profiles.
     by_share = {planner.profile(budget, context).budget: parse_budget(budget) for budget in budgets}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -16,16 +15,20 @@ if TYPE_CHECKING:
     from semkv_deploy.targets.engine import Engine
 
 
-def _missing_onnxruntime(provider: str, package: str) -> str | None:
-    if importlib.util.find_spec("onnxruntime") is None:
-        return f"install ONNX Runtime: pip install 'semkv-deploy[{package}]'"
-    import onnxruntime
+def _missing_onnxruntime() -> str | None:
+    from semkv_deploy.targets.onnxruntime.place import HOST
 
-    if provider not in onnxruntime.get_available_providers():
-        return (
-            f"this onnxruntime has no {provider}: pip install 'semkv-deploy[{package}]' on a machine with an NVIDIA GPU"
-        )
-    return None
+    return HOST.missing()
+
+
+def _missing_cuda_to_run() -> str | None:
+    from semkv_deploy.targets.onnxruntime.native import missing_cuda
+    from semkv_deploy.targets.onnxruntime.place import place_of
+    from semkv_deploy.targets.tensorrt.api import find_gpu
+
+    place = place_of("onnxruntime-cuda")
+    gpu, no_gpu = find_gpu()
+    return place.missing() or missing_cuda() or (None if gpu else no_gpu)
 
 
 def _missing_tensorrt(runtime: TensorRTTarget, *, to_run: bool) -> str | None:
@@ -35,21 +38,21 @@ def _missing_tensorrt(runtime: TensorRTTarget, *, to_run: bool) -> str | None:
 
 
 TARGETS: dict[str, Callable[[], str | None]] = {
-    "onnxruntime-cpu": lambda: _missing_onnxruntime("CPUExecutionProvider", "cpu"),
+    "onnxruntime-cpu": _missing_onnxruntime,
+    # Graphs are written, and calibrated on the CPU.
+    "onnxruntime-cuda": _missing_onnxruntime,
     "tensorrt-rtx": lambda: _missing_tensorrt("tensorrt-rtx", to_run=False),
     "tensorrt": lambda: _missing_tensorrt("tensorrt", to_run=False),
 }
 """Targets that can be built, and what this machine lacks to build for each (None: nothing)."""
 
 TO_RUN: dict[str, Callable[[], str | None]] = {
-    "onnxruntime-cpu": TARGETS["onnxruntime-cpu"],
+    "onnxruntime-cpu": _missing_onnxruntime,
+    "onnxruntime-cuda": _missing_cuda_to_run,
     "tensorrt-rtx": lambda: _missing_tensorrt("tensorrt-rtx", to_run=True),
     "tensorrt": lambda: _missing_tensorrt("tensorrt", to_run=True),
 }
 """What this machine lacks to run what was built for each target (None: nothing)."""
-
-PLANNED = {"onnxruntime-cuda": "bundles are not built for it yet"}
-"""Targets of the design that this version does not build for."""
 
 
 def is_tensorrt(target: str) -> TypeIs[TensorRTTarget]:
@@ -69,10 +72,6 @@ def require_available(target: str, *, engines: bool = True) -> None:
     expected = " or ".join(TARGETS)
     if not engines and is_tensorrt(target):
         return
-    if target in PLANNED:
-        raise SemkvError(
-            f"{PLANNED[target]}", where=f"--target {target}", expected=expected, fix="build for onnxruntime-cpu"
-        )
     if target not in TARGETS:
         raise SemkvError("unknown target", where="--target", expected=expected, got=target)
     missing = TARGETS[target]()

@@ -138,6 +138,8 @@ def _onnxruntime(in_place: Graphs, portable: Path, target: str, record: OnnxRunt
     copying = in_place._replace(in_place=False)
     (graph,), (decoder,) = in_place.opened.contract.decoders, in_place.decoders
     found = [_aliases(target, "aliases", decoder, graph.aliases)]
+    if lacking := TO_RUN[target]():
+        return [*found, Check(target, "in place", skipped=f"not run: {lacking}")]
     contract = in_place.opened.contract
     dtype, fitted = contract.dtype, any(buffer.name == REFERENCE_QUERIES for buffer in contract.cache.buffers)
     strict = FITTED if fitted and contract.native is not None else STRICT

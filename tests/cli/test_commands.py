@@ -68,7 +68,10 @@ def test_doctor_names_what_is_missing():
     if found["machine"]["gpu"] is None:
         assert "GPU" in found["targets"]["tensorrt"]["missing"]
         assert not found["targets"]["tensorrt-rtx"]["runnable"]
-    assert found["targets"]["onnxruntime-cuda"]["missing"] == "bundles are not built for it yet"
+    cuda = found["targets"]["onnxruntime-cuda"]
+    assert cuda["available"] and cuda["notes"][0].startswith("native operators for CUDA: ")
+    if found["machine"]["gpu"] is None:
+        assert not cuda["runnable"] and "CUDAExecutionProvider" in cuda["missing_to_run"]
     shown = cli("doctor").stdout
     for name, state in found["targets"].items():
         assert name in shown and (state["missing"] or "") in shown

@@ -26,11 +26,12 @@ def preloads() -> str:
 
 
 @pytest.mark.parametrize("file", sorted(path.name for path in FOLDER.glob("test_*.py")))
-def test_under_sanitizers(emulated_library: Path, native_library: Path, file: str) -> None:
+def test_under_sanitizers(emulated_library: Path, native_library: Path, cuda_bundles: Path, file: str) -> None:
     environment = {
         **os.environ,
         emulated.CUDA: str(emulated_library),
         emulated.CPU: str(native_library),
+        emulated.BUNDLES: str(cuda_bundles),
         "LD_PRELOAD": preloads(),
         "ASAN_OPTIONS": "detect_leaks=0",
         "UBSAN_OPTIONS": "print_stacktrace=1",

@@ -13,7 +13,7 @@ from semkv_deploy.errors import SemkvError
 from semkv_deploy.lint.aliases import alias_map, check_alias_safety
 from semkv_deploy.lint.onnxruntime import lint_onnxruntime
 from semkv_deploy.methods.layout import COMPRESS, DECODE
-from semkv_deploy.targets.onnxruntime.native import NATIVE_DECODER, NATIVE_PROGRAMS, VERSION
+from semkv_deploy.targets.onnxruntime.native import NATIVE_DECODER, NATIVE_PROGRAMS
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -122,7 +122,8 @@ def build_onnxruntime(
     """Everything of one ONNX Runtime target, written below `targets/<target>`.
 
     Args:
-        reference: the lowered float32 decoder without native operators; `built` is what writing it gave.
+        reference: the lowered float32 decoder without native operators, of a method that selects without selection;
+            `built` is what writing it gave.
         choice: whether the decoder has native operators, and the type of its caches.
         cost: measures the mean KL of a decoder on disk, with caches of a type and native operators of a version.
 
@@ -137,7 +138,8 @@ def build_onnxruntime(
     folder = inputs.root / "targets" / target
     folder.mkdir(parents=True)
     decoder = folder / DECODER
-    native, cache_dtype = VERSION if choice.on else None, choice.cache_dtype
+    native, cache_dtype = choice.version, choice.cache_dtype
+    plain = reference
     inputs.progress(f"{'native operators' if choice.on else 'no native operators'}: {choice.why}", None)
     if choice.on or inputs.method.selects:
         # Calibration attended to everything, in ONNX Runtime's own operators.
@@ -164,7 +166,12 @@ def build_onnxruntime(
         cache_kl = round(cost(reference, cache_dtype, native), 4)
     if weights != "fp32" and weights != "kept":
         inputs.progress(f"measuring what {weights} weights cost", None)
-        kl = round(cost(decoder, cache_dtype, native), 4)
+        measured = decoder
+        if choice.portable_forms:
+            # The same weights in a decoder that a CPU runs: this machine may have no GPU.
+            measured = inputs.root / "work" / "measured" / DECODER
+            save_decoder(quantize_weights(plain, weights), measured)
+        kl = round(cost(measured, cache_dtype, None if choice.portable_forms else native), 4)
 
     def contract(path: Path, phase: Phase, groups: Iterable[int], aliases: dict[str, str]) -> GraphContract:
         model = onnx.load(path, load_external_data=False)
@@ -176,7 +183,7 @@ def build_onnxruntime(
         # ONNX Runtime inlines the portable graph's functions itself, where they are not native operators.
         written = folder / Path(program.file).name
         portable = onnx.load(inputs.root / program.file)
-        if choice.on and program.name == COMPRESS:
+        if choice.on and not choice.portable_forms and program.name == COMPRESS:
             heads = len(inputs.groups[program.groups[0]].heads)
             portable = inputs.method.native_compressor(inputs.model.model_copy(update={"kv_heads": heads}))
         narrowed = narrow_caches(portable, cache_dtype)

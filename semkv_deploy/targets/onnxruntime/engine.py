@@ -1,4 +1,7 @@
-"""Runs a contract's graphs in ONNX Runtime: caches appended in place, groups compressed into spare buffers."""
+"""Runs a contract's graphs in ONNX Runtime: caches appended in place, groups compressed into spare buffers.
+
+Where buffers lie, and what runs the graphs, the target's `Place` says: this process's memory, or a GPU's.
+"""
 
 from __future__ import annotations
 
@@ -16,25 +19,19 @@ from semkv_deploy.errors import SemkvError
 from semkv_deploy.graph.products import FLOAT32_BLOCKS
 from semkv_deploy.methods.layout import DECODE
 from semkv_deploy.targets.engine import NUMPY_TYPES, Array, Feeds, graph_for, run_sizes, shape_of
-from semkv_deploy.targets.onnxruntime.native import required_library
+from semkv_deploy.targets.onnxruntime.buffers import Binding
+from semkv_deploy.targets.onnxruntime.place import HOST, place_of
 from semkv_deploy.targets.onnxruntime.threads import usable_cpus
 
 if TYPE_CHECKING:
     from semkv_deploy.bundle.contract import Contract, GraphContract
     from semkv_deploy.bundle.opened import OpenedBudget
+    from semkv_deploy.targets.onnxruntime.buffers import Buffer
+    from semkv_deploy.targets.onnxruntime.place import Place
 
-
-BFLOAT16 = 16
-"""ONNX's number of the type."""
-
-CACHE_LINE = 64
-"""Bytes."""
 
 MOST_STEPS = 4
 """Bindings of steps that are held, by the rows that are run: rows change when a turn begins or ends."""
-
-GROUP_WORKERS = 2
-"""Groups that a program runs for at the same time at most; each takes one set of spare buffers."""
 
 
 def onnxruntime() -> Any:
@@ -58,7 +55,7 @@ def inference_session(
     graph: Path | LoadedGraph,
     *,
     threads: int | None = None,
-    provider: str = "CPUExecutionProvider",
+    place: Place = HOST,
     native: int | None = None,
 ) -> Any:
     """An `InferenceSession` with settings for cache graphs.
@@ -67,41 +64,59 @@ def inference_session(
         graph: a file, whose external data ONNX Runtime maps; or a bundle's graph, whose weights it reads where they
             lie: in a private copy that nobody can truncate.
         threads: None: one for each CPU that this process may use.
+        place: where it runs.
         native: version of the library whose operators the graph has; None: it has none of them.
 
     Raises:
-        SemkvError: when ONNX Runtime cannot load the graph, or there is no such library.
+        SemkvError: when ONNX Runtime cannot load the graph, or has no such provider, or there is no such library.
     """
     ort = onnxruntime()
+    place.check()
     options = ort.SessionOptions()
     options.add_session_config_entry(*FLOAT32_BLOCKS)
     options.log_severity_level = 3
     options.intra_op_num_threads = threads or usable_cpus()
     if native is not None:
-        options.register_custom_ops_library(str(required_library(native)))
+        options.register_custom_ops_library(str(place.library(native)))
     # Shapes differ from run to run, so a memory plan of the first run is only ballast.
     options.enable_mem_pattern = False
+    providers = [(place.provider, dict(place.options))]
     try:
         if isinstance(graph, Path):
-            return ort.InferenceSession(str(graph), options, providers=[provider])
+            return _on(place, ort.InferenceSession(str(graph), options, providers=providers))
         if graph.data:
             options.add_session_config_entry("session.use_external_initializer_file_buffers_directly", "1")
             options.add_external_initializers_from_files_in_memory(
                 list(graph.data), list(graph.data.values()), [len(content) for content in graph.data.values()]
             )
-        session = ort.InferenceSession(graph.model, options, providers=[provider])
+        session = _on(place, ort.InferenceSession(graph.model, options, providers=providers))
         # The weights must outlive the session.
         session.semkv_graph = graph
         for content in graph.data.values():
             # Most of them were packed into buffers of ONNX Runtime's own while it loaded.
             let_go(content)
         return session
+    except SemkvError:
+        raise
     except Exception as error:
         raise SemkvError(
             f"ONNX Runtime cannot load the graph: {str(error).splitlines()[0]}",
             where=Path(graph.name).name,
             fix="build the bundle again with this version of onnxruntime",
         ) from error
+
+
+def _on(place: Place, session: Any) -> Any:
+    """The session, if it has the provider: ONNX Runtime goes on without one that finds no device."""
+    if place.provider not in session.get_providers():
+        raise SemkvError(
+            f"ONNX Runtime made a session without {place.provider}",
+            where=f"target {place.target}",
+            expected="an NVIDIA GPU, its driver, and the CUDA and cuDNN that onnxruntime-gpu is for",
+            got=", ".join(session.get_providers()),
+            fix="see what onnxruntime.InferenceSession prints, or build for onnxruntime-cpu",
+        )
+    return session
 
 
 class OnnxRuntimeEngine:
@@ -122,6 +137,7 @@ class OnnxRuntimeEngine:
         self, opened: OpenedBudget, *, batch: int = 1, in_place: bool = True, threads: int | None = None
     ) -> None:
         contract = opened.contract
+        self.place = place_of(contract.target)
         if batch < 1 or batch != (contract.batch or batch):
             raise SemkvError("the graphs take another batch", where="batch", expected=contract.batch or 1, got=batch)
         if contract.dtype not in NUMPY_TYPES and contract.native is None:
@@ -132,13 +148,14 @@ class OnnxRuntimeEngine:
                 got=contract.dtype,
             )
         self.opened, self.batch, self.in_place = opened, batch, in_place
-        # A group's program is many small operators: groups side by side on one thread each are nearly twice as fast as
-        # one after the other on all threads.
-        self._workers = max(1, min(GROUP_WORKERS, threads or usable_cpus()))
+        # A group's program is many small operators: on a CPU groups side by side on one thread each are nearly twice as
+        # fast as one after the other on all threads.
+        self._workers = max(1, min(self.place.workers, threads or usable_cpus()))
         self._sessions = {
             graph.name: inference_session(
                 opened.graph(graph.onnx),
                 threads=threads if program.scope == "cache" else 1,
+                place=self.place,
                 native=contract.native,
             )
             for program in contract.programs.values()
@@ -148,14 +165,13 @@ class OnnxRuntimeEngine:
             buffer.name: [self._new(buffer.name, group) for group in range(len(contract.cache.groups))]
             for buffer in contract.cache.buffers
         }
-        # np.zeros maps pages on first touch: slots never used cost no memory.
-        self._spare: dict[tuple[int, int], list[dict[str, Array]]] = defaultdict(list)
+        self._spare: dict[tuple[int, int], list[dict[str, Buffer]]] = defaultdict(list)
         if contract.exchanged_buffers:
             for group, kind in enumerate(self._kinds()):
                 if not self._spare[kind]:
                     count = min(self._workers, self._kinds().count(kind))
                     self._spare[kind] = [self._new_set(group) for _ in range(count)]
-        self._steps: dict[tuple[int, int], _Binding] = {}
+        self._steps: dict[tuple[int, int], _DecoderBinding] = {}
         """By their rows: the first, and how many."""
 
     @property
@@ -166,30 +182,31 @@ class OnnxRuntimeEngine:
         """By group, what decides the shapes of its buffers: heads and slots."""
         return [(len(group.heads), group.capacity) for group in self.contract.cache.groups]
 
-    def _new(self, name: str, group: int) -> Array:
+    def _new(self, name: str, group: int) -> Buffer:
         buffer = next(buffer for buffer in self.contract.cache.buffers if buffer.name == name)
         shape = buffer.sizes(self.contract.cache.groups[group], batch=self.batch, head_dim=self.contract.head_dim)
-        return _aligned_zeros(shape, _array_type(self.contract.dtype if buffer.dtype == "T" else buffer.dtype))
+        return self.place.buffer(shape, self.contract.dtype if buffer.dtype == "T" else buffer.dtype)
 
-    def _new_set(self, group: int) -> dict[str, Array]:
+    def _new_set(self, group: int) -> dict[str, Buffer]:
         return {name: self._new(name, group) for name in self.contract.exchanged_buffers}
 
     def read(self, buffer: str, group: int) -> Array:
-        array = self._buffers[buffer][group]
-        return array.astype(np.float32) if array.dtype == _array_type("bfloat16") else array
+        found = self._buffers[buffer][group]
+        return found.numpy().astype(np.float32) if found.dtype == "bfloat16" else found.numpy()
 
     def write(self, buffer: str, group: int, array: Array) -> None:
-        self._buffers[buffer][group][:] = array
+        self._buffers[buffer][group].fill(slice(None), array)
 
     def cache_bytes(self) -> int:
-        spare = [array for sets in self._spare.values() for each in sets for array in each.values()]
-        return sum(array.nbytes for arrays in (*self._buffers.values(), spare) for array in arrays)
+        spare = [buffer for sets in self._spare.values() for each in sets for buffer in each.values()]
+        return sum(buffer.nbytes for buffers in (*self._buffers.values(), spare) for buffer in buffers)
 
     def reset(self, row: int | None = None) -> None:
         # What dead slots hold changes nothing, but what is said of slots is said of the next that lie there.
-        for buffer in self.contract.cache.buffers:
-            for array in self._buffers[buffer.name] if buffer.dtype == "float32" else []:
-                array[slice(None) if row is None else row] = 0
+        rows = slice(None) if row is None else slice(row, row + 1)
+        for kind in self.contract.cache.buffers:
+            for buffer in self._buffers[kind.name] if kind.dtype == "float32" else []:
+                buffer.fill(rows, 0)
 
     def run(self, program: str, feeds: Feeds, *, row: int | None = None) -> dict[str, Array]:
         tokens = feeds["input_ids"].shape[1]
@@ -197,7 +214,7 @@ class OnnxRuntimeEngine:
             return self.run_rows(program, feeds, 0)
         graph = graph_for(self.contract.programs[program].graphs, prompt=row is not None or tokens > 1)
         rows = slice(None) if row is None else slice(row, row + 1)
-        return _Binding(self, program, graph, rows, feeds).run(feeds)
+        return _DecoderBinding(self, program, graph, rows, feeds).run(feeds)
 
     def run_rows(self, program: str, feeds: Feeds, first: int) -> dict[str, Array]:
         count = len(feeds["input_ids"])
@@ -206,7 +223,8 @@ class OnnxRuntimeEngine:
             while len(self._steps) >= MOST_STEPS:
                 del self._steps[next(iter(self._steps))]
             graph = graph_for(self.contract.programs[program].graphs, prompt=False)
-            step = self._steps[first, count] = _Binding(self, program, graph, slice(first, first + count), feeds)
+            rows = slice(first, first + count)
+            step = self._steps[first, count] = _DecoderBinding(self, program, graph, rows, feeds)
         return step.run(feeds)
 
     def run_groups(self, program: str, feeds: Mapping[int, Feeds]) -> dict[int, dict[str, Array]]:
@@ -224,82 +242,77 @@ class OnnxRuntimeEngine:
         kind = self._kinds()[group]
         # As many sets of spare buffers as workers, or as groups of the kind: there is always one.
         spare = self._spare[kind].pop() if self._spare[kind] else {}
-        given, results = dict(feeds), {}
+        sources: dict[str, Buffer] = {}
+        results: dict[str, Buffer] = {}
         exchanged = []
         for name, binding in contract.buffers.items():
             source, result = binding.names(group, groups)
+            buffer = self._buffers[name][group]
             if source is not None:
-                given[source] = self._buffers[name][group]
+                sources[source] = buffer
             if result is not None:
                 in_place = source is None or graph.aliases.get(source) == result
-                results[result] = self._buffers[name][group] if in_place else spare[name]
+                results[result] = buffer if in_place else spare[name]
                 if not in_place:
                     exchanged.append(name)
-        run = session.io_binding()
-        held = []
+        run = self.binding(session)
         for tensor in graph.inputs:
-            held.append(_ort_value(np.ascontiguousarray(given[tensor.name])))
-            run.bind_ortvalue_input(tensor.name, held[-1])
+            if tensor.name in sources:
+                run.buffer(tensor.name, sources[tensor.name], output=False)
+            else:
+                run.input(tensor.name, np.ascontiguousarray(feeds[tensor.name]))
         for tensor in graph.outputs:
             if tensor.name in results:
-                held.append(_ort_value(results[tensor.name]))
-                run.bind_ortvalue_output(tensor.name, held[-1])
+                run.buffer(tensor.name, results[tensor.name], output=True)
             else:
-                run.bind_output(tensor.name)
-        session.run_with_iobinding(run)
+                run.new_output(tensor.name)
+        run.run()
         for name in exchanged:
             self._buffers[name][group], spare[name] = spare[name], self._buffers[name][group]
         self._spare[kind].append(spare)
-        outputs = zip(graph.outputs, run.get_outputs(), strict=True)
+        outputs = zip(graph.outputs, run.outputs(), strict=True)
         return {tensor.name: value.numpy() for tensor, value in outputs if tensor.name not in results}
 
+    def binding(self, session: Any) -> Binding:
+        """A new binding of a graph that runs here."""
+        return Binding(session, copies_inputs=self.place.device is not None)
 
-class _Binding:
+
+class _DecoderBinding:
     """A decoder's inputs and outputs bound to buffers once, for runs of one shape."""
 
     def __init__(
         self, engine: OnnxRuntimeEngine, program: str, graph: GraphContract, rows: slice, feeds: Feeds
     ) -> None:
         contract = engine.contract
-        self._session = engine._sessions[graph.name]
-        self._binding = self._session.io_binding()
-        # An OrtValue over a numpy buffer shares it, and must outlive the binding.
-        self._held: list[Any] = []
-        self._copies: list[tuple[Array, Array]] = []
+        self._binding = engine.binding(engine._sessions[graph.name])
+        self._rows = rows
+        self._copies: list[tuple[Buffer, Buffer]] = []
         bound: set[str] = set()
-
-        def bind(name: str, array: Array, *, output: bool = False) -> None:
-            value = _ort_value(array)
-            self._held.append(value)
-            bound.add(name)
-            (self._binding.bind_ortvalue_output if output else self._binding.bind_ortvalue_input)(name, value)
-
         inputs = {tensor.name: tensor for tensor in graph.inputs}
         outputs = {tensor.name: tensor for tensor in graph.outputs}
         groups = len(contract.cache.groups)
         for name, names in contract.programs[program].buffers.items():
             for group in range(groups):
                 source, result = names.names(group, groups)
-                if source not in inputs and result not in outputs:
-                    continue
-                buffer = _as_viewed(
-                    engine._buffers[name][group][rows], (inputs.get(source or "") or outputs[result or ""]).shape
-                )
+                buffer = engine._buffers[name][group]
                 if source in inputs:
-                    bind(str(source), buffer)
+                    self._binding.buffer(source, buffer, output=False, rows=rows, shape=inputs[source].shape)
+                    bound.add(source)
                 if result in outputs:
                     appended = buffer
                     if not engine.in_place:
-                        appended = np.zeros_like(buffer)
+                        appended = engine.place.buffer(buffer.shape, buffer.dtype)
                         self._copies.append((buffer, appended))
-                    bind(str(result), appended, output=True)
+                    self._binding.buffer(result, appended, output=True, rows=rows, shape=outputs[result].shape)
+                    bound.add(result)
         self._small = {
             name: np.zeros(feeds[name].shape, NUMPY_TYPES[tensor.dtype])
             for name, tensor in inputs.items()
             if name not in bound
         }
         for name, array in self._small.items():
-            bind(name, array)
+            self._binding.input(name, array)
         sizes = run_sizes(feeds)
         self._results = {
             name: np.zeros(shape_of(tensor, sizes), NUMPY_TYPES[tensor.dtype])
@@ -307,7 +320,7 @@ class _Binding:
             if name not in bound
         }
         for name, array in self._results.items():
-            bind(name, array, output=True)
+            self._binding.output(name, array)
 
     def fits(self, feeds: Feeds) -> bool:
         """Whether a run's inputs have the shapes that are bound."""
@@ -316,40 +329,7 @@ class _Binding:
     def run(self, feeds: Feeds) -> dict[str, Array]:
         for name, array in self._small.items():
             array[:] = feeds[name]
-        self._session.run_with_iobinding(self._binding)
+        self._binding.run()
         for buffer, appended in self._copies:
-            buffer[:] = appended
+            buffer.fill(self._rows, appended.numpy()[self._rows])
         return self._results
-
-
-def _aligned_zeros(shape: tuple[int, ...], dtype: Any) -> Array:
-    """Zeros that begin with a cache line: a row that is read by itself then lies in as few of them as it can."""
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    memory = np.zeros(size + CACHE_LINE, np.uint8)
-    begin = -memory.ctypes.data % CACHE_LINE
-    zeros: Array = memory[begin : begin + size].view(dtype).reshape(shape)
-    return zeros
-
-
-def _array_type(dtype: str) -> Any:
-    """NumPy's type of a buffer; bfloat16 is of the package that onnx uses."""
-    if dtype == "bfloat16":
-        import ml_dtypes
-
-        return ml_dtypes.bfloat16
-    return np.int8 if dtype == "int8" else NUMPY_TYPES[dtype]
-
-
-def _ort_value(array: Array) -> Any:
-    """An OrtValue over an array's memory."""
-    values = onnxruntime().OrtValue
-    if array.dtype != _array_type("bfloat16"):
-        return values.ortvalue_from_numpy(array)
-    return values.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), BFLOAT16)
-
-
-def _as_viewed(buffer: Array, shape: tuple[int | str, ...]) -> Array:
-    """A buffer's bytes in the shape that a graph has for them: heads may lie in the batch axis."""
-    if len(shape) == buffer.ndim and shape[1] == buffer.shape[1]:
-        return buffer
-    return buffer.reshape(-1, *(size for size in shape[1:] if isinstance(size, int)))

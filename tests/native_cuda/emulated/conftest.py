@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-CUDA, CPU = "SEMKV_TEST_CUDA_LIBRARY", "SEMKV_TEST_CPU_LIBRARY"
-"""Variables with the libraries' paths: nothing is built in that process."""
+CUDA, CPU, BUNDLES = "SEMKV_TEST_CUDA_LIBRARY", "SEMKV_TEST_CPU_LIBRARY", "SEMKV_TEST_CUDA_BUNDLES"
+"""Variables with the paths of both libraries and of a folder of bundles: nothing is built in that process."""
 
 if CUDA not in os.environ:
     collect_ignore_glob = ["test_*.py"]
@@ -24,3 +24,22 @@ def cuda_library() -> Path:
 def native_library() -> Path:
     """The operators that are made for a CPU."""
     return Path(os.environ[CPU])
+
+
+@pytest.fixture(scope="session")
+def bundles() -> Path:
+    """A folder of bundles for onnxruntime-cuda and onnxruntime-cpu, by method."""
+    return Path(os.environ[BUNDLES])
+
+
+@pytest.fixture
+def emulated_device(monkeypatch: pytest.MonkeyPatch, cuda_library: Path, native_library: Path) -> None:
+    """onnxruntime-cuda runs here, as on a GPU but for the names of provider and device; both libraries are found."""
+    from semkv_deploy.targets import TO_RUN
+    from semkv_deploy.targets.onnxruntime import native, place
+
+    device = place.CUDA._replace(provider="CPUExecutionProvider", options={}, device=("cpu", 0))
+    monkeypatch.setitem(place.PLACES, place.CUDA.target, device)
+    monkeypatch.setitem(TO_RUN, place.CUDA.target, lambda: None)
+    monkeypatch.setattr(native, "CUDA_LIBRARY", cuda_library)
+    monkeypatch.setattr(native, "LIBRARY", native_library)
