@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Builds, checks and times the kernels on a machine with an NVIDIA GPU, torch, numpy, nvcc and cmake; needs no network
-# and no TensorRT (with its headers the plugins run on the GPU too). Where there is no GPU it says so and ends well.
+# and no TensorRT (with its headers the plugins run on the GPU too; with onnx and onnxruntime-gpu the operators for ONNX
+# Runtime do). Where there is no GPU it says so and ends well.
 #
 #   scripts/gpu_check.sh [--json FILE] [--out DIR] [--seconds N]
 #
@@ -19,7 +20,7 @@ while [ $# -gt 0 ]; do
     --json) json="$2"; shift 2 ;;
     --out) out="$2"; shift 2 ;;
     --seconds) limit="$2"; shift 2 ;;
-    -h|--help) sed -n '2,13s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    -h|--help) sed -n '2,14s/^# \{0,1\}//p' "$0"; exit 0 ;;
     *) echo "gpu_check: unknown option '$1'; see --help" >&2; exit 2 ;;
   esac
 done
@@ -58,8 +59,8 @@ echo "built for sm_$capability in $((SECONDS - started)) s"
 
 sanitizer="$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer 2>/dev/null | tail -1 || true)"
 headers="$(PIP_NO_INDEX=1 PYTHON="$python" timeout -k 5 20 "$root/scripts/build_plugins.sh" --print-headers 2>/dev/null || true)"
-# What comes after the measurements: two sanitizer runs and the plugins, each only where it can run.
-reserve=$((10 + (${#sanitizer} > 0 ? 120 : 0) + (${#headers} > 0 ? 60 : 0)))
+# What comes after the measurements: two sanitizer runs, the plugins, ONNX Runtime, each only where it can run.
+reserve=$((10 + (${#sanitizer} > 0 ? 120 : 0) + (${#headers} > 0 ? 60 : 0) + 60))
 seconds=$(($(left) - reserve))
 [ "$seconds" -gt 20 ] || seconds=20
 checked=0
@@ -82,6 +83,22 @@ else
   tail -20 "$out/harness.log"
 fi
 echo "plugins through the API: ${facts[-1]#*=}"
+
+if ! "$python" -c 'import onnx, onnxruntime, sys; sys.exit("CUDAExecutionProvider" not in onnxruntime.get_available_providers())' \
+  >/dev/null 2>&1; then
+  facts+=("onnxruntime=not run: no onnx and onnxruntime-gpu in this Python")
+elif ! PIP_NO_INDEX=1 timeout -k 5 20 "$root/scripts/build_native.sh" --print-headers >/dev/null 2>&1; then
+  facts+=("onnxruntime=not run: no ONNX Runtime headers")
+elif ! build --kernels-only --onnxruntime --target semkv_onnxruntime_cuda >"$out/onnxruntime_build.log" 2>&1; then
+  facts+=("onnxruntime=failed: does not build, see onnxruntime_build.log")
+elif timeout -k 5 60 "$python" "$root/plugins/gpu_check/onnxruntime_check.py" \
+  --library "$out/libsemkv_onnxruntime_cuda.so" >"$out/onnxruntime.log" 2>&1; then
+  facts+=("onnxruntime=passed: $(tail -1 "$out/onnxruntime.log" | tr -d '"')")
+else
+  facts+=("onnxruntime=failed: see onnxruntime.log")
+  tail -20 "$out/onnxruntime.log"
+fi
+echo "operators in ONNX Runtime: ${facts[-1]#*=}"
 
 # memcheck sees one allocation of torch's as one piece of memory: without the caching allocator that is one tensor.
 # Errors of API calls are left to their callers (torch tries some that may fail); kernels not ours are not watched.

@@ -1,6 +1,6 @@
 """Completes the JSON of check.py with what scripts/gpu_check.sh found, and gives the verdict on the whole run.
 
-    python verdict.py FILE SECONDS check=EXIT_STATUS memcheck=TEXT racecheck=TEXT api_harness=TEXT
+    python verdict.py FILE SECONDS check=EXIT_STATUS memcheck=TEXT racecheck=TEXT api_harness=TEXT onnxruntime=TEXT
 
 Exit status: 0 passed, 1 failed, 3 incomplete: nothing failed, but correctness is not known for all that was planned.
 """
@@ -33,13 +33,14 @@ def main(path: Path, seconds: int, facts: dict[str, str]) -> int:
     if not report.get("finished"):
         report["failures"].append(f"check.py ended early, with status {facts['check']}")
     report["compute_sanitizer"] = {name: facts[name] for name in ("memcheck", "racecheck")}
-    report["api_harness"] = facts["api_harness"]
+    report["api_harness"], report["onnxruntime"] = facts["api_harness"], facts["onnxruntime"]
     report["total_seconds"] = seconds
     report["verdict"] = verdict(report, facts)
     path.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
     print(
         f"gpu_check: {report['verdict']}; {len(report['failures'])} failures, {len(report['not_measured'])} cases not "
-        f"measured; plugins through the API: {facts['api_harness']}; {seconds} s, {path}"
+        f"measured; plugins through the API: {facts['api_harness']}; "
+        f"operators in ONNX Runtime: {facts['onnxruntime']}; {seconds} s, {path}"
     )
     return STATUS[report["verdict"]]
 

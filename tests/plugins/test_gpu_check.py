@@ -176,6 +176,7 @@ CLEAN = {
     "memcheck": "clean: 9 of 9 cases",
     "racecheck": "clean: 9 of 9 cases",
     "api_harness": "passed: 40",
+    "onnxruntime": "passed: 220 cases",
 }
 
 
@@ -185,6 +186,8 @@ CLEAN = {
         ({}, [], "passed"),
         ({"racecheck": "not run: device not supported here"}, [], "passed"),
         ({"api_harness": "not run: no TensorRT headers"}, [], "passed"),
+        ({"onnxruntime": "not run: no ONNX Runtime headers"}, [], "passed"),
+        ({"onnxruntime": "failed: see onnxruntime.log"}, [], "failed"),
         ({"memcheck": "unknown: not finished in 80 s"}, [], "incomplete"),
         ({"check": "3"}, [], "incomplete"),
         ({"memcheck": "failed: errors"}, [], "failed"),
@@ -200,8 +203,12 @@ FAKE_PYTHON = """#!{python}
 # A Python with a GPU: check.py leaves a small report; a run under the sanitizer ends as the file `code` says.
 import json, os, pathlib, sys
 here = pathlib.Path(__file__).parent
-if sys.argv[1] == "-c":
+if sys.argv[1] == "-c" and "onnxruntime" in sys.argv[2]:
+    sys.exit(0 if (here / "onnxruntime").exists() else 1)
+elif sys.argv[1] == "-c":
     print("90")
+elif sys.argv[1].endswith("onnxruntime_check.py"):
+    print("220 cases in ONNX Runtime on cuda, 0 failed")
 elif sys.argv[1].endswith("check.py"):
     print("sweep: 7 of 9 cases, 0 failures")
     with (here / "calls").open("a") as calls:
@@ -247,11 +254,13 @@ def test_the_script_from_end_to_end(tmp_path: Path, code: int, headers: bool, ex
     (tmp_path / "plugins" / "gpu_check").symlink_to(ROOT / "plugins" / "gpu_check")
     shutil.copy(ROOT / "scripts" / "gpu_check.sh", tmp_path / "scripts")
     executable(tmp_path / "scripts" / "build_plugins.sh", FAKE_BUILD)
+    executable(tmp_path / "scripts" / "build_native.sh", "#!/bin/sh\n")
     python = executable(tmp_path / "bin" / "python", FAKE_PYTHON.format(python=sys.executable))
     executable(tmp_path / "bin" / "compute-sanitizer", FAKE_SANITIZER)
     (tmp_path / "bin" / "code").write_text(str(code))
     if headers:
         (tmp_path / "headers").touch()
+        (tmp_path / "bin" / "onnxruntime").touch()
     arguments = ("--json", str(tmp_path / "result.json"), "--out", str(tmp_path / "out"), "--seconds", "300")
     done = gpu_check(tmp_path, str(python), *arguments, path=f"{tmp_path / 'bin'}:/usr/bin:/bin")
     found = json.loads((tmp_path / "result.json").read_text())
@@ -261,5 +270,7 @@ def test_the_script_from_end_to_end(tmp_path: Path, code: int, headers: bool, ex
     assert found["compute_sanitizer"]["memcheck"].startswith(memcheck)
     assert found["compute_sanitizer"]["racecheck"].endswith("(shared memory only)")
     assert found["api_harness"] == ("passed: 40 tests passed" if headers else "not run: no TensorRT headers")
+    ran = "passed: 220 cases in ONNX Runtime on cuda, 0 failed"
+    assert found["onnxruntime"] == (ran if headers else "not run: no onnx and onnxruntime-gpu in this Python")
     calls = (tmp_path / "bin" / "calls").read_text().splitlines()
     assert [call[0] for call in calls] == ["-", "1", "1"], "only the sanitizers' runs do without torch's allocator"
