@@ -42,7 +42,7 @@ def held_out(dialogues: Dialogues, number: int, kept: float, shape: AdapterShape
     """One held-out dialogue at a kept share."""
     dialogue = dialogues.dialogue("held-out", number, source)
     counts = counts_for([len(turn) for turn in dialogue.turns[:-1]], kept, shape.k_max)
-    return batch_of([dialogue], [counts], shape.placement)
+    return batch_of([dialogue], [counts], shape.placement, dialogues.rank(shape.common))
 
 
 def later_rows(batch: Batch) -> Tensor:

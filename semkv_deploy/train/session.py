@@ -64,6 +64,7 @@ def run(
     if evaluation is not None:
         kept, examples = evaluation
         objective = training.objective_alone
+        objective.student.model.float()  # what is measured is float32, whatever was trained beside
         objective.student.take(adapter, out / ADAPTER)
         table = evaluate(objective, training.dialogues, recipe, training.accelerator.device, kept=kept,
                          examples=examples, report=report)  # fmt: skip
