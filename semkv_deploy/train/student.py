@@ -82,9 +82,9 @@ class Student(nn.Module):
         # An adapter knows its base by these as they are in the checkpoint, whatever it is trained beside.
         table: Any = model.get_input_embeddings().weight
         self._base_rows = table[:1024].detach().float().cpu().numpy().copy()
-        torch.nn.Module.to(model, precision)
-        self.shape, self.common, self.gate = shape, common, Gate()
         self.model: Any = model.requires_grad_(False)
+        self.cast(precision)
+        self.shape, self.common, self.gate = shape, common, Gate()
         self.layers = len(layers)
         weight = self._table()
         with torch.random.fork_rng(devices=[]):
@@ -97,6 +97,11 @@ class Student(nn.Module):
             self.nexus = nn.Parameter(begin.to(weight.device))
             self.turn = nn.Parameter(torch.zeros(shape.turns_max, weight.shape[1], device=weight.device))
             self._linears = {key: self._gated(*key) for key in self._places(shape.modules)}
+
+    def cast(self, precision: torch.dtype) -> None:
+        """Changes the precision of the frozen weights."""
+        # transformers' own refuses this for models that came from a GGUF.
+        nn.Module.to(self.model, precision)
 
     def _table(self) -> Tensor:
         table: Tensor = self.model.get_input_embeddings().weight
