@@ -33,6 +33,10 @@ CACHE_LINE = 64
 MOST_STEPS = 4
 """Bindings of steps that are held, by the rows that are run: rows change when a turn begins or ends."""
 
+STOP_SPINNING = ("session.force_spinning_stop", "1")
+"""Threads of a session stop waiting for work in a loop when its run ends: what runs next, groups side by side for one,
+has the cores to itself."""
+
 GROUP_WORKERS = 2
 """Groups that a program runs for at the same time at most; each takes one set of spare buffers."""
 
@@ -75,6 +79,7 @@ def inference_session(
     ort = onnxruntime()
     options = ort.SessionOptions()
     options.add_session_config_entry(*FLOAT32_BLOCKS)
+    options.add_session_config_entry(*STOP_SPINNING)
     options.log_severity_level = 3
     options.intra_op_num_threads = threads or usable_cpus()
     if native is not None:
@@ -155,6 +160,8 @@ class OnnxRuntimeEngine:
                 if not self._spare[kind]:
                     count = min(self._workers, self._kinds().count(kind))
                     self._spare[kind] = [self._new_set(group) for _ in range(count)]
+        self._values: dict[int, Any] = {}
+        """OrtValues of buffers, by the identity of their arrays, which live as long as this."""
         self._steps: dict[tuple[int, int], _Binding] = {}
         """By their rows: the first, and how many."""
 
@@ -225,11 +232,12 @@ class OnnxRuntimeEngine:
         # As many sets of spare buffers as workers, or as groups of the kind: there is always one.
         spare = self._spare[kind].pop() if self._spare[kind] else {}
         given, results = dict(feeds), {}
-        exchanged = []
+        exchanged, own = [], set[int]()
         for name, binding in contract.buffers.items():
             source, result = binding.names(group, groups)
             if source is not None:
                 given[source] = self._buffers[name][group]
+                own.add(id(given[source]))
             if result is not None:
                 in_place = source is None or graph.aliases.get(source) == result
                 results[result] = self._buffers[name][group] if in_place else spare[name]
@@ -238,11 +246,12 @@ class OnnxRuntimeEngine:
         run = session.io_binding()
         held = []
         for tensor in graph.inputs:
-            held.append(_ort_value(np.ascontiguousarray(given[tensor.name])))
+            array = given[tensor.name]
+            held.append(self._value(array) if id(array) in own else _ort_value(np.ascontiguousarray(array)))
             run.bind_ortvalue_input(tensor.name, held[-1])
         for tensor in graph.outputs:
             if tensor.name in results:
-                held.append(_ort_value(results[tensor.name]))
+                held.append(self._value(results[tensor.name]))
                 run.bind_ortvalue_output(tensor.name, held[-1])
             else:
                 run.bind_output(tensor.name)
@@ -252,6 +261,12 @@ class OnnxRuntimeEngine:
         self._spare[kind].append(spare)
         outputs = zip(graph.outputs, run.get_outputs(), strict=True)
         return {tensor.name: value.numpy() for tensor, value in outputs if tensor.name not in results}
+
+    def _value(self, array: Array) -> Any:
+        """A buffer's OrtValue, made once: a group's program takes little longer than to make a dozen of them."""
+        if id(array) not in self._values:
+            self._values[id(array)] = _ort_value(array)
+        return self._values[id(array)]
 
 
 class _Binding:
