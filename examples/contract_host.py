@@ -241,10 +241,13 @@ class Host:
         live = np.arange(len(at)) < self.length[0, row]
         body = np.flatnonzero(live & (turn == 2 * self.turn[row]) & (at >= gone[0]) & (at < gone[1]))
         n, bits = len(body), max(1, (len(body) - 1).bit_length())
-        evenly = [n - 1 - int(f"{each:0{bits}b}"[::-1], 2) for each in range(1 << bits)]
+        places = (n - 1 - int(f"{each:0{bits}b}"[::-1], 2) for each in range(1 << bits))
+        rank = {of: place for place, of in enumerate(behaviour.get("common", ()))}
+        rarity = {place: rank.get(int(token[slot]), len(rank)) for place, slot in enumerate(body)}
+        rarest = sorted((place for place in places if place >= 0), key=lambda place: -rarity[place])
         order: list[int] = []
-        for last, even in zip(range(n - 1, -1, -1), (each for each in evenly if each >= 0), strict=True):
-            order += [each for each in dict.fromkeys((last, even)) if each not in order]
+        for last, rare in zip(range(n - 1, -1, -1), rarest, strict=True):
+            order += [each for each in dict.fromkeys((last, rare)) if each not in order]
         chosen = body[order[:count]]
         first_id = behaviour["first_id"]
         ids = [first_id + (number + j) * first_id + int(token[slot]) for j, slot in enumerate(chosen)]

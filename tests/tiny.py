@@ -118,7 +118,8 @@ def with_adapter(method: Any, export: Path) -> Any:
     if not method.learned:
         return method
     path = export.parent / f"{export.name}.{method.placement}.safetensors"
-    adapter = tiny_adapter_at(export, path, placement=method.placement)
+    common = tuple(range(500, 100, -3)) if method.placement == "spread" else ()
+    adapter = tiny_adapter_at(export, path, placement=method.placement, common=common)
     return type(method).model_validate({**method.model_dump(), "adapter": str(adapter)})
 
 

@@ -282,6 +282,9 @@ def _turns(contract: Contract, behaviour: NexusTurns, field: str) -> Iterator[Co
         yield f"{field}.tokens", f"at most {behaviour.most} Nexus rows", behaviour.tokens
     if TURN not in contract.cache.slot_columns:
         yield "cache.slot_columns", f"{TURN.name} {TURN.shape}", [each.name for each in contract.cache.slot_columns]
+    common = set(behaviour.common)
+    if len(common) < len(behaviour.common) or not common <= set(range(contract.vocab_size)):
+        yield f"{field}.common", "ids of the vocabulary, each once", f"{len(behaviour.common)} ids"
     if behaviour.placement == "spread" and TOKEN not in contract.cache.slot_columns:
         yield "cache.slot_columns", f"{TOKEN.name} {TOKEN.shape}", [each.name for each in contract.cache.slot_columns]
     groups = contract.cache.groups

@@ -192,6 +192,9 @@ class NexusTurns(BaseModel):
     placement: Placement = Field(
         default="appended", description="appended: Nexus rows have positions of their own; spread: those of tokens"
     )
+    common: tuple[int, ...] = Field(
+        default=(), description="ids of common tokens, which spread rows begin as last, from the most common one on"
+    )
     most: int = Field(description="most Nexus rows of a turn", ge=1)
     turns: int = Field(description="turns whose Nexus rows differ; later ones have those of the last", ge=1)
     kept: float = Field(description="slots that a turn keeps, as a share of its tokens", gt=0, le=1)

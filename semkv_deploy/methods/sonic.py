@@ -126,6 +126,14 @@ class Sonic(Method):
                 got="corner full",
                 fix="train it with corner: causal",
             )
+        if max(adapter.common, default=0) >= model.vocab_size:
+            raise SemkvError(
+                "the adapter is for another base model: it names tokens beyond the vocabulary",
+                where=self.adapter,
+                expected=f"ids below {model.vocab_size}",
+                got=max(adapter.common),
+                fix="take the adapter that was trained for this model",
+            )
         for what, expected, got in (
             ("hidden size", adapter.hidden, model.hidden_size),
             ("number of layers", adapter.layers, model.layers),
@@ -211,6 +219,7 @@ class Sonic(Method):
                 when="turn" if self.compress_at == "turn" else "begin",
                 first_id=model.vocab_size,
                 placement=self.placement,
+                common=self._loaded.common if self._loaded is not None else (),
                 most=self.k_max,
                 turns=self.turns_max,
                 kept=self.kept if self.kept is not None else profile.budget,

@@ -33,6 +33,9 @@ FORMATS: Mapping[Placement, str] = {"appended": "semkv-sonic-1", "spread": "semk
 NEXUS, TURN = "nexus.embedding", "turn.embedding"
 """Names of the two tables: `[k_max,H]` and `[turns_max,H]`."""
 
+COMMON = "common.tokens"
+"""Name of the tensor of common tokens, int32 `[n]`, where there are any."""
+
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """Linear modules of a layer that LoRA weights may be for."""
 
@@ -58,6 +61,7 @@ class SonicAdapter:
         rank: of the LoRA weights; 0 where there are none.
         hidden, layers: of the base model.
         placement: where a turn's Nexus rows stand.
+        common: tokens that spread rows begin as last, from the most common one on (`model.spread`).
         trained: how it was made: steps, tokens, recipe.
     """
 
@@ -70,6 +74,7 @@ class SonicAdapter:
     layers: int
     corner: Corner = "causal"
     placement: Placement = "appended"
+    common: tuple[int, ...] = ()
     trained: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -131,6 +136,8 @@ def save_adapter(path: Path, adapter: SonicAdapter) -> None:
     metadata = {"format": FORMATS[adapter.placement], "base": adapter.base, **numbers, "corner": adapter.corner}
     metadata["trained"] = json.dumps(dict(adapter.trained), sort_keys=True)
     tensors = {name: np.ascontiguousarray(tensor, dtype=np.float32) for name, tensor in adapter.tensors.items()}
+    if adapter.common:
+        tensors[COMMON] = np.array(adapter.common, np.int32)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
@@ -165,7 +172,7 @@ def load_adapter(path: Path) -> SonicAdapter:
     return adapter
 
 
-def _from_metadata(metadata: Mapping[str, str], tensors: Mapping[str, NDArray[Any]], where: Path) -> SonicAdapter:
+def _from_metadata(metadata: Mapping[str, str], tensors: dict[str, NDArray[Any]], where: Path) -> SonicAdapter:
     numbers: dict[str, int] = {}
     for name in _NUMBERS:
         text = metadata.get(name, "")
@@ -180,9 +187,14 @@ def _from_metadata(metadata: Mapping[str, str], tensors: Mapping[str, NDArray[An
     if not isinstance(trained, dict) or not re.fullmatch("[0-9a-f]{64}", metadata.get("base", "")):
         raise SemkvError("base or trained is missing in its metadata", where=where, fix=_FIX)
     placement = next(each for each, name in FORMATS.items() if name == metadata["format"])
+    common = tensors.pop(COMMON, np.zeros(0, np.int32))
+    if common.dtype != np.int32 or common.ndim != 1:
+        raise SemkvError(f"{COMMON} is not as it should be", where=where, expected="int32 [n]",
+                         got=f"{common.dtype} {list(common.shape)}", fix=_FIX)  # fmt: skip
     return SonicAdapter(
-        tensors=tensors, base=metadata["base"], corner=corner, placement=placement, trained=trained, **numbers
-    )
+        tensors=tensors, base=metadata["base"], corner=corner, placement=placement, common=tuple(common.tolist()),
+        trained=trained, **numbers,
+    )  # fmt: skip
 
 
 def _check(adapter: SonicAdapter, where: object) -> None:
@@ -191,6 +203,9 @@ def _check(adapter: SonicAdapter, where: object) -> None:
         raise SemkvError("unknown corner", where=where, expected=" or ".join(get_args(Corner)), got=adapter.corner)
     if min(adapter.k_max, adapter.turns_max, adapter.hidden, adapter.layers) < 1:
         raise SemkvError("k_max, turns_max, hidden and layers are 1 at least", where=where, fix=_FIX)
+    if adapter.common and (adapter.placement != "spread" or min(adapter.common) < 0
+                           or len(set(adapter.common)) < len(adapter.common)):  # fmt: skip
+        raise SemkvError(f"{COMMON} has other than tokens, each once, that spread rows begin as", where=where, fix=_FIX)
     _check_tensor(adapter, NEXUS, (adapter.k_max, adapter.hidden), where)
     _check_tensor(adapter, TURN, (adapter.turns_max, adapter.hidden), where)
     for name in adapter.tensors:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from semkv_deploy.methods.sonic_adapter import SonicAdapter, check_base
-from semkv_deploy.model.spread import spread_order
+from semkv_deploy.model.spread import rank_of, spread_order
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -118,7 +118,8 @@ def conversation(
         first = min(turn, adapter.turns_max - 1) * adapter.k_max
         if adapter.placement == "spread":
             leaving = [row for row in body if not row.stays]
-            for number, place in enumerate(spread_order(len(leaving))[:nexus]):
+            order = spread_order([row.id for row in leaving], rank_of(adapter.common))
+            for number, place in enumerate(order[:nexus]):
                 begins = leaving[place]
                 rows.append(Row(first_id + (first + number) * first_id + begins.id, begins.position, turn, True))
             continue

@@ -41,7 +41,7 @@ class Batches(Dataset[Batch]):
         return batch_of(dialogues, [
             counts_for([len(turn) for turn in dialogue.turns[:-1]], kept, recipe.adapter.k_max)
             for dialogue, kept in zip(dialogues, shares, strict=True)
-        ], recipe.adapter.placement)  # fmt: skip
+        ], recipe.adapter.placement, self._dialogues.rank(recipe.adapter.common))  # fmt: skip
 
     def loaded(self, first: int, last: int, device: torch.device) -> Iterator[Batch]:
         """Batches `first` … `last - 1` in order. For a GPU other processes make them, a CPU has no core to spare."""

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.evaluate.texts import cache_folder
+from semkv_deploy.model.spread import rank_of
 from semkv_deploy.train.chats import read_chats
 from semkv_deploy.train.layout import Dialogue
 from semkv_deploy.train.recall import recall_dialogue
@@ -53,6 +55,7 @@ class Dialogues:
         self._data, self._tokenizer, self._seed = data, tokenizer, seed
         self._texts: dict[tuple[str, Part], list[list[int]]] = {}
         self._chats: dict[tuple[str, Part], list[Dialogue]] = {}
+        self._ranks: dict[int, Mapping[int, int]] = {}
         for source in data.sources:
             self._load(source)
 
@@ -72,6 +75,25 @@ class Dialogues:
         if (name, part) in self._chats:
             return draw.choice(self._chats[name, part])
         return self._cut(draw, part, name)
+
+    def common(self, count: int) -> tuple[int, ...]:
+        """The `count` most common tokens of what is trained on, each source's once, from the most common one on."""
+        seen: Counter[int] = Counter()
+        for (_, part), documents in self._texts.items():
+            for ids in documents if part == "train" else ():
+                seen.update(ids)
+        for (_, part), dialogues in self._chats.items():
+            for dialogue in dialogues if part == "train" else ():
+                seen.update(dialogue.pinned)
+                for turn in dialogue.turns:
+                    seen.update(turn)
+        return tuple(sorted(seen, key=lambda token: (-seen[token], token))[:count])
+
+    def rank(self, count: int) -> Mapping[int, int]:
+        """Of the `count` most common tokens, as spread rows are placed by it."""
+        if count not in self._ranks:
+            self._ranks[count] = rank_of(self.common(count) if count else ())
+        return self._ranks[count]
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without special tokens."""

@@ -42,7 +42,7 @@ def held_out(dialogues: Dialogues, number: int, kept: float, shape: AdapterShape
     """One held-out dialogue at a kept share."""
     dialogue = dialogues.dialogue("held-out", number, source)
     counts = counts_for([len(turn) for turn in dialogue.turns[:-1]], kept, shape.k_max)
-    return batch_of([dialogue], [counts], shape.placement)
+    return batch_of([dialogue], [counts], shape.placement, dialogues.rank(shape.common))
 
 
 def later_rows(batch: Batch) -> Tensor:
@@ -67,20 +67,27 @@ def quick_kl(objective: Objective, dialogues: Dialogues, recipe: Recipe, device:
     return {kept: round(sum(of) / len(of), 4) for kept, of in values.items()}
 
 
-def full_logits(objective: Objective, batch: Batch, rows: Tensor) -> dict[str, Tensor]:
-    """Logits `[n,V]` of one dialogue's rows where no budget plays a part: with everything, and with nothing earlier."""
-    dropped = masked(window(batch, history=False))
-    return {
-        FULL: objective.teacher_logits(batch, rows)[0],
-        DROPPED: objective.student.run(dropped, contiguous(batch), ids=batch.ids, head=rows)[0],
-    }
+def full_logits(objective: Objective, batch: Batch, rows: Tensor) -> tuple[dict[str, Tensor], dict[int, Look]]:
+    """Logits `[n,V]` of one dialogue's rows where no budget plays a part: with everything, and with nothing earlier.
 
-
-def kept_logits(objective: Objective, batch: Batch, rows: Tensor) -> dict[str, Tensor]:
-    """Logits `[n,V]` of one dialogue's rows, by way to spend as many slots as it has Nexus rows."""
+    Returns:
+        these by way, and what the layers of the full cache worked on.
+    """
     run, looks = objective.student.run, dict[int, Look]()
-    run(masked(causal(batch), looks), contiguous(batch), ids=batch.ids, head=None)
+    # Without Nexus rows it is the teacher's.
+    full = run(masked(causal(batch), looks), contiguous(batch), ids=batch.ids, head=rows)[0]
+    dropped = masked(window(batch, history=False))
+    return {FULL: full, DROPPED: run(dropped, contiguous(batch), ids=batch.ids, head=rows)[0]}, looks
+
+
+def kept_logits(objective: Objective, batch: Batch, rows: Tensor, looks: dict[int, Look]) -> dict[str, Tensor]:
+    """Logits `[n,V]` of one dialogue's rows, by way to spend as many slots as it has Nexus rows.
+
+    Args:
+        looks: what the layers of the full cache worked on.
+    """
     others = {STREAM: masked(window(batch)), HEAVY: heavy_hitters(batch, looks)}
+    run = objective.student.run
     return {
         OURS: objective.student_logits(batch, rows)[0],
         **{name: run(attend, contiguous(batch), ids=batch.ids, head=rows)[0] for name, attend in others.items()},
@@ -134,13 +141,14 @@ def evaluate(
         measured: dict[float, list[Example]] = {share: [] for share in kept}
         used: dict[float, list[tuple[int, int]]] = {share: [] for share in kept}
         for number in range(examples):
-            full: dict[str, Tensor] = {}
+            full: tuple[dict[str, Tensor], dict[int, Look]] | None = None
             for share in kept:
                 batch = held_out(dialogues, number, share, recipe.adapter, source(number)).to(device)
                 rows = later_rows(batch)
                 with objective.student.attending():
+                    # The text is the same at every share.
                     full = full or full_logits(objective, batch, rows)
-                    logits = {**full, **kept_logits(objective, batch, rows)}
+                    logits = {**full[0], **kept_logits(objective, batch, rows, full[1])}
                 measured[share].append(measure(logits, batch, rows))
                 used[share].append((int((batch.nexus_turn != PAD).sum()), _finished(batch)))
             report(f"evaluating {task}", (number + 1) / examples)

@@ -6,8 +6,9 @@ order of rows in memory says nothing: positions and masks do.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -84,16 +85,22 @@ def counts_for(lengths: Sequence[int], kept: float, k_max: int) -> list[int]:
 
 
 def batch_of(
-    dialogues: Sequence[Dialogue], counts: Sequence[Sequence[int]], placement: Placement = "appended"
+    dialogues: Sequence[Dialogue],
+    counts: Sequence[Sequence[int]],
+    placement: Placement = "appended",
+    rank: Mapping[int, int] = MappingProxyType({}),
 ) -> Batch:
     """Rows of dialogues whose finished turns get `counts` Nexus rows.
+
+    Args:
+        rank: of common tokens, which spread rows begin as last.
 
     Raises:
         SemkvError: when a dialogue has one turn only, or its counts are not one for each finished turn.
     """
     columns: list[list[list[int]]] = [[] for _ in Batch._fields]
     for dialogue, of in zip(dialogues, counts, strict=True):
-        for column, rows in zip(columns, _rows(dialogue, of, placement), strict=True):
+        for column, rows in zip(columns, _rows(dialogue, of, placement, rank), strict=True):
             column.append(rows)
     fills = {"turn": PAD, "nexus_turn": PAD, "target": -1, "nexus_token": -1}
     return Batch(*(_filled(column, fills.get(name, 0)) for name, column in zip(Batch._fields, columns, strict=True)))
@@ -104,7 +111,9 @@ def _filled(rows: list[list[int]], fill: int) -> Tensor:
     return torch.tensor([[*row, *[fill] * (longest - len(row))] for row in rows], dtype=torch.int64)
 
 
-def _rows(dialogue: Dialogue, counts: Sequence[int], placement: Placement) -> tuple[list[int], ...]:
+def _rows(
+    dialogue: Dialogue, counts: Sequence[int], placement: Placement, rank: Mapping[int, int]
+) -> tuple[list[int], ...]:
     """One dialogue's lists, in the order of `Batch`."""
     if (
         len(dialogue.turns) < 2
@@ -136,7 +145,7 @@ def _rows(dialogue: Dialogue, counts: Sequence[int], placement: Placement) -> tu
         nexus_turn += [number] * count
         nexus_slot += range(count)
         if placement == "spread":
-            chosen = spread_order(len(body))[:count]
+            chosen = spread_order(body, rank)[:count]
             nexus_position += [at - len(body) + place for place in chosen]
             nexus_token += [body[place] for place in chosen]
         else:

@@ -56,7 +56,9 @@ class Training:
         self.report: Report = report if self.accelerator.is_main_process else lambda what, share: None
         self.dialogues = Dialogues(recipe.data, checkpoint.tokenizer, seed=recipe.seed)
         self._batches = Batches(self.dialogues, recipe, self.accelerator.process_index, self.accelerator.num_processes)
-        self.student = make_student(recipe, checkpoint, self.accelerator.device)
+        self.student = make_student(
+            recipe, checkpoint, self.accelerator.device, self.dialogues.common(recipe.adapter.common)
+        )
         groups = [
             {"params": self.student.embedding_parameters(), "name": "embeddings"},
             {"params": self.student.lora_parameters("lora_a"), "name": "lora_a"},
@@ -262,15 +264,14 @@ def read_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def make_student(recipe: Recipe, checkpoint: Any, device: torch.device) -> Student:
-    """The student on a device; the frozen weights are bfloat16 on a GPU, what is trained is float32 everywhere."""
-    model = checkpoint.model
-    if device.type == "cuda":
-        model = model.to(torch.bfloat16)
+def make_student(recipe: Recipe, checkpoint: Any, device: torch.device, common: tuple[int, ...] = ()) -> Student:
+    """The student on a device, its frozen weights as the recipe has them; what is trained is float32 everywhere."""
+    precision = recipe.precision or ("bfloat16" if device.type == "cuda" else "float32")
     separator = None
     if recipe.adapter.start == "separator":
         separator = checkpoint.tokenizer.encode("\n", add_special_tokens=False)[-1]
-    return Student(model, recipe.adapter, separator, recipe.seed).to(device)
+    dtype = getattr(torch, precision)
+    return Student(checkpoint.model, recipe.adapter, separator, recipe.seed, common, dtype).to(device)
 
 
 def make_objective(recipe: Recipe, student: Student) -> Objective:

@@ -31,6 +31,7 @@ class AdapterShape(_Part):
         noise: deviation of the start, in deviations of the vocabulary's embeddings.
         placement: `appended` behind a turn, at positions of their own and from `start`; `spread` over it, each at the
             position of one of the turn's tokens and from that token's embedding.
+        common: so many of the data's most common tokens are what spread rows begin as last; 0: all tokens are alike.
     """
 
     k_max: int = Field(64, ge=1, le=4096)
@@ -41,6 +42,13 @@ class AdapterShape(_Part):
     start: Literal["separator", "mean"] = "separator"
     noise: float = Field(0.1, ge=0, le=10)
     placement: Placement = "spread"
+    common: int = Field(0, ge=0, le=1 << 20)
+
+    @model_validator(mode="after")
+    def _spread(self) -> AdapterShape:
+        if self.common and self.placement != "spread":
+            raise ValueError("common says which tokens spread rows begin as: set placement to spread, or leave it out")
+        return self
 
 
 class LossWeights(_Part):
@@ -134,6 +142,8 @@ class Recipe(_Part):
         model: a checkpoint, as `export` takes it; the command line may name another place.
         kept: share of a turn's tokens that Nexus rows stand for, sampled anew for each dialogue between these.
         batch: dialogues of a step and process; `accumulate` of them are added up before weights change.
+        precision: of the frozen weights; None: bfloat16 on a GPU, float32 on a CPU (bfloat16 is half as fast again on
+            one that multiplies it, as AVX512-BF16 does). What is trained is float32.
         guided: layers that `attn` and `reg` look at, as shares of the depth.
     """
 
@@ -144,6 +154,7 @@ class Recipe(_Part):
     data: Data
     kept: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]] = (0.1, 0.5)
     stages: tuple[Stage, ...] = Field(min_length=1)
+    precision: Literal["float32", "bfloat16"] | None = None
     batch: int = Field(1, ge=1)
     accumulate: int = Field(1, ge=1)
     answer_weight: float = Field(4, ge=1)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from semkv_deploy.methods.sonic_adapter import Corner
-from semkv_deploy.model.spread import Placement, spread_order
+from semkv_deploy.model.spread import Placement, rank_of, spread_order
 from semkv_deploy.train.layout import PINNED, Dialogue
 
 Rows = Sequence[Sequence[float]]
@@ -29,7 +29,9 @@ class Row(NamedTuple):
     slot: int = -1
 
 
-def rows_of(dialogue: Dialogue, counts: Sequence[int], placement: Placement = "appended") -> list[Row]:
+def rows_of(
+    dialogue: Dialogue, counts: Sequence[int], placement: Placement = "appended", common: Sequence[int] = ()
+) -> list[Row]:
     """`X, B1, N1, B2, N2, …` one row after the other; positions are places, of spread rows those of their tokens."""
     rows = [Row("text", PINNED, place, token) for place, token in enumerate(dialogue.pinned)]
     seen = len(rows)
@@ -38,7 +40,7 @@ def rows_of(dialogue: Dialogue, counts: Sequence[int], placement: Placement = "a
         seen += len(body)
         for slot in range(counts[turn] if turn < len(counts) else 0):
             if placement == "spread":
-                place = spread_order(len(body))[slot]
+                place = spread_order(body, rank_of(common))[slot]
                 rows.append(Row("nexus", turn, seen - len(body) + place, body[place], slot))
             else:
                 rows.append(Row("nexus", turn, seen + slot, slot=slot))

@@ -8,6 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from semkv_deploy.export.checkpoint import load_checkpoint
 from semkv_deploy.methods.sonic_adapter import load_adapter
 from semkv_deploy.train.curves import draw
@@ -64,6 +66,7 @@ def run(
     if evaluation is not None:
         kept, examples = evaluation
         objective = training.objective_alone
+        objective.student.cast(torch.float32)  # what is measured is, whatever was trained beside
         objective.student.take(adapter, out / ADAPTER)
         table = evaluate(objective, training.dialogues, recipe, training.accelerator.device, kept=kept,
                          examples=examples, report=report)  # fmt: skip

@@ -59,9 +59,19 @@ class Student(nn.Module):
     Args:
         model: is changed: `close` puts its linear modules back.
         separator: the token whose embedding Nexus rows start from; None: the vocabulary's mean.
+        common: tokens that spread rows begin as last; only what is exported says them.
+        precision: of the frozen weights.
     """
 
-    def __init__(self, model: PreTrainedModel, shape: AdapterShape, separator: int | None, seed: int = 0) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        shape: AdapterShape,
+        separator: int | None,
+        seed: int = 0,
+        common: tuple[int, ...] = (),
+        precision: torch.dtype = torch.float32,
+    ) -> None:
         super().__init__()
         layers = probe(model).layers
         if any(spec.window or spec.softcap for spec in layers):
@@ -69,8 +79,12 @@ class Student(nn.Module):
                 "models with sliding windows or soft caps are not trained", where=type(model).__name__,
                 fix="take a model of plain attention (Llama, Qwen2, Qwen3, Mistral without window)",
             )  # fmt: skip
-        self.shape, self.gate = shape, Gate()
+        # An adapter knows its base by these as they are in the checkpoint, whatever it is trained beside.
+        table: Any = model.get_input_embeddings().weight
+        self._base_rows = table[:1024].detach().float().cpu().numpy().copy()
         self.model: Any = model.requires_grad_(False)
+        self.cast(precision)
+        self.shape, self.common, self.gate = shape, common, Gate()
         self.layers = len(layers)
         weight = self._table()
         with torch.random.fork_rng(devices=[]):
@@ -83,6 +97,11 @@ class Student(nn.Module):
             self.nexus = nn.Parameter(begin.to(weight.device))
             self.turn = nn.Parameter(torch.zeros(shape.turns_max, weight.shape[1], device=weight.device))
             self._linears = {key: self._gated(*key) for key in self._places(shape.modules)}
+
+    def cast(self, precision: torch.dtype) -> None:
+        """Changes the precision of the frozen weights."""
+        # transformers' own refuses this for models that came from a GGUF.
+        nn.Module.to(self.model, precision)
 
     def _table(self) -> Tensor:
         table: Tensor = self.model.get_input_embeddings().weight
@@ -174,7 +193,7 @@ class Student(nn.Module):
         weight = self._table()
         return SonicAdapter(
             {name: tensor.detach().float().cpu().numpy() for name, tensor in tensors.items()},
-            base=fingerprint(weight[:1024].float().cpu().numpy()),
+            base=fingerprint(self._base_rows),
             k_max=self.shape.k_max,
             turns_max=self.shape.turns_max,
             rank=self.shape.rank if self._linears else 0,
@@ -182,6 +201,7 @@ class Student(nn.Module):
             layers=self.layers,
             corner=corner,
             placement=self.shape.placement,
+            common=self.common,
             trained=dict(trained),
         )
 
@@ -191,12 +211,18 @@ class Student(nn.Module):
         Raises:
             SemkvError: when it is for another base model or of another shape.
         """
-        check_base(adapter, self._table()[:1024].float().cpu().numpy(), self.layers, where)
+        check_base(adapter, self._base_rows, self.layers, where)
         mine = self.export({}, adapter.corner)
         if adapter.placement != mine.placement:
             raise SemkvError(
                 "the adapter's Nexus rows stand elsewhere than the recipe's", where=where, expected=mine.placement,
                 got=adapter.placement, fix=f"set adapter.placement to {adapter.placement}",
+            )  # fmt: skip
+        if adapter.common != mine.common:
+            raise SemkvError(
+                "the adapter's Nexus rows begin as other tokens than the recipe's", where=where,
+                expected=f"{len(mine.common)} common tokens of the recipe's data",
+                got=f"{len(adapter.common)} of which some differ", fix="take the recipe and data it was trained with",
             )  # fmt: skip
         here, there = ({name: tensor.shape for name, tensor in of.tensors.items()} for of in (mine, adapter))
         if here != there:

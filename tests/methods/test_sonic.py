@@ -159,6 +159,7 @@ def build(method: Method, export: Path, out: Path) -> None:
         ({"layers": 3}, {}, r"for another base model: its number of layers differs.*expected 3, got 2"),
         ({"corner": "full"}, {}, r"Nexus rows that all see each other.*expected corner causal"),
         ({}, {"tokens": 9}, r"fewer Nexus rows than are asked for .expected at most 8, got 9"),
+        ({"placement": "spread", "common": (3, 512)}, {}, r"names tokens beyond the vocabulary.*below 512, got 512"),
         ({"turns_max": 3}, {"nexus_share": 0.5, "tokens": 18}, r"expected at most 8, got 9"),
     ],
 )

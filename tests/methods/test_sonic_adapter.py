@@ -39,15 +39,15 @@ def changed(name: str, value: Any) -> dict[str, Any]:
     return {**adapter().tensors, name: value}
 
 
-@pytest.mark.parametrize("placement", ["appended", "spread"])
-def test_what_is_written_is_read_again(placement: Any, tmp_path: Path):
+@pytest.mark.parametrize(("placement", "common"), [("appended", ()), ("spread", ()), ("spread", (7, 0, 500))])
+def test_what_is_written_is_read_again(placement: Any, common: tuple[int, ...], tmp_path: Path):
     path = tmp_path / "new" / "adapter.safetensors"
-    save_adapter(path, adapter(placement=placement))
+    save_adapter(path, adapter(placement=placement, common=common))
     read = load_adapter(path)
     assert {name: tensor.tobytes() for name, tensor in read.tensors.items()} == {
         name: tensor.tobytes() for name, tensor in adapter().tensors.items()
     }
-    assert dataclasses.replace(read, tensors={}) == adapter(tensors={}, placement=placement)
+    assert dataclasses.replace(read, tensors={}) == adapter(tensors={}, placement=placement, common=common)
     assert read.modules == ((0, "q_proj"), (1, "down_proj"))
     assert [path.name for path in path.parent.iterdir()] == ["adapter.safetensors"]
 
@@ -113,6 +113,9 @@ def test_other_files_are_refused(tmp_path: Path):
         ({"corner": "round"}, "unknown corner .expected causal or full, got round"),
         ({"tensors": changed("turn.embedding", np.full((3, 8), np.nan, np.float32))}, "not finite"),
         ({"turns_max": 0}, "are 1 at least"),
+        ({"placement": "spread", "common": (3, 4, 3)}, "other than tokens, each once"),
+        ({"placement": "spread", "common": (-1,)}, "other than tokens, each once"),
+        ({"common": (3,)}, "that spread rows begin as"),
     ],
 )
 def test_contradictions_are_neither_written_nor_read(tmp_path: Path, changes: dict[str, Any], sentence: str):

@@ -28,10 +28,15 @@ BUDGET = 0.25
 """Of 512 tokens: 128 slots, of which 96 stay when a turn is cut."""
 
 
+COMMON = tuple(range(500, 100, -3))
+"""A third of the vocabulary."""
+
+
 @pytest.fixture(scope="module", params=["appended", "spread"])
 def adapter(request: pytest.FixtureRequest, tiny_export: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("adapter") / "a.safetensors"
-    return tiny_adapter_at(tiny_export, path, placement=request.param)
+    common = COMMON if request.param == "spread" else ()
+    return tiny_adapter_at(tiny_export, path, placement=request.param, common=common)
 
 
 @pytest.fixture(scope="module")

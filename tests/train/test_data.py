@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,17 @@ def test_documents_are_trained_on_or_held_out(tokenizer, cache):
         dialogue = dialogues.dialogue(part, 3, "austen")
         text = tokenizer.decode([*dialogue.pinned, *(token for turn in dialogue.turns for token in turn)])
         assert any(text in each for each in of)
+
+
+def test_common_tokens_are_those_of_what_is_trained_on(tokenizer, cache):
+    dialogues = made(tokenizer)
+    seen = Counter(token for document in dialogues._texts["austen", "train"] for token in document)
+    common = dialogues.common(9)
+    assert [seen[token] for token in common] == sorted(seen.values(), reverse=True)[:9]
+    assert len(set(common)) == 9 and common == made(tokenizer, seed=1).common(9)
+    assert set(dialogues.common(10_000)) == set(seen)
+    rank = dialogues.rank(3)
+    assert {token: place for place, token in enumerate(common[:3])} == rank and not dialogues.rank(0)
 
 
 def test_a_text_without_chapters_is_cut_into_blocks():

@@ -49,7 +49,9 @@ def test_a_window_over_everything_is_the_full_cache_and_none_is_dropped_history(
         rows = later_rows(batch)
         assert rows.tolist() == [7, 8, 9, 10, 11]
         with torch.no_grad(), objective.student.attending():
-            logits = {**full_logits(objective, batch, rows), **kept_logits(objective, batch, rows)}
+            full, looks = full_logits(objective, batch, rows)
+            logits = {**full, **kept_logits(objective, batch, rows, looks)}
+            assert torch.equal(full["full"], objective.teacher_logits(batch, rows)[0])
         assert set(logits) == {FULL, OURS, STREAM, HEAVY, DROPPED}
         for name in (OURS, STREAM, HEAVY, DROPPED):
             same = torch.allclose(logits[name], logits[FULL], atol=1e-4)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from semkv_deploy.errors import SemkvError
-from semkv_deploy.model.spread import spread_order
+from semkv_deploy.model.spread import rank_of, spread_order
 from semkv_deploy.train import reference
 from semkv_deploy.train.layout import PAD, Batch, Dialogue, batch_of, causal, counts_for, sight, window
 from tests.train.conftest import random_dialogue
@@ -30,20 +32,22 @@ def in_memory(batch: Batch, row: int, rows: list[reference.Row]) -> list[int]:
     st.lists(SIZES, min_size=1, max_size=2),
     st.sampled_from(["causal", "full"]),
     st.sampled_from(["appended", "spread"]),
+    st.lists(st.integers(4, 40), unique=True),
 )
 @settings(max_examples=50, deadline=None)
-def test_masks_and_positions_are_those_of_the_statement(sizes, corner, placement):
+def test_masks_and_positions_are_those_of_the_statement(sizes, corner, placement, common):
     dialogues = [made(*each) for each in sizes]
     if placement == "spread":  # no more rows than tokens to begin as
         dialogues = [
             (dialogue, [min(count, len(body)) for count, body in zip(counts, dialogue.turns, strict=False)])
             for dialogue, counts in dialogues
         ]
-    batch = batch_of([dialogue for dialogue, _ in dialogues], [counts for _, counts in dialogues], placement)
+    all_counts = [counts for _, counts in dialogues]
+    batch = batch_of([dialogue for dialogue, _ in dialogues], all_counts, placement, rank_of(common))
     whole, stream = sight(batch, corner).whole, window(batch)
     positions = torch.cat((batch.position, batch.nexus_position), 1)
     for number, (dialogue, counts) in enumerate(dialogues):
-        rows = reference.rows_of(dialogue, counts, placement)
+        rows = reference.rows_of(dialogue, counts, placement, common)
         place = in_memory(batch, number, rows)
         expected = torch.zeros_like(whole[number])
         for query, at in zip(rows, place, strict=True):
@@ -85,9 +89,10 @@ def test_no_history_is_no_window():
 
 
 def test_spread_rows_are_nested_and_half_of_them_are_the_last_tokens():
-    assert spread_order(8) == [7, 6, 3, 5, 4, 1, 2, 0] and spread_order(1) == [0] and spread_order(0) == []
+    assert spread_order(range(8)) == [7, 6, 3, 5, 4, 1, 2, 0]
+    assert spread_order(range(1)) == [0] and spread_order(()) == []
     for length in range(1, 70):
-        order = spread_order(length)
+        order = spread_order(range(length))
         assert sorted(order) == list(range(length))
         few = order[: max(2, length // 4)]
         assert set(range(length - len(few) // 2, length)) <= set(few)
@@ -96,6 +101,21 @@ def test_spread_rows_are_nested_and_half_of_them_are_the_last_tokens():
             assert {token * 8 // length for token in few} == set(range(8))
     with pytest.raises(SemkvError, match="a number of Nexus rows for each finished one"):
         batch_of([random_dialogue(0, (3, 5))], [[4]], "spread")
+
+
+def test_between_the_last_tokens_come_the_rarest_and_of_them_evenly_spread_ones():
+    rank = rank_of([7, 5])  # 7 is said most
+    assert spread_order([5, 1, 7, 1, 7, 5], rank) == [5, 1, 4, 3, 2, 0]
+    assert spread_order([7, 7, 7, 7], rank) == spread_order(range(4))
+    for seed in range(20):
+        draw = random.Random(seed)
+        tokens = [draw.randrange(40) for _ in range(draw.randint(1, 60))]
+        common = draw.sample(range(40), 20)
+        order = spread_order(tokens, rank_of(common))
+        assert sorted(order) == list(range(len(tokens)))
+        rare = [place for place in order if tokens[place] not in common]
+        # Of the first 2 n rows n or more are rare, as long as there are such.
+        assert set(rare) <= set(order[: 2 * len(rare)])
 
 
 def test_counts_are_shares_rounded_up_within_what_there_is():

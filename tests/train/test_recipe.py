@@ -65,6 +65,7 @@ def test_rates_warm_up_then_stay_or_fall():
             {"adapter": {"modules": []}, "stages": [{"name": "x", "steps": 1, "embeddings": 0, "losses": {"kd": 1}}]},
             "nothing is trained",
         ),
+        ({"adapter": {"placement": "appended", "common": 5}}, "common says which tokens spread rows begin as"),
     ],
 )
 def test_what_is_wrong_with_a_recipe(changes: dict[str, Any], sentence: str):

@@ -248,24 +248,26 @@ std::pair<Ids, Ids> TurnKeeper::nexusRows(int64_t row, int64_t count, int64_t fi
         }
         return {ids, positions};
     }
+    Ids tokens;
+    int64_t const* const token = mSlots.column("slot_token")[0].slots(row, 0);
     std::vector<size_t> body;
     for (size_t slot = 0; slot < static_cast<size_t>(mSlots.length(0, row)); ++slot)
     {
         if (leaves(row, 0, slot, first, end))
         {
             body.push_back(slot);
+            tokens.push_back(token[slot]);
         }
     }
-    int64_t const* const token = mSlots.column("slot_token")[0].slots(row, 0);
     int64_t const* const position = mSlots.column("slot_position")[0].slots(row, 0);
-    for (size_t const place : spreadOrder(body.size()))
+    for (size_t const place : spreadOrder(tokens, mSpec.common))
     {
         int64_t const i = static_cast<int64_t>(ids.size());
         if (i == count)
         {
             break;
         }
-        ids.push_back(mSpec.firstId + (number + i) * mSpec.firstId + token[body[place]]);
+        ids.push_back(mSpec.firstId + (number + i) * mSpec.firstId + tokens[place]);
         positions.push_back(position[body[place]]);
     }
     return {ids, positions};

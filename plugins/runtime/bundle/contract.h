@@ -8,6 +8,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <unordered_map>
 #include <variant>
 #include <vector>
 
@@ -128,6 +129,7 @@ struct NexusTurns
     std::string program, decoder;
     bool atOnce;
     bool spread; // Nexus rows begin as tokens of the turn, at their positions
+    std::unordered_map<int64_t, size_t> common; // where a token stands among those that they begin as last
     int64_t firstId, most, turns;
     double kept;
     int64_t tokens;

@@ -173,12 +173,19 @@ ReadAgain readReadAgain(Field const& field, Contract const& contract)
 NexusTurns readNexusTurns(Field const& field, Contract const& contract)
 {
     field.only({"kind", "program", "decoder", "when", "first_id", "most", "turns", "kept", "tokens", "nexus_share",
-        "sinks", "keep_slots", "placement"});
+        "sinks", "keep_slots", "placement", "common"});
     NexusTurns turns;
     turns.program = programOf(field, contract, "program", true);
     turns.decoder = programOf(field, contract, "decoder", false);
     turns.atOnce = field.at("when").text({"begin", "turn"}) == "turn";
     turns.spread = field.has("placement") && field.at("placement").text({"appended", "spread"}) == "spread";
+    for (int64_t const token : field.has("common") ? field.at("common").integers(0, contract.vocabSize - 1) : Ids())
+    {
+        if (!turns.common.emplace(token, turns.common.size()).second)
+        {
+            field.at("common").contradicts("ids, each once", std::to_string(token) + " twice");
+        }
+    }
     turns.firstId = field.at("first_id").integer(contract.vocabSize, contract.vocabSize);
     turns.most = field.at("most").integer(1, kMost);
     turns.turns = field.at("turns").integer(1, kMost / turns.most);

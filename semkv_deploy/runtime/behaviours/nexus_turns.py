@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from semkv_deploy.errors import SemkvError
 from semkv_deploy.methods.layout import POSITION, TOKEN, TURN
-from semkv_deploy.model.spread import spread_order
+from semkv_deploy.model.spread import rank_of, spread_order
 from semkv_deploy.runtime.behaviours.group_program import GroupProgramRunner
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ class TurnKeeper(GroupProgramRunner):
         super().__init__(behaviour.program, engine, slots)
         self.behaviour = behaviour
         self.kept, self.tokens = behaviour.kept, behaviour.tokens
+        self._rank = rank_of(behaviour.common)
         self._capacity = np.array([group.capacity for group in engine.contract.cache.groups], np.int64)
         self._begun = np.zeros(engine.batch, np.int64)
         self._ended = np.zeros(engine.batch, bool)
@@ -196,9 +197,9 @@ class TurnKeeper(GroupProgramRunner):
             return behaviour.first_id + number, slots.position[row] + np.arange(count)
         bounds = (np.full(self._engine.batch, bound) for bound in (first, end))
         body = np.flatnonzero(self._leaving(0, *bounds)[row])
-        chosen = body[spread_order(len(body))[:count]]
-        token, position = (slots.columns[name][0][row, 0, chosen] for name in (TOKEN.name, POSITION))
-        return behaviour.first_id * (1 + number[: len(chosen)]) + token, position
+        token, position = (slots.columns[name][0][row, 0, body] for name in (TOKEN.name, POSITION))
+        chosen = spread_order(token.tolist(), self._rank)[:count]
+        return behaviour.first_id * (1 + number[: len(chosen)]) + token[chosen], position[chosen]
 
     def _make_room(self, count: NDArray[np.int64]) -> None:
         """Drops finished turns, the oldest first, and then the oldest slots of the open one."""

@@ -31,6 +31,7 @@ class Buffer(Protocol):
         device: what ONNX Runtime calls the memory, "cpu" or "cuda", and its number.
         address: of the first byte.
         nbytes: of all elements.
+        value: the OrtValue of the whole, made once: a group's program takes little longer than to make a dozen of them.
     """
 
     device: tuple[str, int]
@@ -38,6 +39,7 @@ class Buffer(Protocol):
     dtype: str
     address: int
     nbytes: int
+    value: Any
 
     def numpy(self) -> Array:
         """The contents, not to be written to: the memory itself where this process has it, else a copy."""
@@ -55,6 +57,11 @@ class HostBuffer:
         self.shape, self.dtype = shape, dtype
         self._array = _aligned_zeros(shape, array_type(dtype))
         self.address, self.nbytes = self._array.ctypes.data, self._array.nbytes
+        values = _onnxruntime().OrtValue
+        if dtype == "bfloat16":
+            self.value = values.ortvalue_from_numpy_with_onnx_type(self._array.view(np.uint16), ONNX_TYPES[dtype])
+        else:
+            self.value = values.ortvalue_from_numpy(self._array)
 
     def numpy(self) -> Array:
         return self._array
@@ -67,27 +74,32 @@ class DeviceBuffer:
     """A buffer that ONNX Runtime allocates on a device; what the host writes and reads is copied whole.
 
     Args:
+        dtype: one that NumPy has itself.
         device: as ONNX Runtime names it.
     """
 
     def __init__(self, shape: tuple[int, ...], dtype: str, device: tuple[str, int]) -> None:
-        import onnxruntime
-
         self.device, self.shape, self.dtype = device, shape, dtype
-        # As bytes: NumPy has no bfloat16 that ONNX Runtime would copy.
-        zeros = np.zeros(int(np.prod(shape)) * np.dtype(array_type(dtype)).itemsize, np.uint8)
-        self._value = onnxruntime.OrtValue.ortvalue_from_shape_and_type(zeros.shape, np.uint8, *device)
-        self._value.update_inplace(zeros)
-        self.address, self.nbytes = self._value.data_ptr(), zeros.nbytes
+        zeros = np.zeros(shape, array_type(dtype))
+        self.value = _onnxruntime().OrtValue.ortvalue_from_shape_and_type(shape, zeros.dtype.type, *device)
+        self.value.update_inplace(zeros)
+        self.address, self.nbytes = self.value.data_ptr(), zeros.nbytes
 
     def numpy(self) -> Array:
-        found: Array = self._value.numpy().view(array_type(self.dtype)).reshape(self.shape)
+        # On a CPU ONNX Runtime may give the memory itself.
+        found: Array = self.value.numpy().copy()
         return found
 
     def fill(self, rows: slice, array: Array | float) -> None:
-        contents = np.ascontiguousarray(self.numpy()).copy()
+        contents = self.numpy()
         contents[rows] = array
-        self._value.update_inplace(contents.reshape(-1).view(np.uint8))
+        self.value.update_inplace(contents)
+
+
+def _onnxruntime() -> Any:
+    import onnxruntime
+
+    return onnxruntime
 
 
 def _aligned_zeros(shape: tuple[int, ...], dtype: Any) -> Array:
@@ -135,6 +147,10 @@ class Binding:
             rest = [size for size in shape[1:] if isinstance(size, int)]
             sizes = (int(np.prod(sizes)) // int(np.prod(rest)), *rest)
         self._held.append(buffer)
+        if sizes == buffer.shape:
+            bind_value = self._binding.bind_ortvalue_output if output else self._binding.bind_ortvalue_input
+            bind_value(name, buffer.value)
+            return
         bind = self._binding.bind_output if output else self._binding.bind_input
         bind(name, *buffer.device, ONNX_TYPES[buffer.dtype], sizes, buffer.address + first * stride)
 

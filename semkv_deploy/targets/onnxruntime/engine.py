@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 MOST_STEPS = 4
 """Bindings of steps that are held, by the rows that are run: rows change when a turn begins or ends."""
 
+STOP_SPINNING = ("session.force_spinning_stop", "1")
+"""Threads of a session stop waiting for work in a loop when its run ends: what runs next, groups side by side for one,
+has the cores to itself."""
+
 
 def onnxruntime() -> Any:
     """The `onnxruntime` module.
@@ -74,6 +78,7 @@ def inference_session(
     place.check()
     options = ort.SessionOptions()
     options.add_session_config_entry(*FLOAT32_BLOCKS)
+    options.add_session_config_entry(*STOP_SPINNING)
     options.log_severity_level = 3
     options.intra_op_num_threads = threads or usable_cpus()
     if native is not None:

@@ -47,6 +47,8 @@ OrtGraph::OrtGraph(Ort const& ort, LoadedGraph loaded, Graph const& contract, in
     ort.check(api.SetSessionLogSeverityLevel(options.options, ORT_LOGGING_LEVEL_ERROR), name);
     // Shapes differ from run to run, so a memory plan of the first run is only ballast.
     ort.check(api.DisableMemPattern(options.options), name);
+    // Threads stop waiting for work in a loop when a run ends: groups that run next have the cores to themselves.
+    ort.check(api.AddSessionConfigEntry(options.options, "session.force_spinning_stop", "1"), name);
     if (native)
     {
         native->registerWith(ort, options.options);
