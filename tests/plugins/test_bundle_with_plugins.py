@@ -10,9 +10,9 @@ import pytest
 
 from semkv_deploy.bundle import TensorRTRecord
 from semkv_deploy.compiler.pipeline import build_bundle
-from semkv_deploy.methods import DynSplitSelect, SemantiCache
+from semkv_deploy.methods import DynSplitSelect, SemantiCache, Sonic
 from semkv_deploy.targets.tensorrt.build import TensorRTOptions
-from tests.tiny import tiny_checkpoint_at, tiny_export_at
+from tests.tiny import tiny_checkpoint_at, tiny_export_at, with_adapter
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx_bindings") is None, reason="TensorRT-RTX is not installed (extra `rtx`)"
@@ -74,3 +74,25 @@ def test_selection_with_plugins(cuda_build: Path, tmp_path: Path) -> None:
     prefill, decode, blocks = (engine.layers for engine in record.budgets[0].engines)
     assert prefill == {"ATTENTION_INPUT": 2, "KV_CACHE_UPDATE": 4}
     assert decode == {"PLUGIN_V3": 4} and blocks == {"PLUGIN_V3": 1}
+
+
+def test_nexus_turns_with_plugins(cuda_build: Path, tmp_path: Path) -> None:
+    """SONIC's steps attend, and its turns are dropped, by plugins; prompts and Nexus rows go through native attention."""
+    export = tiny_export_at(tiny_checkpoint_at(tmp_path / "checkpoint", head_dim=64), tmp_path / "export")
+    options = TensorRTOptions(
+        compute_capabilities="86", layout="split", plugins=("auto",), plugin_library=cuda_build / "libsemkv_plugins.so"
+    )
+    bundle = build_bundle(
+        str(export / "decoder.onnx"),
+        tmp_path / "bundle",
+        budgets=[0.5],
+        method=with_adapter(Sonic(kept=0.2, placement="spread"), export),
+        target="tensorrt-rtx",
+        tensorrt=options,
+    )
+    record = bundle.target("tensorrt-rtx")
+    assert isinstance(record, TensorRTRecord)
+    assert record.plugins == ["CompactCache", "NexusAttention"]
+    prefill, decode, drop = (engine.layers for engine in record.budgets[0].engines)
+    assert prefill == {"ATTENTION_INPUT": 2, "KV_CACHE_UPDATE": 4}
+    assert decode == {"PLUGIN_V3": 2} and drop == {"PLUGIN_V3": 1}
