@@ -77,7 +77,7 @@ def test_selection_with_plugins(cuda_build: Path, tmp_path: Path) -> None:
 
 
 def test_nexus_turns_with_plugins(cuda_build: Path, tmp_path: Path) -> None:
-    """SONIC's steps attend, and its turns are dropped, by plugins; prompts and Nexus rows go through native attention."""
+    """SONIC's steps attend, and its turns are dropped, by plugins; prompts and Nexus rows take native attention."""
     export = tiny_export_at(tiny_checkpoint_at(tmp_path / "checkpoint", head_dim=64), tmp_path / "export")
     options = TensorRTOptions(
         compute_capabilities="86", layout="split", plugins=("auto",), plugin_library=cuda_build / "libsemkv_plugins.so"
