@@ -1,14 +1,13 @@
 """The demo: SmolLM2-135M-Instruct, budgets 1, 0.5 and 0.2, MT-Bench questions as one long conversation.
 
-The full cache speaks first; the compressed caches then get the same tokens one by one, so that time and distribution
-are compared at the same place of the same text.
+The full cache speaks; after each of its replies the compressed caches get the same tokens one by one, so that time and
+distribution are compared at the same place of the same text, and what disturbs the machine disturbs all alike.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,13 +31,8 @@ from semkv_deploy.terminal import show_table
 
 SYSTEM = "You are a helpful AI assistant."
 
-
-@dataclass
-class Turn:
-    """Ids the user's side adds, and ids of the reply."""
-
-    prompt: list[int]
-    reply: list[int]
+BUDGETS = (1.0, 0.5, 0.2)
+"""The first speaks."""
 
 
 @dataclass
@@ -52,22 +46,6 @@ class Run:
     kept: float = 0.0
     cache_mib: float = 0.0
     compress_s: float = 0.0
-    seconds: float = 0.0
-
-
-class LogitStore:
-    """Logits of the full cache's replies, in half precision on disk: `[tokens, vocab]`."""
-
-    def __init__(self, folder: Path, tokens: int, vocab: int) -> None:
-        self._rows = np.lib.format.open_memmap(folder / "logits.npy", "w+", np.float16, (tokens, vocab))
-        self._next = 0
-
-    def append(self, logits: np.ndarray) -> None:
-        self._rows[self._next] = logits
-        self._next += 1
-
-    def rows(self, start: int, count: int) -> np.ndarray:
-        return self._rows[start : start + count].astype(np.float32)
 
 
 def questions() -> list[str]:
@@ -76,77 +54,83 @@ def questions() -> list[str]:
     return [turn for line in lines for turn in json.loads(line)["turns"]]
 
 
-def speak(
-    bundle: Bundle, tokens: int, reply_tokens: int, folder: Path, bar: Progress
-) -> tuple[list[Turn], Run, LogitStore]:
-    """The conversation with the full cache, until it is `tokens` long."""
-    session = open_session(bundle, budget=1.0)
-    tokenizer = load_tokenizer(bundle.root)
-    stop = set(bundle.manifest.model.eos_token_ids)
-    chat = Chat(session, tokenizer, sorted(stop), system=SYSTEM)
-    store = LogitStore(folder, tokens, bundle.manifest.model.vocab_size)
-    run, turns, started = Run(1.0), [], time.perf_counter()
-    task = bar.add_task("budget 1 speaks", total=tokens)
-    for question in questions():
-        prompt = chat.user_tokens(question)
-        room = bundle.manifest.max_context - int(session.position[0]) - len(prompt)
-        if session.position[0] >= tokens or room < reply_tokens:
-            break
-        logits = session.prefill(prompt)
-        reply: list[int] = []
-        while len(reply) < reply_tokens:
-            chosen = int(logits[0].argmax())
+class Speaker:
+    """The conversation of one budget.
+
+    Args:
+        bundle: whose system prompt and template it has.
+    """
+
+    def __init__(self, bundle: Bundle, budget: float) -> None:
+        self.session = open_session(bundle, budget=budget)
+        self.stop = set(bundle.manifest.model.eos_token_ids)
+        self.chat = Chat(self.session, load_tokenizer(bundle.root), sorted(self.stop), system=SYSTEM)
+        self.run = Run(budget)
+
+    def step(self, token: int) -> np.ndarray:
+        """The logits `[V]` that follow a token."""
+        started = time.perf_counter()
+        logits = self.session.step([token])
+        self.run.step_ms.append((time.perf_counter() - started) * 1e3)
+        return logits[0].copy()
+
+    def speak(self, prompt: list[int], most: int) -> tuple[list[int], list[np.ndarray]]:
+        """Answers; returns the reply and the logits that each of its tokens was chosen from."""
+        logits, reply, rows = self.session.prefill(prompt)[0].copy(), list[int](), list[np.ndarray]()
+        while len(reply) < most:
+            chosen = int(logits.argmax())
             # The first token may not end the reply: an empty one would say nothing about the cache.
-            if chosen in stop and reply:
+            if chosen in self.stop and reply:
                 break
-            store.append(logits[0])
+            rows.append(logits)
             reply.append(chosen)
-            step_started = time.perf_counter()
-            logits = session.step([chosen])
-            run.step_ms.append((time.perf_counter() - step_started) * 1e3)
-        chat.add_reply(reply)
-        turns.append(Turn(prompt, reply))
-        bar.update(task, completed=min(int(session.position[0]), tokens))
-    return turns, finish(run, session, started), store
+            logits = self.step(chosen)
+        self.chat.add_reply(reply)
+        return reply, rows
+
+    def listen(self, prompt: list[int], reply: list[int], spoken: list[np.ndarray]) -> None:
+        """Hears a turn of the full cache's."""
+        rows = [self.session.prefill(prompt)[0].copy()]
+        rows += [self.step(token) for token in reply]
+        self.run.kl.append(mean_kl(np.stack(spoken), np.stack(rows[:-1])))
+        self.session.end_turn()
+
+    def finished(self) -> Run:
+        """With what the session says in the end."""
+        session, run = self.session, self.run
+        run.seen, run.kept = int(session.position[0]), float(session.length.mean())
+        run.cache_mib = session.engine.cache_bytes() / (1 << 20)
+        run.compress_s = session.stats.seconds
+        return run
 
 
-def listen(bundle: Bundle, budget: float, turns: list[Turn], store: LogitStore, bar: Progress) -> Run:
-    """The same tokens through a compressed cache."""
-    session = open_session(bundle, budget=budget)
-    run, started, seen = Run(budget), time.perf_counter(), 0
-    for turn in bar.track(turns, description=f"budget {budget:g} follows"):
-        logits = session.prefill(turn.prompt)
-        rows = []
-        for token in turn.reply:
-            rows.append(logits[0].copy())
-            step_started = time.perf_counter()
-            logits = session.step([token])
-            run.step_ms.append((time.perf_counter() - step_started) * 1e3)
-        run.kl.append(mean_kl(store.rows(seen, len(rows)), np.stack(rows)))
-        seen += len(rows)
-        session.end_turn()
-    return finish(run, session, started)
+def converse(bundle: Bundle, tokens: int, reply_tokens: int, bar: Progress) -> tuple[list[Run], list[int]]:
+    """Turn by turn, until `tokens` are said; returns runs by budget and tokens of each reply."""
+    full, *others = (Speaker(bundle, budget) for budget in BUDGETS)
+    task, replies = bar.add_task("one conversation", total=tokens), list[int]()
+    for question in questions():
+        prompt = full.chat.user_tokens(question)
+        room = bundle.manifest.max_context - int(full.session.position[0]) - len(prompt)
+        if full.session.position[0] >= tokens or room < reply_tokens:
+            break
+        reply, spoken = full.speak(prompt, reply_tokens)
+        for other in others:
+            other.listen(prompt, reply, spoken)
+        replies.append(len(reply))
+        bar.update(task, completed=min(int(full.session.position[0]), tokens))
+    return [speaker.finished() for speaker in (full, *others)], replies
 
 
-def finish(run: Run, session: Any, started: float) -> Run:
-    run.seconds = time.perf_counter() - started
-    run.seen, run.kept = int(session.position[0]), float(session.length.mean())
-    run.cache_mib = session.engine.cache_bytes() / (1 << 20)
-    run.compress_s = session.stats.seconds
-    return run
-
-
-def show(runs: list[Run], turns: list[Turn]) -> dict[str, Any]:
+def show(runs: list[Run], replies: list[int]) -> dict[str, Any]:
     """Prints the table and returns it as data."""
-    weights = [len(turn.reply) for turn in turns]
     edge = max(1, min(100, len(runs[0].step_ms) // 4))
-    table = Table(title=f"{len(turns)} turns, {runs[0].seen} tokens of conversation")
+    table = Table(title=f"{len(replies)} turns, {runs[0].seen} tokens of conversation")
     for column in ("budget", "kept", "cache MiB", "early ms", "late ms", "compress s", "KL"):
         table.add_column(column, justify="right")
     rows = []
     for run in runs:
         early, late = float(np.median(run.step_ms[:edge])), float(np.median(run.step_ms[-edge:]))
-        kl = float(np.average(run.kl, weights=weights)) if run.kl else 0.0
+        kl = float(np.average(run.kl, weights=replies)) if run.kl else 0.0
         rows.append(
             {
                 "budget": run.budget,
@@ -174,7 +158,7 @@ def show(runs: list[Run], turns: list[Turn]) -> dict[str, Any]:
         "kept: live entries of a layer, on average; early, late: median of the first and last decode steps; KL: "
         "next-token distributions of the replies against the full cache, nats per token"
     )
-    return {"rows": rows, "turns": len(turns)}
+    return {"rows": rows, "turns": len(replies)}
 
 
 @click.command()
@@ -199,17 +183,15 @@ def main(output: Path, tokens: int, max_context: int, reply_tokens: int, as_json
             build_bundle(
                 str(fetch("smollm2")),
                 output,
-                budgets=[0.2, 0.5, 1.0],
+                budgets=sorted(BUDGETS),
                 method=SemantiCache(),
                 max_context=max_context,
                 progress=report,
             )
             bar.remove_task(task)
         bundle = open_bundle(output)
-        with tempfile.TemporaryDirectory() as folder:
-            turns, full, store = speak(bundle, tokens, reply_tokens, Path(folder), bar)
-            runs = [full, *(listen(bundle, budget, turns, store, bar) for budget in (0.5, 0.2))]
-    result = show(runs, turns)
+        runs, replies = converse(bundle, tokens, reply_tokens, bar)
+    result = show(runs, replies)
     if as_json:
         as_json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     click.echo(f"\nTalk to it:  .venv/bin/semkv-deploy generate {output} --budget 0.2", err=True)
