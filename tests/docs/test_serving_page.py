@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,7 +39,8 @@ def run(commands: str, folder: Path, seconds: int = 120) -> str:
     path = os.pathsep.join([str(folder / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     shell = ["bash", "-euo", "pipefail", "-c", commands]
-    done = subprocess.run(shell, cwd=folder, env=environment, capture_output=True, text=True, timeout=seconds, check=False)
+    given: Any = {"cwd": folder, "env": environment, "timeout": seconds}
+    done = subprocess.run(shell, capture_output=True, text=True, check=False, **given)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
