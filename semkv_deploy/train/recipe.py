@@ -142,8 +142,8 @@ class Recipe(_Part):
         model: a checkpoint, as `export` takes it; the command line may name another place.
         kept: share of a turn's tokens that Nexus rows stand for, sampled anew for each dialogue between these.
         batch: dialogues of a step and process; `accumulate` of them are added up before weights change.
-        precision: of the frozen weights; None: bfloat16 on a GPU, float32 on a CPU (bfloat16 is half as fast again on
-            one that multiplies it, as AVX512-BF16 does). What is trained is float32.
+        precision: of the frozen weights; None: bfloat16 on a GPU, float32 on a CPU (bfloat16 is faster on one
+            that multiplies it, as AVX512-BF16 does). What is trained is float32.
         guided: layers that `attn` and `reg` look at, as shares of the depth.
     """
 

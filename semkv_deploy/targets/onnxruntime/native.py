@@ -95,40 +95,31 @@ def simd() -> str:
     return str(function().decode())
 
 
+def _required(path: Path, lacking: str | None, version: int, target: str, fix: str) -> Path:
+    if lacking is not None:
+        raise SemkvError(
+            "the bundle's graphs have native operators",
+            where=f"target {target}",
+            expected=f"{path.name} of version {version}",
+            got=lacking.split(":")[0],
+            fix=fix,
+        )
+    return path
+
+
 def required_library(version: int) -> Path:
     """The library that graphs of a bundle need.
 
     Raises:
         SemkvError: when there is none of this version.
     """
-    lacking = missing(version)
-    if lacking is not None:
-        raise SemkvError(
-            "the bundle's graphs have native operators",
-            where="target onnxruntime-cpu",
-            expected=f"{LIBRARY.name} of version {version}",
-            got=lacking.split(":")[0],
-            fix=f"{_BUILD}, or build the bundle with --native off",
-        )
-    return LIBRARY
+    fix = f"{_BUILD}, or build the bundle with --native off"
+    return _required(LIBRARY, missing(version), version, "onnxruntime-cpu", fix)
 
 
 def required_cuda_library(version: int) -> Path:
-    """The library that graphs of a bundle need on CUDA.
-
-    Raises:
-        SemkvError: when there is none of this version.
-    """
-    lacking = missing_cuda(version)
-    if lacking is not None:
-        raise SemkvError(
-            "the bundle's graphs have native operators",
-            where="target onnxruntime-cuda",
-            expected=f"{CUDA_LIBRARY.name} of version {version}",
-            got=lacking.split(":")[0],
-            fix=_BUILD_CUDA,
-        )
-    return CUDA_LIBRARY
+    """`required_library`, on CUDA."""
+    return _required(CUDA_LIBRARY, missing_cuda(version), version, "onnxruntime-cuda", _BUILD_CUDA)
 
 
 def choose_native_cuda(native: Native, cache_dtype: CacheType) -> NativeChoice:
